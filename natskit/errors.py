@@ -1,0 +1,33 @@
+"""The one tree of errors: every error a user can meet says the value, where it came from, and the fix."""
+
+
+class NatskitError(Exception):
+    """Root of natskit's errors. The message is one line, fit to be shown to a user, and free of secrets."""
+
+
+class SettingsError(NatskitError):
+    """A setting is unknown, malformed or inconsistent with another one."""
+
+
+class IdentityError(NatskitError):
+    """The identity directory is missing, incomplete, readable by others, or inconsistent."""
+
+
+class ClaimsError(NatskitError):
+    """A JWT is malformed, tampered with, expired, or signed by a key that may not sign it."""
+
+
+class TemplateError(NatskitError):
+    """A template is unknown or asks for a setting that was not given."""
+
+
+class ConnectionLostError(NatskitError):
+    """A server, hub or project did not answer in time, or went away in the middle of an answer."""
+
+
+class StateError(NatskitError):
+    """The state in JetStream is unavailable, or changed underneath a write."""
+
+
+class SignInError(NatskitError):
+    """A sign-in was refused, or the session has ended."""
