@@ -115,9 +115,7 @@ class Methods(Generic[CallerT]):
         """Add another table's methods. Raises :class:`SettingsError`, naming ``origin``, if a name is taken."""
         for name, method in other._table.items():
             if name in self._table and self._table[name] is not method:
-                raise SettingsError(
-                    f"method {name!r} of {origin} is already registered: give it another name"
-                )
+                raise SettingsError(f"method {name!r} of {origin} is already registered: give it another name")
             self._table[name] = method
 
     def names(self) -> list[str]:
@@ -153,9 +151,7 @@ class Methods(Generic[CallerT]):
             return None if notification else encode_error(identifier, error)
         except Exception:
             log.exception("a method failed")
-            failure = RpcError(
-                "internal_error", "the method failed; the log of the server that ran it says why"
-            )
+            failure = RpcError("internal_error", "the method failed; the log of the server that ran it says why")
             return None if notification else encode_error(identifier, failure)
 
     def _add(self, name: str, handler: Handler) -> None:
@@ -168,11 +164,7 @@ class Methods(Generic[CallerT]):
                 raise SettingsError(f"method {name!r}: parameter {parameter.name!r} needs a type annotation")
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[parameter.name] = (hints[parameter.name], default)
-        model = (
-            create_model(f"{name}_params", __config__=ConfigDict(extra="forbid"), **fields)
-            if fields
-            else None
-        )
+        model = create_model(f"{name}_params", __config__=ConfigDict(extra="forbid"), **fields) if fields else None
         self._table[name] = _Method(handler, model, tuple(fields))
 
 
@@ -234,11 +226,7 @@ def load_methods(group: str, attribute: str, packages: Iterable[str]) -> Methods
     methods: Methods[Any] = Methods()
     for package in dict.fromkeys(["natskit", *packages]):
         try:
-            found = (
-                known[package].load()
-                if package in known
-                else getattr(importlib.import_module(package), attribute)
-            )
+            found = known[package].load() if package in known else getattr(importlib.import_module(package), attribute)
         except (ImportError, AttributeError) as error:
             raise SettingsError(
                 f"API package {package!r} is no entry point of group {group!r} and no module with an object "
