@@ -1,0 +1,230 @@
+"""A NATS client that knows nothing of permissions: it sends what it is told and reads what the server answers.
+
+The tests of what is forbidden take this path, not natskit's own client, so that a right the client happens not to use
+cannot hide behind it. One request is one round trip: the command, then PING, then everything up to PONG.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import socket
+import ssl
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import nkeys
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+TIMEOUT = 10.0
+
+
+class Closed(Exception):
+    """The server closed the connection; the message is its last ``-ERR``, or empty."""
+
+
+class _Transport(Protocol):
+    def send(self, data: bytes) -> None: ...
+    def receive(self) -> bytes: ...
+    def close(self) -> None: ...
+
+
+class _Tcp:
+    def __init__(self, host: str, port: int) -> None:
+        self._socket = socket.create_connection((host, port), timeout=TIMEOUT)
+
+    def send(self, data: bytes) -> None:
+        self._socket.sendall(data)
+
+    def receive(self) -> bytes:
+        return self._socket.recv(1 << 16)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class _WebSocket:
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
+
+    def send(self, data: bytes) -> None:
+        self._connection.send(data)
+
+    def receive(self) -> bytes:
+        try:
+            data = self._connection.recv(timeout=TIMEOUT)
+        except ConnectionClosed:
+            return b""
+        return data if isinstance(data, bytes) else data.encode()
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class RawClient:
+    """One connection. ``messages`` are the ``(subject, payload)`` of every MSG or HMSG seen so far."""
+
+    def __init__(self, transport: _Transport, jwt: str | None = None, seed: bytes | None = None) -> None:
+        self._transport = transport
+        self._buffer = b""
+        self.messages: list[tuple[str, bytes]] = []
+        self.errors: list[str] = []
+        self._sid = 0
+        line = self._line()
+        if not line.startswith(b"INFO "):
+            raise Closed(line.decode())
+        self.info: dict[str, Any] = json.loads(line[5:])
+        options: dict[str, Any] = {
+            "verbose": False,
+            "pedantic": False,
+            "lang": "raw",
+            "version": "1",
+            "protocol": 1,
+            "headers": True,
+            "no_responders": True,
+        }
+        if jwt is not None:
+            options["jwt"] = jwt
+        if seed is not None:
+            signature = nkeys.from_seed(seed).sign(self.info["nonce"].encode())
+            options["sig"] = base64.urlsafe_b64encode(signature).rstrip(b"=").decode()
+        self.send(b"CONNECT " + json.dumps(options).encode() + b"\r\n")
+        self.ping()
+
+    @classmethod
+    def tcp(cls, host: str, port: int, creds: Path | str | None = None) -> RawClient:
+        """Connect over TCP with a creds file (its path or its text), or with nothing."""
+        jwt, seed = read_creds(creds) if creds is not None else (None, None)
+        return cls(_Tcp(host, port), jwt, seed)
+
+    @classmethod
+    def websocket(
+        cls,
+        url: str,
+        *,
+        ca_file: Path | str | None = None,
+        cookie: str | None = None,
+        origin: str | None = None,
+        jwt: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> RawClient:
+        """Connect over WebSocket. Raises ``websockets`` errors when the upgrade is refused."""
+        context = ssl.create_default_context(cafile=str(ca_file)) if url.startswith("wss:") else None
+        extra = dict(headers or {})
+        if cookie is not None:
+            extra["Cookie"] = cookie
+        connection = connect(
+            url,
+            ssl=context,
+            origin=origin,  # type: ignore[arg-type]
+            additional_headers=extra,
+            compression=None,
+            max_size=None,
+            open_timeout=TIMEOUT,
+            close_timeout=1,
+            proxy=None,
+        )
+        return cls(_WebSocket(connection), jwt)
+
+    def send(self, data: bytes) -> None:
+        """Send bytes as they are."""
+        self._transport.send(data)
+
+    def ping(self, timeout: float = TIMEOUT) -> list[str]:
+        """PING, then read up to PONG; the ``-ERR`` texts that came before it. Raises :class:`Closed`."""
+        before = len(self.errors)
+        self.send(b"PING\r\n")
+        deadline = time.monotonic() + timeout
+        while self._read_one() != b"PONG":
+            if time.monotonic() > deadline:
+                raise TimeoutError("no PONG")
+        return self.errors[before:]
+
+    def publish(self, subject: str, payload: bytes = b"", reply: str = "") -> list[str]:
+        """Publish; the server's objections."""
+        head = f"PUB {subject} {reply} {len(payload)}".replace("  ", " ")
+        self.send(head.encode() + b"\r\n" + payload + b"\r\n")
+        return self.ping()
+
+    def subscribe(self, subject: str, queue: str = "") -> list[str]:
+        """Subscribe; the server's objections."""
+        self._sid += 1
+        self.send(f"SUB {subject} {queue} {self._sid}".replace("  ", " ").encode() + b"\r\n")
+        return self.ping()
+
+    def unsubscribe_all(self) -> None:
+        """Drop every subscription made so far."""
+        for sid in range(1, self._sid + 1):
+            self.send(f"UNSUB {sid}\r\n".encode())
+        self.ping()
+
+    def wait_for_message(self, subject: str | None = None, timeout: float = TIMEOUT) -> bytes:
+        """The payload of the next message not yet taken (on ``subject``, if given)."""
+        deadline = time.monotonic() + timeout
+        while True:
+            for index, (name, payload) in enumerate(self.messages):
+                if subject is None or name == subject:
+                    del self.messages[index]
+                    return payload
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no message on {subject}")
+            self._read_one()
+
+    def request(self, subject: str, payload: bytes, inbox: str, timeout: float = TIMEOUT) -> bytes:
+        """Publish with a reply subject (subscribed to before) and wait for the answer."""
+        self.publish(subject, payload, inbox)
+        return self.wait_for_message(inbox, timeout)
+
+    def wait_closed(self, timeout: float = TIMEOUT) -> str:
+        """Wait until the server closes the connection; its last ``-ERR``."""
+        deadline = time.monotonic() + timeout
+        try:
+            while time.monotonic() < deadline:
+                self._read_one()
+        except (Closed, OSError):
+            return self.errors[-1] if self.errors else ""
+        raise TimeoutError("the server did not close the connection")
+
+    def close(self) -> None:
+        """Close the socket without a word."""
+        self._transport.close()
+
+    def _fill(self) -> None:
+        data = self._transport.receive()
+        if not data:
+            raise Closed(self.errors[-1] if self.errors else "")
+        self._buffer += data
+
+    def _line(self) -> bytes:
+        while b"\r\n" not in self._buffer:
+            self._fill()
+        line, self._buffer = self._buffer.split(b"\r\n", 1)
+        return line
+
+    def _exactly(self, size: int) -> bytes:
+        while len(self._buffer) < size:
+            self._fill()
+        data, self._buffer = self._buffer[:size], self._buffer[size:]
+        return data
+
+    def _read_one(self) -> bytes:
+        line = self._line()
+        if line.startswith((b"MSG ", b"HMSG ")):
+            words = line.split()
+            payload = self._exactly(int(words[-1]) + 2)[:-2]
+            self.messages.append((words[1].decode(), payload))
+        elif line.startswith(b"-ERR"):
+            self.errors.append(line[5:].decode().strip("'"))
+        elif line == b"PING":
+            self.send(b"PONG\r\n")
+        return line
+
+
+def read_creds(creds: Path | str) -> tuple[str, bytes]:
+    """The JWT and the seed of a creds file (ADR-14's decorated format)."""
+    text = creds.read_text() if isinstance(creds, Path) else creds
+    blocks = re.findall(r"-----BEGIN [^-]+-----\s*(\S+)\s*-+END", text)
+    return blocks[0], blocks[1].encode()
