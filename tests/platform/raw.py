@@ -22,7 +22,7 @@ from websockets.sync.client import ClientConnection, connect
 TIMEOUT = 10.0
 
 
-class Closed(Exception):
+class ClosedError(Exception):
     """The server closed the connection; the message is its last ``-ERR``, or empty."""
 
 
@@ -75,7 +75,7 @@ class RawClient:
         self._sid = 0
         line = self._line()
         if not line.startswith(b"INFO "):
-            raise Closed(line.decode())
+            raise ClosedError(line.decode())
         self.info: dict[str, Any] = json.loads(line[5:])
         options: dict[str, Any] = {
             "verbose": False,
@@ -134,7 +134,7 @@ class RawClient:
         self._transport.send(data)
 
     def ping(self, timeout: float = TIMEOUT) -> list[str]:
-        """PING, then read up to PONG; the ``-ERR`` texts that came before it. Raises :class:`Closed`."""
+        """PING, then read up to PONG; the ``-ERR`` texts that came before it. Raises :class:`ClosedError`."""
         before = len(self.errors)
         self.send(b"PING\r\n")
         deadline = time.monotonic() + timeout
@@ -184,7 +184,7 @@ class RawClient:
         try:
             while time.monotonic() < deadline:
                 self._read_one()
-        except (Closed, OSError):
+        except (ClosedError, OSError):
             return self.errors[-1] if self.errors else ""
         raise TimeoutError("the server did not close the connection")
 
@@ -195,7 +195,7 @@ class RawClient:
     def _fill(self) -> None:
         data = self._transport.receive()
         if not data:
-            raise Closed(self.errors[-1] if self.errors else "")
+            raise ClosedError(self.errors[-1] if self.errors else "")
         self._buffer += data
 
     def _line(self) -> bytes:
