@@ -1,0 +1,43 @@
+"""One platform for all the tests of this folder, deployed on free ports in a folder of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.platform.site import Site, World, free_ports, populate
+
+PORTS = ("nats_port", "nats_websocket_port", "nats_monitor_port", "hub_port", "hub_port_2", "proxy_port")
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A platform that stands for the whole run and is taken down at its end."""
+    root = Path(tmp_path_factory.mktemp("platform")) / "local"
+    ports = free_ports(5)
+    site = Site(root, {name: str(port) for name, port in zip(PORTS, ports, strict=False)})
+    try:
+        done = site.deploy()
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{site.logs()}"
+        site.natskit("ready")
+        yield site
+    finally:
+        site.stop()
+
+
+@pytest.fixture(scope="session")
+def world(site: Site) -> World:
+    """Two accounts with a running project each."""
+    return populate(site)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """A failing test shows what the servers said."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    site = getattr(item, "funcargs", {}).get("site")
+    if report.failed and isinstance(site, Site):
+        report.sections.append(("logs of the platform", site.logs()))

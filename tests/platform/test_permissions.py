@@ -1,0 +1,372 @@
+"""Every cell of the permission matrix, allowed and forbidden, as the server answers a raw client.
+
+The table is written out by hand from the design, not derived from ``natskit.permissions``: a right that slips into the
+scopes has to be noticed here. ``{a}``/``{b}`` are two accounts, ``{p}`` is a project of a, ``{q}`` one of b.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from natskit import rpc
+from tests.platform.raw import RawClient
+from tests.platform.site import Site, World
+
+ALLOWED: dict[str, dict[str, list[str]]] = {
+    "browser": {
+        "publish": ["hub.api.{a}", "projects.{p}.api", "projects.{p}.streams.1", "projects.{p}.a.b.c"],
+        "subscribe": [
+            "_INBOX.account.{a}.>",
+            "_INBOX.account.{a}.x.y",
+            "events.account.{a}.>",
+            "events.project.{p}.>",
+            "events.project.{p}.news",
+        ],
+    },
+    "project": {
+        "publish": ["hub.project.{p}", "events.project.{p}.news"],
+        "subscribe": ["projects.{p}.>", "projects.{p}.api", "_INBOX.project.{p}.>"],
+    },
+    "runner": {
+        "publish": ["hub.runner.{r}"],
+        "subscribe": ["runners.{r}.>", "_INBOX.runner.{r}.>"],
+    },
+    "hub": {
+        "publish": [
+            "events.account.{a}.projects",
+            "runners.{r}.api",
+            "projects.{p}.api",
+            "_INBOX.account.{a}.1",
+            "_INBOX.project.{p}.1",
+            "_INBOX.runner.{r}.1",
+            "$JS.API.STREAM.INFO.KV_accounts",
+        ],
+        "subscribe": ["hub.api.* hub", "hub.project.* hub", "hub.runner.* hub", "hub.admin hub", "_INBOX.hub.>"],
+    },
+    "admin": {
+        "publish": ["hub.admin", "projects.{p}.api", "$SRV.PING", "$SRV.STATS.hub"],
+        "subscribe": ["_INBOX.admin.>"],
+    },
+}
+
+_EVERYBODYS_BUSINESS = [
+    "$JS.API.>",
+    "$JS.API.INFO",
+    "$JS.API.STREAM.NAMES",
+    "$JS.API.STREAM.CREATE.mine",
+    "$JS.API.STREAM.INFO.KV_accounts",
+    "$JS.API.DIRECT.GET.KV_sessions.$KV.sessions.x",
+    "$JS.API.CONSUMER.CREATE.KV_accounts",
+    "$JS.API.STREAM.MSG.GET.KV_accounts",
+    "$JS.API.STREAM.PURGE.KV_accounts",
+    "$JS.API.STREAM.DELETE.KV_accounts",
+    "$JS.ACK.KV_accounts.c.1.1.1.1.1",
+    "$KV.accounts.{a}",
+    "$KV.sessions.x",
+    "$KV.memberships.{a}.{q}",
+    "$SYS.REQ.USER.AUTH",
+    "$SYS.REQ.SERVER.PING",
+    "$SYS.REQ.SERVER.PING.CONNZ",
+    "$SYS.REQ.ACCOUNT.PING.CONNZ",
+    "$SYS.REQ.CLAIMS.UPDATE",
+    "$SYS.ACCOUNT.x.DISCONNECT",
+    "$SRV.PING.other",
+    "anything",
+    "a.b.c",
+]
+
+FORBIDDEN_PUBLISH: dict[str, list[str]] = {
+    "browser": [
+        *_EVERYBODYS_BUSINESS,
+        "hub.api.{b}",
+        "hub.api",
+        "hub.api.{a}.more",
+        "hub.admin",
+        "hub.project.{p}",
+        "hub.runner.{r}",
+        "projects.{q}.api",
+        "projects.{q}.streams.1",
+        "projects.api",
+        "events.account.{a}.projects",
+        "events.account.{b}.projects",
+        "events.project.{p}.news",
+        "events.project.{q}.news",
+        "runners.{r}.api",
+        "_INBOX.account.{b}.x",
+        "_INBOX.account.{a}.x",
+        "_INBOX.project.{p}.x",
+        "_INBOX.hub.x",
+        "_INBOX.x",
+        "$SRV.PING",
+    ],
+    "project": [
+        *_EVERYBODYS_BUSINESS,
+        "hub.project.{q}",
+        "hub.api.{a}",
+        "hub.runner.{r}",
+        "hub.admin",
+        "projects.{p}.api",
+        "projects.{q}.api",
+        "events.project.{q}.news",
+        "events.account.{a}.projects",
+        "_INBOX.account.{a}.x",
+        "_INBOX.project.{q}.x",
+        "_INBOX.hub.x",
+        "runners.{r}.api",
+        "$SRV.PING",
+    ],
+    "runner": [
+        *_EVERYBODYS_BUSINESS,
+        "hub.runner.{p}",
+        "hub.api.{a}",
+        "hub.project.{p}",
+        "hub.admin",
+        "projects.{p}.api",
+        "events.project.{p}.news",
+        "runners.{r}.api",
+        "_INBOX.hub.x",
+        "$SRV.PING",
+    ],
+    "hub": [
+        "$JS.API.STREAM.NAMES",
+        "$JS.API.STREAM.CREATE.mine",
+        "$JS.API.STREAM.PURGE.KV_accounts",
+        "$JS.API.STREAM.DELETE.KV_accounts",
+        "$JS.API.STREAM.INFO.other",
+        "$KV.other.x",
+        "$SYS.REQ.SERVER.PING",
+        "$SYS.REQ.CLAIMS.UPDATE",
+        "$SRV.PING",
+        "hub.api.{a}",
+        "hub.admin",
+        "events.project.{p}.news",
+        "anything",
+    ],
+    "admin": [
+        "hub.api.{a}",
+        "hub.runner.{r}",
+        "$JS.API.INFO",
+        "$KV.accounts.{a}",
+        "$SYS.REQ.SERVER.PING",
+        "_INBOX.account.{a}.x",
+        "events.account.{a}.projects",
+        "runners.{r}.api",
+        "anything",
+    ],
+}
+
+_NOBODY_SUBSCRIBES = [
+    ">",
+    "*",
+    "*.>",
+    "*.*",
+    "*.*.*",
+    "_INBOX.>",
+    "_INBOX.*.>",
+    "_INBOX.account.>",
+    "_INBOX.account.*.>",
+    "_INBOX.account.{b}.>",
+    "_INBOX.account.{b}.x.y",
+    "_INBOX.project.{q}.>",
+    "_INBOX.project.>",
+    "events.>",
+    "events.account.>",
+    "events.account.*.>",
+    "events.account.{b}.>",
+    "events.project.{q}.>",
+    "events.project.*.>",
+    "hub.>",
+    "hub.api.*",
+    "hub.api.{b}",
+    "projects.>",
+    "projects.*.api",
+    "projects.*.>",
+    "projects.{q}.>",
+    "runners.>",
+    "$SYS.>",
+    "$SYS.REQ.USER.AUTH",
+    "$SYS.ACCOUNT.>",
+    "$JS.>",
+    "$JS.API.>",
+    "$JS.EVENT.ADVISORY.>",
+    "$KV.>",
+    "$KV.accounts.>",
+    "anything",
+]
+
+FORBIDDEN_SUBSCRIBE: dict[str, list[str]] = {
+    "browser": [
+        *_NOBODY_SUBSCRIBES,
+        "hub.api.{a}",
+        "hub.admin",
+        "projects.{p}.>",
+        "projects.{p}.api",
+        "_INBOX.hub.>",
+        "_INBOX.project.{p}.>",
+        "_INBOX.admin.>",
+        "_INBOX.runner.{r}.>",
+        "$SRV.>",
+        "$SRV.PING",
+        "$SRV.PING.hub",
+    ],
+    "project": [
+        *_NOBODY_SUBSCRIBES,
+        "events.project.{p}.>",
+        "hub.project.{p}",
+        "hub.project.*",
+        "_INBOX.account.{a}.>",
+        "_INBOX.hub.>",
+        "_INBOX.runner.{r}.>",
+        "$SRV.>",
+        "$SRV.PING",
+    ],
+    "runner": [
+        *_NOBODY_SUBSCRIBES,
+        "projects.{p}.>",
+        "_INBOX.project.{p}.>",
+        "_INBOX.account.{a}.>",
+        "hub.runner.{r}",
+        "events.project.{p}.>",
+        "$SRV.>",
+        "$SRV.PING",
+    ],
+    "hub": [
+        *[s for s in _NOBODY_SUBSCRIBES if not s.startswith(("hub.api.*",))],
+        "hub.api.*",
+        "_INBOX.account.{a}.>",
+        "_INBOX.admin.>",
+        "$SRV.>",
+        "$SRV.PING.other",
+    ],
+    "admin": [*_NOBODY_SUBSCRIBES, "hub.admin", "_INBOX.hub.>", "_INBOX.account.{a}.>", "$SRV.>", "$SRV.PING"],
+}
+
+Connect = Callable[[str], RawClient]
+ROLES = sorted(ALLOWED)
+
+
+@pytest.fixture(scope="module")
+def client_of(site: Site, world: World) -> Iterator[Connect]:
+    """One raw connection a role, held for the whole module."""
+    clients: dict[str, RawClient] = {}
+
+    def connect(role: str) -> RawClient:
+        if role not in clients:
+            clients[role] = world.connect(site, role)
+        return clients[role]
+
+    yield connect
+    for client in clients.values():
+        client.close()
+
+
+def _cells(table: dict[str, list[str]]) -> list[tuple[str, str]]:
+    return [(role, subject) for role in ROLES for subject in table[role]]
+
+
+def _refused(errors: list[str], verb: str) -> bool:
+    return any(error.startswith(f"Permissions Violation for {verb}") for error in errors)
+
+
+@pytest.mark.parametrize(("role", "subject"), _cells({role: ALLOWED[role]["publish"] for role in ROLES}))
+def test_may_publish(client_of: Connect, world: World, role: str, subject: str) -> None:
+    assert client_of(role).publish(world.name(subject)) == []
+
+
+@pytest.mark.parametrize(("role", "subject"), _cells({role: ALLOWED[role]["subscribe"] for role in ROLES}))
+def test_may_subscribe(client_of: Connect, world: World, role: str, subject: str) -> None:
+    if subject.startswith("hub."):
+        pytest.skip("a second subscriber in the hubs' queue group would take real requests: proved by the hubs")
+    name, _, queue = world.name(subject).partition(" ")
+    client = client_of(role)
+    assert client.subscribe(name, queue) == []
+    client.unsubscribe_all()
+
+
+@pytest.mark.parametrize(("role", "subject"), _cells(FORBIDDEN_PUBLISH))
+def test_may_not_publish(client_of: Connect, world: World, role: str, subject: str) -> None:
+    assert _refused(client_of(role).publish(world.name(subject), b"{}"), "Publish")
+
+
+@pytest.mark.parametrize(("role", "subject"), _cells(FORBIDDEN_SUBSCRIBE))
+def test_may_not_subscribe(client_of: Connect, world: World, role: str, subject: str) -> None:
+    assert _refused(client_of(role).subscribe(world.name(subject)), "Subscription")
+
+
+@pytest.mark.parametrize(("role", "subject"), _cells(FORBIDDEN_SUBSCRIBE))
+@pytest.mark.parametrize("queue", ["hub", "q"])
+def test_may_not_subscribe_in_a_queue_group(
+    client_of: Connect, world: World, role: str, subject: str, queue: str
+) -> None:
+    if role == "hub" and subject == "hub.api.*" and queue == "hub":
+        pytest.skip("this is the hub's own right")
+    assert _refused(client_of(role).subscribe(world.name(subject), queue), "Subscription")
+
+
+def test_a_reply_subject_that_is_not_ones_own_brings_nothing(site: Site, world: World) -> None:
+    """The hub may publish to every inbox: a request that names another account's inbox only annoys its owner."""
+    mine, other = world.connect(site, "browser"), world.connect(site, "other browser")
+    inbox = world.name("_INBOX.account.{b}.spoof")
+    assert other.subscribe(inbox) == []
+    body = rpc.encode_request("ping")
+    mine.publish(world.name("hub.api.{a}"), body, inbox)
+    assert b"pong" in other.wait_for_message(inbox)
+    assert mine.messages == []
+
+
+def test_the_hub_knows_the_caller_by_the_subject_alone(site: Site, world: World) -> None:
+    mine = world.connect(site, "browser")
+    inbox = world.name("_INBOX.account.{a}.me")
+    assert mine.subscribe(inbox) == []
+    answer = mine.request(world.name("hub.api.{a}"), rpc.encode_request("whoami"), inbox)
+    assert rpc.decode_response(answer)["account_id"] == world.names["a"]
+    listed = rpc.decode_response(mine.request(world.name("hub.api.{a}"), rpc.encode_request("list_projects"), inbox))
+    assert [project["project_id"] for project in listed] == [world.names["p"]]
+
+
+@pytest.mark.parametrize("method", ["rename_project", "delete_project", "share_project", "start_project"])
+def test_the_hub_refuses_a_project_of_somebody_else(site: Site, world: World, method: str) -> None:
+    mine = world.connect(site, "browser")
+    inbox = world.name("_INBOX.account.{a}.foreign")
+    assert mine.subscribe(inbox) == []
+    params = {"project_id": world.names["q"]}
+    params |= {"rename_project": {"title": "mine now"}, "share_project": {"email": world.email_a}}.get(method, {})
+    answer = mine.request(world.name("hub.api.{a}"), rpc.encode_request(method, params), inbox)
+    with pytest.raises(rpc.RpcError, match="project") as refused:
+        rpc.decode_response(answer)
+    assert refused.value.kind in {"not_found", "forbidden"}
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"", rpc.PARSE_ERROR),
+        (b"\xff\xfe", rpc.PARSE_ERROR),
+        (b"[" * 100_000, rpc.PARSE_ERROR),
+        (b"[]", rpc.INVALID_REQUEST),
+        (b"null", rpc.INVALID_REQUEST),
+        (b'{"jsonrpc":"1.0","id":1,"method":"ping"}', rpc.INVALID_REQUEST),
+        (b'{"jsonrpc":"2.0","id":1,"method":5}', rpc.INVALID_REQUEST),
+        (b'{"jsonrpc":"2.0","id":{},"method":"ping"}', rpc.INVALID_REQUEST),
+        (b'{"jsonrpc":"2.0","id":1,"method":"ping","params":[1]}', rpc.INVALID_REQUEST),
+        (b'{"jsonrpc":"2.0","id":1,"method":"__init__"}', rpc.METHOD_NOT_FOUND),
+        (b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{"x":1}}', rpc.INVALID_PARAMS),
+        (b'{"jsonrpc":"2.0","id":1,"method":"create_project","params":{"title":5}}', rpc.INVALID_PARAMS),
+    ],
+)
+@pytest.mark.parametrize("subject", ["hub.api.{a}", "projects.{p}.api"])
+def test_malformed_json_rpc_gets_an_error_and_harms_nothing(
+    client_of: Connect, world: World, subject: str, body: bytes, code: int
+) -> None:
+    client = client_of("browser")
+    inbox = world.name("_INBOX.account.{a}.malformed")
+    assert client.subscribe(inbox) == []
+    answer = client.request(world.name(subject), body, inbox)
+    with pytest.raises(rpc.RpcError) as refused:
+        rpc.decode_response(answer)
+    expected = {code, rpc.METHOD_NOT_FOUND} if "create_project" in body.decode("latin-1") else {code}
+    assert refused.value.code in expected
+    assert rpc.decode_response(client.request(world.name(subject), rpc.encode_request("ping"), inbox))
+    client.unsubscribe_all()

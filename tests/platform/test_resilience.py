@@ -1,0 +1,143 @@
+"""What a user notices when a part of the platform dies: as little as can be."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from natskit import rpc
+from natskit.client import Client
+from tests.platform.raw import RawClient
+from tests.platform.site import Site, World, wait_for
+
+
+def pid_of(site: Site, program: str) -> int:
+    """The process id of one of the platform's programs, as its service manager knows it."""
+    parts = site.natskit_json("status")["processes"]
+    return int(next(part["pid"] for part in parts if part["name"] == program))
+
+
+async def admin(site: Site) -> Client:
+    return await Client.admin(site.info["nats_url"], Path(site.info["creds"]["platform_admin"]))
+
+
+async def test_a_hub_killed_under_load_loses_at_most_what_was_in_flight(site: Site, world: World) -> None:
+    session = site.sign_in(world.email_a, world.password)
+    client = RawClient.websocket(site.websocket_url, ca_file=site.ca_file, cookie=session.cookie, origin=site.url)
+    inbox = world.name("_INBOX.account.{a}.load")
+    client.subscribe(inbox)
+    victim = pid_of(site, "hub-1")
+    answered: dict[str, int] = {}
+    lost = 0
+    for count in range(300):
+        if count == 100:
+            os.kill(victim, signal.SIGKILL)
+        client.send(
+            f"PUB {world.name('hub.api.{a}')} {inbox} ".encode()
+            + (lambda body: str(len(body)).encode() + b"\r\n" + body + b"\r\n")(rpc.encode_request("ping"))
+        )
+        try:
+            hub = rpc.decode_response(client.wait_for_message(inbox, 2))["hub"]
+            answered[hub] = answered.get(hub, 0) + 1
+        except TimeoutError:
+            lost += 1
+    assert lost <= 1
+    assert set(answered) == {"hub-1", "hub-2"}
+    wait_for(lambda: pid_of(site, "hub-1") not in {0, victim}, "hub-1 to be started again")
+    wait_for(lambda: site.natskit("status", check=False).returncode == 0, "the platform to be whole again")
+
+
+async def test_everybody_comes_back_after_nats_server_restarts(site: Site, world: World) -> None:
+    browser = await Client.sign_in(site.url, world.email_a, world.password, ca_file=site.ca_file)
+    project = world.names["p"]
+    news: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def heard(message: object) -> None:
+        news.put_nowait(message.data)  # type: ignore[attr-defined]
+
+    await browser.subscribe(f"events.project.{project}.news", heard)
+    server = pid_of(site, "nats")
+    os.kill(server, signal.SIGKILL)
+    wait_for(lambda: pid_of(site, "nats") not in {0, server}, "nats-server to be started again")
+
+    async def works() -> bool:
+        assert (await browser.call_hub("ping"))["pong"]
+        return bool(await browser.call_project(project, "ping"))
+
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            if await works():
+                break
+        except Exception:
+            assert time.monotonic() < deadline, "hub and project did not come back"
+            await asyncio.sleep(0.05)
+    raw = RawClient.tcp("127.0.0.1", site.nats_port, world.project_creds(site, "p"))
+    while news.empty():
+        assert time.monotonic() < deadline, "the subscription did not come back"
+        raw.publish(f"events.project.{project}.news", b"hello again")
+        await asyncio.sleep(0.05)
+    assert await browser.call_hub("list_projects")
+    await browser.close()
+    wait_for(lambda: site.natskit("status", check=False).returncode == 0, "the platform to be whole again")
+
+
+async def test_a_runner_that_was_killed_brings_its_projects_back(site: Site, world: World) -> None:
+    client = await admin(site)
+    runner = pid_of(site, "runner")
+    os.kill(runner, signal.SIGKILL)
+    wait_for(lambda: pid_of(site, "runner") not in {0, runner}, "the runner to be started again")
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            assert await client.call_project(world.names["p"], "ping", timeout=1)
+            break
+        except Exception:
+            assert time.monotonic() < deadline, "the project did not come back"
+            await asyncio.sleep(0.05)
+    await client.close()
+
+
+async def test_a_command_streams_through_a_reconnect(site: Site, world: World) -> None:
+    """The connection is cut in the middle of an answer; what the command printed arrives whole all the same."""
+    browser = await Client.sign_in(site.url, world.email_a, world.password, ca_file=site.ca_file)
+    total = 40_000_000
+    received, cut = 0, False
+    async with browser.exec(world.names["p"], command=f"yes | head -c {total}") as running:
+        async for _, data in running:
+            received += len(data)
+            if not cut and received > total // 4:
+                cut = True
+                site.natskit("project", "share", world.names["q"], world.email_a)  # a grant kicks the connection
+    assert running.exit_code == 0
+    assert received == total
+    site.natskit("project", "unshare", world.names["q"], world.email_a)
+    await browser.close()
+
+
+async def test_state_survives_a_restart_of_everything(site: Site, world: World) -> None:
+    title = f"kept {uuid.uuid4()}"
+    created = site.natskit_json("project", "create", world.email_b, title)["project_id"]
+    for program in ("nats", "hub-1", "hub-2", "runner", "proxy"):
+        os.kill(pid_of(site, program), signal.SIGKILL)
+    site.natskit("ready")
+    assert title in [project["title"] for project in site.natskit_json("project", "list")]
+    site.natskit("project", "delete", created)
+
+
+@pytest.mark.parametrize("path", ["../../../etc/passwd", "/etc/passwd", "link/passwd"])
+async def test_a_project_keeps_to_its_home(site: Site, world: World, path: str) -> None:
+    client = await admin(site)
+    async with client.exec(world.names["p"], command="ln -sfn /etc link") as running:
+        async for _ in running:
+            pass
+    for method, more in (("read_text_file", {}), ("write_text_file", {"text": "x"})):
+        with pytest.raises(rpc.RpcError):
+            await client.call_project(world.names["p"], method, path=path, **more)
+    await client.close()
