@@ -61,7 +61,7 @@ def test_a_post_needs_the_sites_own_origin(site: Site, session: Session, path: s
 
 
 def test_a_websocket_without_a_cookie_is_refused(site: Site) -> None:
-    with pytest.raises(ClosedError, match="Authorization Violation|Authentication"):
+    with pytest.raises(ClosedError, match=r"Authorization Violation|Authentication"):
         connect(site, None)
 
 
@@ -210,13 +210,9 @@ def test_wrong_password_and_unknown_address_get_the_same_answer(site: Site, worl
 @pytest.mark.parametrize("path", ["/leafnode", "/mqtt", "/x/leafnode"])
 def test_the_path_cannot_choose_another_protocol(site: Site, session: Session, path: str) -> None:
     """nats-server speaks leafnode or MQTT on paths with these endings; the proxy forwards one fixed path."""
-    try:
-        client = connect(site, session.cookie, path=path)
-    except InvalidStatus as refused:
-        assert refused.response.status_code in {403, 404}
-    else:
-        assert client.info.get("jetstream") is not None
-        assert client.publish("anything") != []
+    with pytest.raises(InvalidStatus) as refused:
+        connect(site, session.cookie, path=path)
+    assert refused.value.response.status_code == 404
 
 
 def test_a_control_line_that_is_too_long_ends_only_that_connection(site: Site, session: Session) -> None:
@@ -270,7 +266,7 @@ def test_a_forwarded_address_of_the_clients_own_making_is_ignored(site: Site, wo
     assert client.info["client_ip"] != "203.0.113.9"
 
 
-def test_guessing_passwords_is_slowed_down(site: Site, world: World) -> None:
+def test_guessing_passwords_is_slowed_down(site: Site) -> None:
     def guess() -> int:
         with site.http() as http:
             return http.post("/api/sign-in", json={"email": "x@example.org", "password": "guess"}).status_code
