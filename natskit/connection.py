@@ -1,0 +1,222 @@
+"""A NATS connection that always comes back.
+
+nats-py reconnects when a connection breaks, but closes for good when the server says why: an expired user JWT
+(``User Authentication Expired``) is the end of the client object, although the next connect would be authorised anew.
+Every connection authorised by the auth callout expires (``hub_authorization_ttl``), so a natskit client must treat
+that as a reason to reconnect. A session's cookie may have changed meanwhile: ``before_connect`` is awaited before each
+attempt, and the headers it returns go with the WebSocket upgrade.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import random
+import ssl
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import ParseResult
+
+import nats.errors
+from nats.aio.client import Client as NatsClient
+from nats.aio.client import Srv
+from nats.aio.transport import WebSocketTransport
+from nats.protocol.parser import PERMISSIONS_ERR
+from pydantic import BaseModel, ConfigDict, Field
+
+from natskit.errors import ConnectionLostError
+
+log = logging.getLogger(__name__)
+
+Status = Literal["connecting", "connected", "disconnected", "closed"]
+Headers = dict[str, str]
+BeforeConnect = Callable[[], Awaitable[Headers]]
+OnStatus = Callable[[Status, str], None]
+
+CONNECT_TIMEOUT = 5
+"""Seconds. The auth callout alone may take two when all hubs have just restarted."""
+
+LONGEST_PAUSE = 3.0
+"""Seconds between attempts, at most; half of it is random, so that thousands of clients do not come back at once."""
+
+PING_INTERVAL = 20
+"""Seconds. A half-open connection is noticed after two unanswered pings."""
+
+
+class NatsServers(BaseModel):
+    """Where the NATS servers are, in a program's settings file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    urls: list[str] = Field(min_length=1)
+    ca_file: Path | None = None
+
+
+class Connection(NatsClient):
+    """A nats-py client that reconnects whatever ended the connection, until it is closed by its owner."""
+
+    def __init__(self, before_connect: BeforeConnect | None = None, on_status: OnStatus | None = None) -> None:
+        super().__init__()
+        self._before_connect = before_connect
+        self._on_status = on_status
+        self._came_back: list[Callable[[], None]] = []
+        self._reason = ""
+
+    def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call ``callback`` whenever the connection is back and subscriptions are restored; returns the undo."""
+        self._came_back.append(callback)
+        return lambda: self._came_back.remove(callback)
+
+    async def _process_err(self, err_msg: str) -> None:
+        error = nats.errors.Error(f"nats: {err_msg}")
+        self._reason = err_msg.strip("'")
+        self._err = error
+        if PERMISSIONS_ERR in err_msg:
+            await self._error_cb(error)
+        else:
+            await self._process_op_err(error)
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        old, self._transport = self._transport, None
+        if old:
+            old.close()  # type: ignore[no-untyped-call]
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(old.wait_closed(), 1)  # type: ignore[no-untyped-call]
+        pause = min(LONGEST_PAUSE, 0.1 * 2 ** min(s.reconnects, 10))
+        self.options["reconnect_time_wait"] = random.uniform(pause / 2, pause)
+        self._report("connecting")
+        headers = await self._before_connect() if self._before_connect else {}
+        if s.uri.scheme in ("ws", "wss"):
+            self._transport = _WebSocket(headers)
+        await super()._connect_to_server(s)
+
+    def _report(self, status: Status) -> None:
+        if self._on_status is not None:
+            self._on_status(status, self._reason)
+
+    async def _error(self, error: Exception) -> None:
+        self._reason = str(error) or type(error).__name__
+        log.info("nats: %s", self._reason)
+
+    async def _disconnected(self) -> None:
+        self._report("disconnected")
+
+    async def _reconnected(self) -> None:
+        self._reason = ""
+        self._report("connected")
+        for callback in list(self._came_back):
+            callback()
+
+    async def _closed(self) -> None:
+        self._report("closed")
+
+
+async def connect(
+    servers: NatsServers,
+    *,
+    name: str,
+    inbox_prefix: str,
+    creds: Path | None = None,
+    before_connect: BeforeConnect | None = None,
+    on_status: OnStatus | None = None,
+    timeout: float | None = None,  # noqa: ASYNC109 - the first attempt's whole budget, cleaned up here
+) -> Connection:
+    """Connect and stay connected. Without a ``timeout``, the first connect is tried until it succeeds.
+
+    Raises :class:`ConnectionLostError` when the timeout is over.
+    """
+    connection = Connection(before_connect, on_status)
+    options: dict[str, Any] = {}
+    if servers.ca_file is not None:
+        options["tls"] = ssl.create_default_context(cafile=str(servers.ca_file))
+    try:
+        await asyncio.wait_for(
+            connection.connect(
+                servers=list(servers.urls),
+                name=name,
+                inbox_prefix=inbox_prefix,
+                user_credentials=str(creds) if creds is not None else None,
+                connect_timeout=CONNECT_TIMEOUT,
+                max_reconnect_attempts=-1,
+                ping_interval=PING_INTERVAL,
+                error_cb=connection._error,
+                disconnected_cb=connection._disconnected,
+                reconnected_cb=connection._reconnected,
+                closed_cb=connection._closed,
+                **options,
+            ),
+            timeout,
+        )
+    except BaseException as error:
+        reason = connection._reason
+        await connection.close()
+        if isinstance(error, TimeoutError):
+            raise ConnectionLostError(
+                f"no connection to {', '.join(servers.urls)} within {timeout} s" + (f": {reason}" if reason else "")
+            ) from None
+        raise
+    connection._reason = ""
+    connection._report("connected")
+    return connection
+
+
+async def request(connection: NatsClient, subject: str, body: bytes, wait: float) -> bytes:
+    """One request, one answer. Raises :class:`ConnectionLostError` if nobody listens or the answer is late."""
+    try:
+        answer = await connection.request(subject, body, timeout=wait)
+    except nats.errors.NoRespondersError:
+        raise ConnectionLostError(f"nobody answers {subject}: it is not running, or not yet") from None
+    except nats.errors.TimeoutError:
+        raise ConnectionLostError(f"no answer on {subject} within {wait:g} s") from None
+    except nats.errors.Error as error:
+        raise ConnectionLostError(f"{subject}: {error}") from error
+    return bytes(answer.data)
+
+
+def to_json(value: Any) -> bytes:
+    """The bytes of a JSON message that is no JSON-RPC."""
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+class _WebSocket(WebSocketTransport):
+    """nats-py's transport, with headers of one attempt, and one WebSocket message for each flush."""
+
+    def __init__(self, headers: Headers) -> None:
+        super().__init__()
+        self._sent_headers = headers
+
+    async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:  # noqa: ARG002
+        await self._open(uri, connect_timeout)
+        self._using_tls = False
+
+    async def connect_tls(
+        self,
+        uri: str | ParseResult,
+        ssl_context: ssl.SSLContext,
+        buffer_size: int,  # noqa: ARG002
+        connect_timeout: int,
+    ) -> None:
+        if self._ws and not self._ws.closed and self._using_tls:
+            return
+        await self._open(uri, connect_timeout, ssl=ssl_context)
+        self._using_tls = True
+
+    async def _open(self, uri: str | ParseResult, connect_timeout: float, **options: Any) -> None:
+        import aiohttp  # only needed, and only slow to import, where a WebSocket is used
+
+        self._ws = await asyncio.wait_for(
+            self._client.ws_connect(
+                uri if isinstance(uri, str) else uri.geturl(),
+                timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
+                headers=self._sent_headers,
+                max_msg_size=0,
+                **options,
+            ),
+            connect_timeout,
+        )
+
+    def writelines(self, payload: list[bytes]) -> None:
+        self._pending.put_nowait(b"".join(payload))

@@ -1,0 +1,100 @@
+"""``python -m natskit.project --settings FILE``: one project agent, until SIGTERM or the end of its runner."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ctypes
+import logging
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from natskit.errors import NatskitError, SettingsError
+from natskit.project.agent import Agent
+from natskit.project.program import ProjectLimits, ProjectProgram
+from natskit.rpc import load_methods
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    """Read the settings, take the limits, answer until told to stop."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    parser = argparse.ArgumentParser(prog="python -m natskit.project", description=__doc__)
+    parser.add_argument("--settings", type=Path, required=True)
+    path = parser.parse_args().settings
+    try:
+        program = read_settings(path)
+        die_with(program.parent_pid)
+        apply_limits(program.limits)
+        asyncio.run(serve(program))
+    except NatskitError as error:
+        print(f"natskit project: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def read_settings(path: Path) -> ProjectProgram:
+    """The settings in a file. Raises :class:`SettingsError`."""
+    try:
+        return ProjectProgram.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise SettingsError(f"{path}: {place}: {first['msg']}") from None
+
+
+def die_with(parent: int | None) -> None:
+    """End when the runner ends, however it ends: an agent nobody watches would run twice after a restart."""
+    if parent is None:
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        raise SettingsError(f"the runner (process {parent}) is gone already")
+
+
+def apply_limits(limits: ProjectLimits) -> None:
+    """Limit this process and everything it starts."""
+    wanted = {
+        resource.RLIMIT_DATA: limits.memory_bytes,
+        resource.RLIMIT_NPROC: limits.max_processes,
+        resource.RLIMIT_FSIZE: limits.max_file_bytes,
+        resource.RLIMIT_CPU: limits.cpu_seconds,
+        resource.RLIMIT_NOFILE: limits.max_open_files,
+        resource.RLIMIT_CORE: 0,
+    }
+    for limit, value in wanted.items():
+        if value is not None:
+            hard = resource.getrlimit(limit)[1]
+            most = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(limit, (most, most))
+
+
+async def serve(program: ProjectProgram) -> None:
+    """Answer until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    agent = Agent(program, load_methods("natskit.project", "natskit_project", program.api_packages))
+    starting = asyncio.ensure_future(agent.start())
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if starting.done():
+        starting.result()
+        logging.getLogger("natskit.project").info("project %s answers", program.project_id)
+    else:
+        starting.cancel()
+    await stopping
+    await agent.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,222 @@
+"""The project agent: answers JSON-RPC on ``projects.{id}.api`` and streams the output of commands."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import logging
+import os
+import secrets
+from dataclasses import dataclass, field
+from typing import Any
+
+import nats.errors
+from nats.aio.msg import Msg
+
+from natskit import rpc
+from natskit.connection import Connection, connect
+from natskit.permissions import inbox_prefix
+from natskit.project.command import Command
+from natskit.project.home import Home
+from natskit.project.program import ProjectProgram
+from natskit.stream import Sender, control_message
+
+log = logging.getLogger(__name__)
+
+PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ")
+"""What commands get of the agent's own environment; the rest is written here, so nothing leaks by accident."""
+
+HEADER_ROOM = 1024
+"""Bytes of ``max_payload`` left for headers."""
+
+
+@dataclass
+class Caller:
+    """Who asked, and the project that was asked: the first parameter of every method of the agent.
+
+    The agent knows that nats-server let the caller publish to this project, and nothing more about who it is.
+    """
+
+    agent: Agent
+    reply: str
+    stream: Sender | None = field(default=None, repr=False)
+    _stream_id: str = ""
+
+    @property
+    def project_id(self) -> str:
+        """The project that runs this."""
+        return self.agent.program.project_id
+
+    @property
+    def home(self) -> Home:
+        """The project's files."""
+        return self.agent.home
+
+    @property
+    def max_answer(self) -> int:
+        """The bytes one answer may have."""
+        return self.agent.max_answer
+
+    async def open_stream(self, command: Command | None = None) -> Sender:
+        """Answer with a stream of frames; what the method returns becomes its last one.
+
+        A ``command`` also gets the caller's stdin and cancellation.
+        """
+        if not self.reply:
+            raise rpc.RpcError("invalid_request", "a streamed answer needs a reply subject")
+        self._stream_id, self.stream = self.agent.add_stream(self.reply, command)
+        await self.stream.start()
+        return self.stream
+
+
+class Agent:
+    """One project's agent, from connect to close."""
+
+    def __init__(self, program: ProjectProgram, methods: rpc.Methods[Caller]) -> None:
+        self.program = program
+        self.home = Home(program.home)
+        self._methods = methods
+        self._connection: Connection | None = None
+        self._streams: dict[str, tuple[Sender, Command | None]] = {}
+        self._answers: set[asyncio.Task[None]] = set()
+        self.writing = asyncio.Lock()
+        """Held while a file is compared and replaced."""
+
+    async def start(self) -> None:
+        """Connect (trying until a server accepts) and answer."""
+        project = self.program.project_id
+        prefix = inbox_prefix("project", project)
+        self._connection = await connect(
+            self.program.nats,
+            name=f"project {project}",
+            inbox_prefix=prefix,
+            creds=self.program.creds,
+            on_status=lambda status, reason: log.info("connection: %s %s", status, reason),
+        )
+        await self._connection.subscribe(f"projects.{project}.api", cb=self._on_request)
+        await self._connection.subscribe(f"projects.{project}.streams.*", cb=self._on_control)
+        await self._connection.subscribe(f"{prefix}.*", cb=self._on_inbox)
+        await self._connection.flush()
+
+    async def close(self) -> None:
+        """End all commands, then the connection."""
+        for _, command in list(self._streams.values()):
+            if command is not None:
+                command.kill()
+        for answer in list(self._answers):
+            answer.cancel()
+        if self._answers:
+            await asyncio.wait(self._answers)
+        if self._connection is not None:
+            await self._connection.close()
+        self.home.close()
+
+    @property
+    def max_answer(self) -> int:
+        """The bytes one answer may have."""
+        assert self._connection is not None
+        return self._connection.max_payload - HEADER_ROOM
+
+    @property
+    def connection(self) -> Connection:
+        """The agent's connection to NATS."""
+        assert self._connection is not None
+        return self._connection
+
+    def environment(self, extra: dict[str, str]) -> dict[str, str]:
+        """The environment of a command: an allow-list, and what the caller asked for."""
+        home = str(self.home.path)
+        own = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        own.setdefault("PATH", "/usr/local/bin:/usr/bin:/bin")
+        own.setdefault("LANG", "C.UTF-8")
+        return {
+            **own,
+            "HOME": home,
+            "SHELL": "/bin/sh",
+            "TERM": "dumb",
+            "NATSKIT_PROJECT_ID": self.program.project_id,
+            **extra,
+        }
+
+    def add_stream(self, reader: str, command: Command | None) -> tuple[str, Sender]:
+        """A new stream to ``reader``."""
+        project = self.program.project_id
+        stream_id = secrets.token_hex(12)
+        sender = Sender(
+            self.connection,
+            reader,
+            control=f"projects.{project}.streams.{stream_id}",
+            own_inbox=f"{inbox_prefix('project', project)}.{stream_id}",
+            window=self.program.window_bytes,
+        )
+        self._streams[stream_id] = (sender, command)
+        return stream_id, sender
+
+    def check_room_for_stream(self) -> None:
+        """Raises :class:`RpcError` when as many commands run as may."""
+        if len(self._streams) >= self.program.max_streams:
+            raise rpc.RpcError("limit", f"{len(self._streams)} commands are running or being read, which is the limit")
+
+    async def _on_request(self, message: Msg) -> None:
+        answer = asyncio.get_running_loop().create_task(self._answer(message))
+        self._answers.add(answer)
+        answer.add_done_callback(self._answers.discard)
+
+    async def _answer(self, message: Msg) -> None:
+        caller = Caller(self, message.reply)
+        try:
+            body = await self._methods.answer(caller, message.data)
+            if body is not None and len(body) > self.max_answer:
+                body = _too_large(message.data, len(body), self.max_answer)
+            if caller.stream is not None:
+                await caller.stream.end(body or b"")
+            elif body is not None:
+                await self._reply(message.reply, body)
+        finally:
+            if caller.stream is not None:
+                caller.stream.close()
+                self._streams.pop(caller._stream_id, None)
+
+    async def _reply(self, subject: str, body: bytes) -> None:
+        if subject:
+            with contextlib.suppress(nats.errors.Error):
+                await self.connection.publish(subject, body)
+
+    async def _on_control(self, message: Msg) -> None:
+        stream_id = message.subject.rpartition(".")[2]
+        found, body = self._streams.get(stream_id), control_message(message.data)
+        if body is None:
+            return
+        if found is None:
+            error = rpc.RpcError("not_found", "this stream has ended, or its project was restarted")
+            if body["type"] == "resume":
+                await self._reply(message.reply, rpc.encode_error(None, error))
+            return
+        sender, command = found
+        await sender.on_control(body, message.reply)
+        if command is not None:
+            _steer(command, body)
+
+    async def _on_inbox(self, message: Msg) -> None:
+        if (message.headers or {}).get("Status") == "503":
+            found = self._streams.get(message.subject.rpartition(".")[2])
+            if found is not None:
+                found[0].on_nobody_listens()
+
+
+def _steer(command: Command, body: dict[str, Any]) -> None:
+    match body["type"]:
+        case "stdin":
+            with contextlib.suppress(ValueError, TypeError):
+                command.feed(base64.b64decode(body.get("data", ""), validate=True))
+        case "stdin_end":
+            command.end_of_input()
+        case "cancel":
+            command.cancel()
+
+
+def _too_large(request: bytes, size: int, limit: int) -> bytes:
+    error = rpc.RpcError("limit", f"the answer has {size} bytes; at most {limit} fit into one message")
+    return rpc.encode_error(json.loads(request).get("id"), error)

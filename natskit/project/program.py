@@ -1,0 +1,53 @@
+"""The settings file of one project agent, written by the runner that starts it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from natskit.connection import NatsServers
+from natskit.permissions import check_id
+from natskit.stream import FRAME_BYTES, WINDOW_BYTES
+
+
+def _project_id(value: str) -> str:
+    return check_id(value, "project_id")
+
+
+ProjectId = Annotated[str, AfterValidator(_project_id)]
+
+
+class ProjectLimits(BaseModel):
+    """Limits of each process of a project (rlimits). They bound accidents; they are no sandbox."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    memory_bytes: int | None = Field(default=None, ge=256 * 1024 * 1024)
+    """RLIMIT_DATA, not RLIMIT_AS: runtimes such as V8 and Go reserve far more address space than they use."""
+    max_processes: int | None = Field(default=None, ge=16)
+    """RLIMIT_NPROC: the kernel counts all processes of the user, not of the project, and does not apply it to root."""
+    max_file_bytes: int | None = Field(default=None, ge=1024 * 1024)
+    cpu_seconds: int | None = Field(default=None, ge=1)
+    """RLIMIT_CPU of each process."""
+    max_open_files: int = Field(default=4096, ge=256)
+
+
+class ProjectProgram(BaseModel):
+    """What ``python -m natskit.project --settings FILE`` reads."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    project_id: ProjectId
+    nats: NatsServers
+    creds: Path | None = None
+    """``None`` only where the server asks for no credentials: in tests of the agent alone."""
+    home: Path
+    window_bytes: int = Field(default=WINDOW_BYTES, ge=2 * FRAME_BYTES)
+    max_streams: int = Field(default=100, ge=1)
+    """Commands at the same time; each may hold ``window_bytes`` of output."""
+    api_packages: list[str] = []
+    limits: ProjectLimits = ProjectLimits()
+    parent_pid: int | None = None
+    """The runner. The agent ends when this is no longer its parent."""
