@@ -1,0 +1,337 @@
+"""The identity of a platform: operator, NATS accounts, signing keys, users and their creds, and the local CA.
+
+Everything lives in one directory on the control machine, mode 0700, in nsc's layout: ``keys/keys`` (seeds),
+``keys/creds``, ``stores``. ``natskit.json`` says which public key plays which role; it is written last, so a directory
+without it was never finished.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from natskit.errors import ClaimsError, IdentityError
+from natskit.identity import claims, nkey
+from natskit.identity.files import check_private, make_private, write_private
+from natskit.permissions import CALLOUT, SCOPES, SYSTEM_SCOPES, Permissions, check_id
+
+__all__ = ["HubKeys", "Identity"]
+
+OPERATOR = "natskit"
+NATS_ACCOUNTS = ("SYS", "AUTH", "PLATFORM")
+STATIC_USERS = (("SYS", "hub"), ("SYS", "admin"), ("AUTH", "hub"), ("PLATFORM", "hub"), ("PLATFORM", "admin"))
+"""The users that are minted at deploy time and hold creds files: the hubs, and the one who administers."""
+
+_INDEX = "natskit.json"
+_SIGNING: dict[str, tuple[str, ...]] = {"SYS": tuple(SYSTEM_SCOPES), "AUTH": ("hub",), "PLATFORM": tuple(SCOPES)}
+_KIND_FOLDERS: dict[str, nkey.Kind] = {"O": "operator", "A": "account", "U": "user"}
+
+
+@dataclass(frozen=True)
+class HubKeys:
+    """What a hub may hold: enough to answer callouts and mint sessions, not enough to leave PLATFORM or mint hubs."""
+
+    auth_account: str
+    auth_signing_seed: str = field(repr=False)
+    platform_account: str
+    platform_seeds: dict[str, str] = field(repr=False)
+
+    def to_json(self) -> str:
+        """The content of a hub's ``keys.json``."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> HubKeys:
+        """Read a hub's ``keys.json``. Raises :class:`IdentityError`."""
+        check_private(path)
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (ValueError, TypeError):
+            raise IdentityError(f"{path} is not a hub's key file: run the deploy again") from None
+
+
+class Identity:
+    """The keys and JWTs of one platform. Use :meth:`ensure` to create or load, :meth:`load` to load only."""
+
+    def __init__(self, directory: Path, index: dict[str, Any], seeds: dict[str, str], *, write: bool) -> None:
+        self.directory = directory
+        self._index = index
+        self._seeds = seeds
+        self._write = write
+        self._jwts: dict[str, str] = {}
+
+    @classmethod
+    def ensure(cls, directory: Path, *, now: int, write: bool = True) -> Identity:
+        """The identity in ``directory``, made there if there is none; JWTs follow a changed permission matrix.
+
+        ``now`` is in Unix seconds. With ``write=False`` nothing is written: what is missing is made in memory.
+        Raises :class:`IdentityError` for a directory that is half-written, foreign or readable by others.
+        """
+        with _locked(directory) if write else _unlocked():
+            if (directory / _INDEX).exists():
+                identity = cls.load(directory)
+                identity._write = write
+            else:
+                _refuse_half_written(directory)
+                identity = cls(directory, *_create_keys(), write=write)
+                identity._save_keys()
+            identity._refresh(now)
+            return identity
+
+    @classmethod
+    def load(cls, directory: Path) -> Identity:
+        """The identity in ``directory``. Raises :class:`IdentityError` if there is none, or it is not whole."""
+        path = directory / _INDEX
+        if not path.exists():
+            _refuse_half_written(directory)
+            raise IdentityError(f"{directory} holds no identity: a deploy makes one")
+        check_private(directory)
+        try:
+            index = json.loads(path.read_text())
+            seeds = {public: _read_seed(directory, public) for public in _public_keys(index)}
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise IdentityError(f"{path} is damaged: restore {directory} from a backup") from None
+        identity = cls(directory, index, seeds, write=False)
+        identity._jwts = {name: _read_optional(path) for name, path in identity._jwt_paths().items()}
+        return identity
+
+    @property
+    def operator_jwt(self) -> str:
+        """The operator's self-signed JWT, which a nats-server trusts."""
+        return self._jwts["operator"]
+
+    @property
+    def operator_public_key(self) -> str:
+        """The operator's public key (``O…``)."""
+        return str(self._index["operator"]["identity"])
+
+    def account_public_key(self, name: str) -> str:
+        """The public key (``A…``) of a NATS account: SYS, AUTH or PLATFORM."""
+        return str(self._index["accounts"][name]["identity"])
+
+    def account_jwt(self, name: str) -> str:
+        """The JWT of a NATS account, signed by the operator's signing key."""
+        return self._jwts[name]
+
+    def signing_seed(self, account: str, role: str) -> str:
+        """The seed of a NATS account's signing key for a role."""
+        return self._seeds[self._index["accounts"][account]["signing"][role]]
+
+    def creds(self, account: str, user: str) -> str:
+        """The text of the creds file of a static user, one of :data:`STATIC_USERS`."""
+        name = f"{account}/{user}"
+        return claims.format_creds(self._jwts[name], self._seeds[self._index["users"][name]])
+
+    def creds_path(self, account: str, user: str) -> Path:
+        """Where nsc would look for that creds file."""
+        return self.directory / "keys" / "creds" / OPERATOR / account / f"{user}.creds"
+
+    def hub_keys(self) -> HubKeys:
+        """What a hub may hold."""
+        return HubKeys(
+            auth_account=self.account_public_key("AUTH"),
+            auth_signing_seed=self.signing_seed("AUTH", "hub"),
+            platform_account=self.account_public_key("PLATFORM"),
+            platform_seeds={role: self.signing_seed("PLATFORM", role) for role in ("browser", "project", "runner")},
+        )
+
+    def runner_creds(self, runner_id: str, *, now: int) -> tuple[str, str]:
+        """The creds text and the public key of a runner, made once. Raises :class:`NatskitError` for a bad id."""
+        check_id(runner_id, "runner id")
+        runners: dict[str, str] = self._index.setdefault("runners", {})
+        with _locked(self.directory) if self._write else _unlocked():
+            if runner_id not in runners:
+                seed = nkey.create_seed("user")
+                runners[runner_id] = nkey.public_key(seed)
+                self._seeds[runners[runner_id]] = seed
+                self._save_keys()
+            public = runners[runner_id]
+            wanted = claims.auth_user_claims(
+                subject=public,
+                name=runner_id,
+                tags=["kind:runner"],
+                auth_account=self.account_public_key("AUTH"),
+                issued_at=now,
+            )
+            key = f"runner/{runner_id}"
+            path = self._user_path("AUTH", f"runner-{runner_id}")
+            self._jwts.setdefault(key, _read_optional(path))
+            self._sign(key, wanted, self.signing_seed("AUTH", "hub"), path)
+        return claims.format_creds(self._jwts[key], self._seeds[public]), public
+
+    def _refresh(self, now: int) -> None:
+        """Sign every JWT whose claims are not what they should be; leave the others as they are."""
+        for name, (wanted, seed) in self._wanted(now).items():
+            self._sign(name, wanted, seed, self._jwt_paths()[name])
+        if self._write:
+            for account, user in STATIC_USERS:
+                write_private(self.creds_path(account, user), self.creds(account, user))
+
+    def _sign(self, name: str, wanted: claims.Claims, seed: str, path: Path) -> None:
+        signer = nkey.key_pair(seed)
+        current = self._jwts.get(name, "")
+        if not current or not _same_claims(current, wanted, signer.public_key.decode()):
+            self._jwts[name] = claims.encode(wanted, signer)
+            if self._write:
+                write_private(path, self._jwts[name])
+
+    def _wanted(self, now: int) -> dict[str, tuple[claims.Claims, str]]:
+        operator, accounts = self._index["operator"], self._index["accounts"]
+        out = {
+            "operator": (
+                claims.operator_claims(
+                    name=OPERATOR,
+                    subject=operator["identity"],
+                    signing_keys=[operator["signing"]],
+                    system_account=accounts["SYS"]["identity"],
+                    issued_at=now,
+                ),
+                self._seeds[operator["identity"]],
+            )
+        }
+        for name in NATS_ACCOUNTS:
+            out[name] = (self._wanted_account(name, now), self._seeds[operator["signing"]])
+        for account, user in STATIC_USERS:
+            out[f"{account}/{user}"] = (
+                self._wanted_user(account, user, now),
+                self.signing_seed(account, user),
+            )
+        return out
+
+    def _wanted_account(self, name: str, now: int) -> claims.Claims:
+        account = self._index["accounts"][name]
+        subject, signing = account["identity"], account["signing"]
+        if name == "AUTH":
+            return claims.account_claims(
+                name=name,
+                subject=subject,
+                issued_at=now,
+                signing_keys=signing.values(),
+                callout_users=[self._index["users"]["AUTH/hub"]],
+                callout_accounts=[self.account_public_key("PLATFORM")],
+            )
+        permissions: dict[str, Permissions] = dict(SYSTEM_SCOPES if name == "SYS" else SCOPES)  # type: ignore[arg-type]
+        scopes = {role: (signing[role], permissions[role]) for role in permissions}
+        return claims.account_claims(
+            name=name, subject=subject, issued_at=now, scopes=scopes, jetstream=name == "PLATFORM"
+        )
+
+    def _wanted_user(self, account: str, user: str, now: int) -> claims.Claims:
+        subject, issuer = self._index["users"][f"{account}/{user}"], self.account_public_key(account)
+        if account == "AUTH":
+            return claims.user_claims(
+                subject=subject, name=user, issuer_account=issuer, permissions=CALLOUT, issued_at=now
+            )
+        return claims.platform_user_claims(subject=subject, name=user, tags=[], platform_account=issuer, issued_at=now)
+
+    def _jwt_paths(self) -> dict[str, Path]:
+        stores = self.directory / "stores" / OPERATOR
+        paths = {"operator": stores / f"{OPERATOR}.jwt"}
+        paths |= {name: stores / "accounts" / name / f"{name}.jwt" for name in NATS_ACCOUNTS}
+        return paths | {f"{a}/{u}": self._user_path(a, u) for a, u in STATIC_USERS}
+
+    def _user_path(self, account: str, user: str) -> Path:
+        return self.directory / "stores" / OPERATOR / "accounts" / account / "users" / f"{user}.jwt"
+
+    def _save_keys(self) -> None:
+        """Seeds first, the index last and at once: whoever finds the index finds every seed it names."""
+        if not self._write:
+            return
+        for public, seed in self._seeds.items():
+            write_private(_seed_path(self.directory, public), seed)
+        write_private(self.directory / _INDEX, json.dumps(self._index, indent=2, sort_keys=True) + "\n")
+
+
+def _create_keys() -> tuple[dict[str, Any], dict[str, str]]:
+    seeds: dict[str, str] = {}
+
+    def create(kind: nkey.Kind) -> str:
+        seed = nkey.create_seed(kind)
+        public = nkey.public_key(seed)
+        seeds[public] = seed
+        return public
+
+    index: dict[str, Any] = {
+        "version": 1,
+        "operator": {"identity": create("operator"), "signing": create("operator")},
+        "accounts": {
+            name: {"identity": create("account"), "signing": {role: create("account") for role in roles}}
+            for name, roles in _SIGNING.items()
+        },
+        "users": {f"{account}/{user}": create("user") for account, user in STATIC_USERS},
+        "runners": {},
+    }
+    return index, seeds
+
+
+def _public_keys(index: dict[str, Any]) -> list[str]:
+    accounts = index["accounts"].values()
+    return [
+        *index["operator"].values(),
+        *(account["identity"] for account in accounts),
+        *(key for account in accounts for key in account["signing"].values()),
+        *index["users"].values(),
+        *index["runners"].values(),
+    ]
+
+
+def _seed_path(directory: Path, public: str) -> Path:
+    return directory / "keys" / "keys" / public[0] / public[1:3] / f"{public}.nk"
+
+
+def _read_seed(directory: Path, public: str) -> str:
+    path = _seed_path(directory, public)
+    if not path.exists():
+        raise IdentityError(f"{path} is missing, but {directory / _INDEX} names it: restore {directory} from a backup")
+    check_private(path)
+    seed = path.read_text().strip()
+    if nkey.public_key(seed) != public:
+        raise IdentityError(f"{path} holds the seed of another key: restore {directory} from a backup")
+    return seed
+
+
+def _read_optional(path: Path) -> str:
+    return path.read_text().strip() if path.exists() else ""
+
+
+def _same_claims(token: str, wanted: claims.Claims, issuer: str) -> bool:
+    try:
+        current = claims.decode(token)
+    except ClaimsError:
+        return False
+    ignored = ("iat", "jti")
+    current = {key: value for key, value in current.items() if key not in ignored}
+    return current == {key: value for key, value in wanted.items() if key not in ignored} | {"iss": issuer}
+
+
+def _refuse_half_written(directory: Path) -> None:
+    """Keys without the index are an identity that was being made, or lost its index: never make another over it."""
+    leftovers = [name for name in ("keys", "stores") if any((directory / name).rglob("*"))]
+    if leftovers:
+        raise IdentityError(
+            f"{directory} is half-written: it holds {' and '.join(leftovers)} but no {_INDEX}. "
+            "Restore it from a backup, or, if no server was ever deployed with it, remove it and deploy again"
+        )
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """One deploy at a time may write an identity."""
+    make_private(directory)
+    fd = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _unlocked() -> Iterator[None]:
+    yield

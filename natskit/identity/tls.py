@@ -1,0 +1,146 @@
+"""The local CA, and the certificate the proxy serves where the user gives none.
+
+P-256 because every browser takes it; a server certificate lives 397 days, the longest Apple and Chromium accept from a
+public CA, and is renewed when 30 days are left.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from natskit.errors import IdentityError
+from natskit.identity.files import check_private, write_private
+
+CA_DAYS = 3650
+CERTIFICATE_DAYS = 397
+RENEW_DAYS = 30
+
+
+def ensure_ca(directory: Path, *, now: int) -> Path:
+    """The path of the CA's certificate (``tls/ca.crt``), made with its key once. ``now`` in Unix seconds.
+
+    Raises :class:`IdentityError` if only one of the two files is there.
+    """
+    certificate, key = directory / "tls" / "ca.crt", directory / "tls" / "ca.key"
+    if certificate.exists() != key.exists():
+        missing = key if certificate.exists() else certificate
+        raise IdentityError(f"{missing} is missing beside the other half of the CA: restore it from a backup")
+    if not certificate.exists():
+        private = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"natskit local CA {_at(now):%Y-%m-%d}")])
+        built = (
+            _builder(name, name, private.public_key(), now, CA_DAYS)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_key_usage(ca=True), critical=True)
+            .sign(private, hashes.SHA256())
+        )
+        write_private(key, _pem_key(private))
+        write_private(certificate, _pem(built))
+    return certificate
+
+
+def ensure_server_certificate(directory: Path, name: str, hosts: Iterable[str], *, now: int) -> tuple[str, str]:
+    """The PEM of a server's certificate and key for these DNS names and IP addresses, signed by the local CA.
+
+    Made anew when the hosts or the CA have changed or fewer than 30 days are left. Raises :class:`IdentityError`.
+    """
+    hosts = sorted(set(hosts))
+    ca_path = ensure_ca(directory, now=now)
+    ca = x509.load_pem_x509_certificate(ca_path.read_bytes())
+    certificate, key = directory / "tls" / f"{name}.crt", directory / "tls" / f"{name}.key"
+    if not (certificate.exists() and key.exists() and _is_good(certificate, ca, hosts, now)):
+        private = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])])
+        built = (
+            _builder(subject, ca.subject, private.public_key(), now, CERTIFICATE_DAYS)
+            .add_extension(x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(ca=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(_authority(ca), critical=False)
+            .sign(_ca_key(directory), hashes.SHA256())
+        )
+        write_private(key, _pem_key(private))
+        write_private(certificate, _pem(built))
+    return certificate.read_text(), key.read_text()
+
+
+def _ca_key(directory: Path) -> ec.EllipticCurvePrivateKey:
+    path = directory / "tls" / "ca.key"
+    check_private(path)
+    key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise IdentityError(f"{path} is not an elliptic-curve key: restore it from a backup")
+    return key
+
+
+def _is_good(path: Path, ca: x509.Certificate, hosts: list[str], now: int) -> bool:
+    certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    found = sorted([*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))])
+    long_enough = certificate.not_valid_after_utc - _at(now) > timedelta(days=RENEW_DAYS)
+    authority = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
+    return long_enough and found == hosts and authority == _authority(ca)
+
+
+def _authority(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    identifier = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, now: int, days: int
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(_at(now) - timedelta(hours=1))
+        .not_valid_after(_at(now) + timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+    )
+
+
+def _key_usage(*, ca: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=ca,
+        crl_sign=ca,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _pem(certificate: x509.Certificate) -> str:
+    return certificate.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def _pem_key(key: ec.EllipticCurvePrivateKey) -> str:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).decode()
+
+
+def _at(now: int) -> datetime:
+    return datetime.fromtimestamp(now, UTC)
