@@ -4,7 +4,7 @@ nats-py reconnects when a connection breaks, but closes for good when the server
 (``User Authentication Expired``) is the end of the client object, although the next connect would be authorised anew.
 Every connection authorised by the auth callout expires (``hub_authorization_ttl``), so a natskit client must treat
 that as a reason to reconnect. A session's cookie may have changed meanwhile: ``before_connect`` is awaited before each
-attempt, and the headers it returns go with the WebSocket upgrade.
+attempt, and the headers it returns go with the WebSocket upgrade. :class:`SignInError` from it ends the connection.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nats.aio.transport import WebSocketTransport
 from nats.protocol.parser import PERMISSIONS_ERR
 from pydantic import BaseModel, ConfigDict, Field
 
-from natskit.errors import ConnectionLostError
+from natskit.errors import ConnectionLostError, SignInError
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ class Connection(NatsClient):
         self._on_status = on_status
         self._came_back: list[Callable[[], None]] = []
         self._reason = ""
+        self._closing: asyncio.Task[None] | None = None
 
     def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call ``callback`` whenever the connection is back and subscriptions are restored; returns the undo."""
@@ -88,7 +89,12 @@ class Connection(NatsClient):
         pause = min(LONGEST_PAUSE, 0.1 * 2 ** min(s.reconnects, 10))
         self.options["reconnect_time_wait"] = random.uniform(pause / 2, pause)
         self._report("connecting")
-        headers = await self._before_connect() if self._before_connect else {}
+        try:
+            headers = await self._before_connect() if self._before_connect else {}
+        except SignInError as error:
+            self._reason = str(error)
+            self._closing = asyncio.get_running_loop().create_task(self.close())
+            raise
         if s.uri.scheme in ("ws", "wss"):
             self._transport = _WebSocket(headers)
         await super()._connect_to_server(s)

@@ -16,14 +16,16 @@ import asyncio
 import contextlib
 import json
 from collections import deque
-from typing import Any, Literal
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import nats.errors
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
+from natskit import rpc
 from natskit.connection import Connection, to_json
-
-Kind = Literal["start", "stdout", "stderr", "end"]
+from natskit.errors import ConnectionLostError
 
 KIND_HEADER = "Natskit-Stream"
 SEQ_HEADER = "Natskit-Seq"
@@ -42,136 +44,200 @@ GONE_SECONDS = 10.0
 SILENCE_SECONDS = 30.0
 """A reader answers every heartbeat; one that answered none of three is gone."""
 
+ACK_FRAMES = 256
+"""Many small frames are acknowledged too, so that the sender's list of them stays short."""
+QUIET_SECONDS = 12.0
+"""A sender heard from less than a heartbeat ago is alive; after this the reader asks."""
+ASK_SECONDS = 2.0
+ANSWER_SECONDS = 15.0
+
 ROTATE_SECONDS = 20.0
 ROTATE_FRAMES = 20_000
 """Well inside the 60 s and 100,000 messages of ``permissions.SCOPES["project"].responses``."""
 
 
-class Sender:
-    """The project's end of one stream. All methods run on the event loop; :attr:`gone` tells that nobody reads."""
+class Reader:
+    """The caller's end of one stream.
 
-    def __init__(
-        self, connection: Connection, reader: str, control: str, own_inbox: str, window: int = WINDOW_BYTES
-    ) -> None:
-        self.gone = asyncio.Event()
+    ``open`` sends the request; ``frame`` returns the output in order and, at the end, ``None``, after which
+    ``result`` is the method's result. Raises :class:`RpcError` for an error the project answers with and
+    :class:`ConnectionLostError` when the stream cannot be continued.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.result: Any = None
+        self.ended = False
         self._connection = connection
-        self._reader = reader
-        self._control = control
-        self._own_inbox = own_inbox
-        self._window = max(window, 2 * FRAME_BYTES)
-        self._unacked: deque[tuple[int, Kind, bytes]] = deque()
-        self._unacked_bytes = 0
-        self._next = 0
-        self._room = asyncio.Event()
-        self._acked_all = asyncio.Event()
+        self._base = connection.new_inbox()
         self._loop = asyncio.get_running_loop()
-        self._heard = self._sent = self._loop.time()
-        self._away_since: float | None = None
-        self._timer = self._loop.call_later(IDLE_SECONDS, self._tick)
-        self._beats: set[asyncio.Task[None]] = set()
-        self._room.set()
+        self._rotation = self._rotated_frames = self._received = 0
+        self._rotated_at = self._heard = self._opened = self._loop.time()
+        self._subscription: Subscription | None = None
+        self._streams = self._control = ""
+        self._expected = 0
+        self._consumed = self._acked = -1
+        self._unacked_bytes = 0
+        self._frames: deque[tuple[int, str, bytes]] = deque()
+        self._arrived = asyncio.Event()
+        self._failure: Exception | None = None
+        self._asked_at: float | None = None
+        self._asking_since: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._forget_reconnect: Callable[[], None] | None = None
 
-    async def start(self) -> None:
-        """Tell the reader where to acknowledge."""
-        await self.send("start", to_json({"control": self._control, "window": self._window}))
+    async def open(self, subject: str, body: bytes) -> None:
+        """Send the request and wait until the project has started to answer."""
+        self._streams = subject.removesuffix(".api") + ".streams."
+        self._subscription = await self._connection.subscribe(f"{self._base}.*", cb=self._on_message)
+        self._forget_reconnect = self._connection.on_reconnect(self._ask_again)
+        await self._connection.publish(subject, body, reply=f"{self._base}.0")
+        self._opened = self._heard = self._loop.time()
+        self._timer = self._loop.call_later(1, self._tick)
+        while not self._control and self._failure is None:
+            self._arrived.clear()
+            await self._arrived.wait()
+        if not self._control and self._failure is not None:
+            raise self._failure
 
-    async def room(self) -> None:
-        """Wait until the reader has acknowledged enough for one more frame."""
-        await self._room.wait()
+    async def frame(self) -> tuple[str, bytes] | None:
+        """The next piece of output as (``"stdout"`` or ``"stderr"``, bytes); ``None`` at the end."""
+        while True:
+            if self._frames:
+                seq, kind, data = self._frames.popleft()
+                await self._consume(seq, len(data), final=kind == "end")
+                if kind == "end":
+                    self.ended = True
+                    self.result = rpc.decode_response(data)
+                    return None
+                if kind != "start":
+                    return kind, data
+            elif self.ended:
+                return None
+            elif self._failure is not None:
+                raise self._failure
+            else:
+                self._arrived.clear()
+                await self._arrived.wait()
 
-    async def send(self, kind: Kind, data: bytes) -> None:
-        """Send one frame and keep it until it is acknowledged. Call :meth:`room` first where data can flood."""
-        frame = (self._next, kind, data)
-        self._next += 1
-        self._unacked.append(frame)
-        self._unacked_bytes += len(data)
-        self._acked_all.clear()
-        if self._unacked_bytes + FRAME_BYTES > self._window:
-            self._room.clear()
-        await self._publish(*frame)
-
-    async def end(self, response: bytes) -> None:
-        """Send the last frame and stay until the reader has everything, or is gone."""
-        await self.send("end", response)
-        gone = asyncio.ensure_future(self.gone.wait())
-        done = asyncio.ensure_future(self._acked_all.wait())
-        try:
-            await asyncio.wait({gone, done}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            gone.cancel()
-            done.cancel()
-
-    def close(self) -> None:
-        """Stop the clock."""
-        self._timer.cancel()
-
-    async def on_control(self, message: dict[str, Any], reply: str) -> None:
-        """Take an ``ack`` or a ``resume`` from the reader."""
-        self._heard = self._loop.time()
-        self._away_since = None
-        if reply:
-            self._reader = reply
-        seq = message.get("seq")
-        if not isinstance(seq, int):
+    async def control(self, message: dict[str, Any]) -> None:
+        """Send a control message (``stdin``, ``stdin_end``, ``cancel``) to the project."""
+        if not self._control or self.ended:
             return
-        if message.get("type") == "ack":
-            self._acknowledge(seq)
-        elif message.get("type") == "resume":
-            await self._resend(seq)
-
-    def on_nobody_listens(self) -> None:
-        """nats-server found no subscription for a frame: the reader is reconnecting, or gone."""
-        if self._away_since is None:
-            self._away_since = self._loop.time()
-
-    def _acknowledge(self, seq: int) -> None:
-        while self._unacked and self._unacked[0][0] <= seq:
-            self._unacked_bytes -= len(self._unacked.popleft()[2])
-        if self._unacked_bytes + FRAME_BYTES <= self._window:
-            self._room.set()
-        if not self._unacked:
-            self._acked_all.set()
-
-    async def _resend(self, seq: int) -> None:
-        again = [frame for frame in self._unacked if frame[0] >= seq]
-        for frame in again:
-            await self._publish(*frame)
-        if not again:
-            await self._heartbeat()
-
-    async def _publish(self, seq: int, kind: str, data: bytes) -> None:
-        self._sent = self._loop.time()
-        if not self._connection.is_connected:
-            return  # the reader asks again once it is heard
+        if self._connection.is_closed:
+            raise ConnectionLostError("the connection was closed")
         with contextlib.suppress(nats.errors.Error):
-            await self._connection.publish(
-                self._reader,
-                data,
-                reply=self._own_inbox,
-                headers={KIND_HEADER: kind, SEQ_HEADER: str(seq)},
-            )
+            await self._connection.publish(self._control, to_json(message), reply=self._reply_subject())
 
-    async def _heartbeat(self) -> None:
-        await self._publish(self._next, "heartbeat", b"")
+    async def close(self) -> None:
+        """Stop reading; a command that still runs is cancelled."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._forget_reconnect is not None:
+            self._forget_reconnect()
+            self._forget_reconnect = None
+        if not self.ended and not self._connection.is_closed:
+            await self.control({"type": "cancel"})
+        for task in self._tasks:
+            task.cancel()
+        if self._subscription is not None:
+            with contextlib.suppress(nats.errors.Error):
+                await self._subscription.unsubscribe()
+            self._subscription = None
+
+    async def _on_message(self, message: Msg) -> None:
+        frame = frame_of(message)
+        if frame is None:
+            self._fail(_refusal(message))
+            return
+        self._heard = self._loop.time()
+        self._received += 1
+        kind, seq = frame
+        if not self._control:
+            # Every frame names its stream, so that the loss of the first one can be made good.
+            self._control = self._streams + message.reply.rpartition(".")[2]
+            self._arrived.set()
+        if kind == "heartbeat":
+            if seq > self._expected:
+                await self._resume()
+            else:
+                self._asking_since = None
+                await self._acknowledge()
+        elif seq == self._expected:
+            self._asking_since = self._asked_at = None
+            self._expected += 1
+            self._frames.append((seq, kind, message.data))
+            self._arrived.set()
+        elif seq > self._expected and self._asked_at is None:
+            await self._resume()
+
+    async def _consume(self, seq: int, size: int, *, final: bool) -> None:
+        self._consumed = seq
+        self._unacked_bytes += size
+        if final or self._unacked_bytes >= ACK_BYTES or seq - self._acked >= ACK_FRAMES:
+            await self._acknowledge()
+
+    async def _acknowledge(self) -> None:
+        self._unacked_bytes = 0
+        self._acked = self._consumed
+        await self.control({"type": "ack", "seq": self._consumed})
+
+    async def _resume(self) -> None:
+        self._asked_at = self._loop.time()
+        if self._asking_since is None:
+            self._asking_since = self._asked_at
+        await self.control({"type": "resume", "seq": self._expected})
+
+    def _ask_again(self) -> None:
+        self._heard = self._loop.time()
+        self._asking_since = None
+        self._spawn(self._resume())
 
     def _tick(self) -> None:
+        self._timer = self._loop.call_later(1, self._tick)
         now = self._loop.time()
-        self._timer = self._loop.call_later(IDLE_SECONDS, self._tick)
-        if not self._connection.is_connected:
-            self._heard = now  # it is the project that is away, not the reader
-            self._away_since = None
-            return
-        away = self._away_since is not None and now - self._away_since > GONE_SECONDS
-        if away or now - self._heard > SILENCE_SECONDS:
-            self.gone.set()
-            self._room.set()
-            self._timer.cancel()
-            return
-        due = IDLE_SECONDS if self._unacked else HEARTBEAT_SECONDS
-        if now - self._sent >= due * 0.99:
-            beat = self._loop.create_task(self._heartbeat())
-            self._beats.add(beat)
-            beat.add_done_callback(self._beats.discard)
+        if self._connection.is_closed:
+            self._fail(ConnectionLostError("the connection was closed while the command was running"))
+        elif not self._connection.is_connected:
+            self._heard = now
+            self._asking_since = None
+        elif not self._control:
+            if now - self._opened > ANSWER_SECONDS:
+                self._fail(ConnectionLostError(f"the project did not answer within {ANSWER_SECONDS:g} s"))
+        elif self._asking_since is not None and now - self._asking_since > ANSWER_SECONDS:
+            self._fail(ConnectionLostError("the project went away in the middle of the command's output"))
+        elif (now - self._heard > QUIET_SECONDS or self._asking_since is not None) and (
+            self._asked_at is None or now - self._asked_at >= ASK_SECONDS
+        ):
+            self._spawn(self._resume())
+
+    def _fail(self, failure: Exception) -> None:
+        if self._failure is None:
+            self._failure = failure
+        self._arrived.set()
+
+    def _reply_subject(self) -> str:
+        now = self._loop.time()
+        if now - self._rotated_at >= ROTATE_SECONDS or self._received - self._rotated_frames >= ROTATE_FRAMES:
+            self._rotation += 1
+            self._rotated_at, self._rotated_frames = now, self._received
+        return f"{self._base}.{self._rotation}"
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _refusal(message: Msg) -> Exception:
+    """Why the project does not stream: an error answer, or nobody there."""
+    if (message.headers or {}).get("Status") == "503":
+        return ConnectionLostError("the project does not answer: it is not running, or not yet")
+    try:
+        rpc.decode_response(message.data)
+    except rpc.RpcError as error:
+        return error
+    return ConnectionLostError("the project answered without a stream")
 
 
 def frame_of(message: Msg) -> tuple[str, int] | None:

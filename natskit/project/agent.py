@@ -21,7 +21,8 @@ from natskit.permissions import inbox_prefix
 from natskit.project.command import Command
 from natskit.project.home import Home
 from natskit.project.program import ProjectProgram
-from natskit.stream import Sender, control_message
+from natskit.project.sender import Sender
+from natskit.stream import control_message
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,9 @@ import subprocess
 from collections.abc import Sequence
 from typing import IO, Literal, TypedDict
 
+from natskit.project.sender import Sender
 from natskit.rpc import RpcError
-from natskit.stream import FRAME_BYTES, Sender
+from natskit.stream import FRAME_BYTES
 
 STDIN_BUFFER_BYTES = 8 * 1024 * 1024
 GRACE_SECONDS = 2.0
@@ -66,7 +67,8 @@ class Command:
         timer = self._loop.call_later(timeout, self._on_timeout) if timeout is not None else None
         watch = self._loop.create_task(self._kill_when_gone(sender))
         stdout, stderr = self._process.stdout, self._process.stderr
-        assert stdout is not None and stderr is not None
+        assert stdout is not None
+        assert stderr is not None
         pumps = [
             self._loop.create_task(self._pump(stdout.fileno(), "stdout", sender)),
             self._loop.create_task(self._pump(stderr.fileno(), "stderr", sender)),

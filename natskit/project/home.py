@@ -92,10 +92,13 @@ class Home:
     def open(self, path: str, flags: int) -> int:
         """A descriptor of ``path``, which is relative to the home and cannot leave it; the caller closes it."""
         _check(path)
+        flags |= os.O_CLOEXEC
+        if not flags & os.O_PATH:  # openat2 refuses flags that do not go together
+            flags |= os.O_NOCTTY
         try:
             if self._kernel_confines:
-                return _openat2(self._fd, path, flags | os.O_CLOEXEC | os.O_NOCTTY)
-            return self._walk(path, flags | os.O_CLOEXEC | os.O_NOCTTY)
+                return _openat2(self._fd, path, flags)
+            return self._walk(path, flags)
         except OSError as error:
             raise _explain(path, error) from error
 

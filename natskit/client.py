@@ -1,0 +1,314 @@
+"""The async Python client: sign in or use a creds file, call the hub, call a project, follow a command's output.
+
+    async with await Client.sign_in("https://localhost:4043", "me@example.org", password) as client:
+        project = await client.call_hub("create_project", title="Demo")
+        await client.call_hub("start_project", project_id=project["project_id"])
+        async with client.exec(project["project_id"], command="make test") as run:
+            async for stream, data in run:
+                sys.stdout.buffer.write(data)
+        print(run.exit_code)
+
+A client comes back by itself after the restart of a server or a hub, after a change of its rights and after the
+expiry of a connection; subscriptions and running commands go on. It ends with :meth:`Client.close`.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import httpx
+import nats.errors
+from nats.aio.msg import Msg
+
+from natskit import rpc
+from natskit.connection import Connection, NatsServers, OnStatus, Status, connect, request
+from natskit.errors import ConnectionLostError, NatskitError, SignInError
+from natskit.permissions import check_id, inbox_prefix
+from natskit.stream import Reader
+
+STDIN_CHUNK = 32 * 1024
+CALL_SECONDS = 10.0
+CONNECT_SECONDS = 20.0
+
+
+class Client:
+    """A connection to the platform as one account (:meth:`sign_in`) or as the operator (:meth:`admin`)."""
+
+    def __init__(self) -> None:
+        self._connection: Connection | None = None
+        self._hub_subject = "hub.admin"
+        self._session: _Session | None = None
+        self._watchers: list[OnStatus] = []
+        self.account_id: str | None = None
+        """The signed-in account; ``None`` for the operator."""
+        self.status: Status = "connecting"
+
+    @classmethod
+    async def sign_in(cls, url: str, email: str, password: str, *, ca_file: Path | str | None = None) -> Client:
+        """Sign in as a person, over HTTPS, and connect over WebSocket, both through the proxy at ``url``.
+
+        Raises :class:`SignInError` when the e-mail or password is wrong, :class:`ConnectionLostError` when nothing
+        answers at ``url``.
+        """
+        session = _Session(url, ca_file)
+        client = cls()
+        client._session = session
+        try:
+            body = await session.sign_in(email, password)
+            client.account_id = check_id(str(body["account_id"]), "account_id")
+            client._hub_subject = f"hub.api.{client.account_id}"
+            scheme = "wss" if session.url.scheme == "https" else "ws"
+            await client._open(
+                NatsServers(urls=[f"{scheme}://{session.url.netloc}{body['nats']['path']}"], ca_file=session.ca_file),
+                prefix=inbox_prefix("browser", client.account_id),
+            )
+        except BaseException:
+            await client.close()
+            raise
+        return client
+
+    @classmethod
+    async def admin(
+        cls, nats_url: str, creds: Path | str | None, *, ca_file: Path | str | None = None, name: str = "admin"
+    ) -> Client:
+        """Connect as the operator with the creds file of ``PLATFORM/admin``; :meth:`call_hub` calls ``hub.admin``."""
+        client = cls()
+        servers = NatsServers(urls=[nats_url], ca_file=Path(ca_file) if ca_file is not None else None)
+        await client._open(servers, prefix=inbox_prefix("admin"), creds=Path(creds) if creds else None, name=name)
+        return client
+
+    @property
+    def connection(self) -> Connection:
+        """The nats-py client underneath, for what is not covered here."""
+        if self._connection is None:
+            raise ConnectionLostError("the client is not connected")
+        return self._connection
+
+    async def call_hub(self, method: str, *, wait: float = CALL_SECONDS, **params: Any) -> Any:
+        """Call a method of the hub. Raises :class:`RpcError` and :class:`ConnectionLostError`."""
+        return await self._call(self._hub_subject, method, params, wait)
+
+    async def call_project(self, project_id: str, method: str, *, wait: float = CALL_SECONDS, **params: Any) -> Any:
+        """Call a method of a project's agent. Raises :class:`RpcError` and :class:`ConnectionLostError`."""
+        check_id(project_id, "project_id")
+        return await self._call(f"projects.{project_id}.api", method, params, wait)
+
+    def exec(
+        self,
+        project_id: str,
+        argv: Sequence[str] | None = None,
+        *,
+        command: str | None = None,
+        cwd: str | None = None,
+        env: dict[str, str] | None = None,
+        stdin: str | None = None,
+        stdin_stream: bool = False,
+        timeout: float | None = None,
+    ) -> Execution:
+        """Run a program (``argv``) or a line of shell (``command``); use the result with ``async with``."""
+        check_id(project_id, "project_id")
+        params = {
+            "argv": list(argv) if argv is not None else None,
+            "command": command,
+            "cwd": cwd,
+            "env": env,
+            "stdin": stdin,
+            "stdin_stream": stdin_stream or None,
+            "timeout": timeout,
+        }
+        wanted = {name: value for name, value in params.items() if value is not None}
+        return Execution(self.connection, f"projects.{project_id}.api", wanted)
+
+    async def subscribe(
+        self, subject: str, callback: Callable[[str, bytes], Awaitable[None]]
+    ) -> Callable[[], Awaitable[None]]:
+        """Call ``callback(subject, data)`` for each message; returns what ends the subscription."""
+
+        async def on_message(message: Msg) -> None:
+            await callback(message.subject, message.data)
+
+        subscription = await self.connection.subscribe(subject, cb=on_message)
+
+        async def unsubscribe() -> None:
+            with contextlib.suppress(nats.errors.Error):
+                await subscription.unsubscribe()
+
+        return unsubscribe
+
+    async def publish(self, subject: str, data: bytes) -> None:
+        """Publish one message."""
+        await self.connection.publish(subject, data)
+
+    def on_status(self, callback: OnStatus) -> None:
+        """Call ``callback(status, reason)`` when the connection is lost, tried again, back, or closed."""
+        self._watchers.append(callback)
+
+    async def sign_out(self) -> None:
+        """End the session on the server, which cuts all its connections, and close."""
+        if self._session is not None:
+            await self._session.sign_out()
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; the session stays valid."""
+        if self._connection is not None and not self._connection.is_closed:
+            await self._connection.close()
+        if self._session is not None:
+            await self._session.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _open(
+        self, servers: NatsServers, *, prefix: str, creds: Path | None = None, name: str = "client"
+    ) -> None:
+        self._connection = await connect(
+            servers,
+            name=f"natskit {name}",
+            inbox_prefix=prefix,
+            creds=creds,
+            before_connect=self._session.headers if self._session is not None else None,
+            on_status=self._on_status,
+            timeout=CONNECT_SECONDS,
+        )
+
+    async def _call(self, subject: str, method: str, params: dict[str, Any], wait: float) -> Any:
+        body = rpc.encode_request(method, params)
+        return rpc.decode_response(await request(self.connection, subject, body, wait))
+
+    def _on_status(self, status: Status, reason: str) -> None:
+        self.status = status
+        for watcher in list(self._watchers):
+            watcher(status, reason)
+
+
+class Execution:
+    """One running command: iterate over its output, then look at how it ended.
+
+    Leaving the ``async with`` block before the end cancels the command.
+    """
+
+    def __init__(self, connection: Connection, subject: str, params: dict[str, Any]) -> None:
+        self.exit_code: int | None = None
+        self.signal: str | None = None
+        """The signal that ended the command, such as ``SIGTERM``."""
+        self.timed_out = False
+        self.cancelled = False
+        self._reader = Reader(connection)
+        self._subject = subject
+        self._params = params
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._reader.open(self._subject, rpc.encode_request("exec", self._params))
+        except BaseException:
+            await self._reader.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._reader.close()
+
+    async def __aiter__(self) -> AsyncIterator[tuple[str, bytes]]:
+        while (frame := await self._reader.frame()) is not None:
+            yield frame
+        result = self._reader.result
+        self.exit_code, self.signal = result["exit_code"], result["signal"]
+        self.timed_out, self.cancelled = result["timed_out"], result["cancelled"]
+
+    async def output(self) -> tuple[bytes, bytes]:
+        """Wait for the end; everything written to stdout and to stderr."""
+        parts: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
+        async for stream, data in self:
+            parts[stream] += data
+        return bytes(parts["stdout"]), bytes(parts["stderr"])
+
+    async def write(self, data: bytes) -> None:
+        """Send data to the command's stdin (``stdin_stream=True``).
+
+        The project keeps up to 8 MiB that the command has not read yet; more ends the command.
+        """
+        for start in range(0, len(data), STDIN_CHUNK):
+            chunk = base64.b64encode(data[start : start + STDIN_CHUNK]).decode()
+            await self._reader.control({"type": "stdin", "data": chunk})
+
+    async def close_stdin(self) -> None:
+        """Tell the command that its input is over."""
+        await self._reader.control({"type": "stdin_end"})
+
+    async def cancel(self) -> None:
+        """Ask the command to end; its remaining output and its end still arrive."""
+        await self._reader.control({"type": "cancel"})
+
+
+class _Session:
+    """The browser's part: the cookie, and how it is kept fresh."""
+
+    def __init__(self, url: str, ca_file: Path | str | None) -> None:
+        self.url = urlsplit(url)
+        if self.url.scheme not in ("http", "https") or not self.url.netloc:
+            raise NatskitError(f"{url!r} is not a URL such as https://localhost:4043")
+        self.ca_file = Path(ca_file) if ca_file is not None else None
+        self._origin = f"{self.url.scheme}://{self.url.netloc}"
+        verify: ssl.SSLContext | bool = True
+        if self.ca_file is not None:
+            try:
+                verify = ssl.create_default_context(cafile=str(self.ca_file))
+            except OSError as error:
+                raise NatskitError(f"the CA file {self.ca_file}: {error.strerror or error}") from error
+        self._http = httpx.AsyncClient(
+            base_url=self._origin, headers={"Origin": self._origin}, verify=verify, timeout=10, trust_env=False
+        )
+        self._refreshed = False
+
+    async def sign_in(self, email: str, password: str) -> dict[str, Any]:
+        answer = await self._send("POST", "/api/sign-in", json={"email": email, "password": password})
+        if answer.status_code != httpx.codes.OK:
+            raise SignInError(_message(answer))
+        self._refreshed = True
+        return dict(answer.json())
+
+    async def headers(self) -> dict[str, str]:
+        """What the WebSocket upgrade needs. The cookie is refreshed before each attempt but the first."""
+        if not self._refreshed:
+            with contextlib.suppress(ConnectionLostError):  # the hubs may be down while the server is up
+                answer = await self._send("GET", "/api/session")
+                if answer.status_code == httpx.codes.UNAUTHORIZED:
+                    raise SignInError("the session has ended: sign in again")
+        self._refreshed = False
+        cookie = "; ".join(f"{item.name}={item.value}" for item in self._http.cookies.jar)
+        return {"Cookie": cookie, "Origin": self._origin}
+
+    async def sign_out(self) -> None:
+        await self._send("POST", "/api/sign-out")
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            return await self._http.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise ConnectionLostError(f"{self._origin}: {error or type(error).__name__}") from error
+
+
+def _message(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json()["error"]["message"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return f"sign-in was refused with HTTP status {answer.status_code}"
