@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import ctypes
 import logging
 import os
@@ -27,12 +28,14 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     parser = argparse.ArgumentParser(prog="python -m natskit.project", description=__doc__)
     parser.add_argument("--settings", type=Path, required=True)
-    path = parser.parse_args().settings
+    parser.add_argument("--ready-fd", type=int, help="a pipe that is told when the agent answers")
+    arguments = parser.parse_args()
+    path = arguments.settings
     try:
         program = read_settings(path)
         die_with(program.parent_pid)
         apply_limits(program.limits)
-        asyncio.run(serve(program))
+        asyncio.run(serve(program, arguments.ready_fd))
     except NatskitError as error:
         print(f"natskit project: {error}", file=sys.stderr)
         return 2
@@ -64,9 +67,8 @@ def apply_limits(limits: ProjectLimits) -> None:
     """Limit this process and everything it starts."""
     wanted = {
         resource.RLIMIT_DATA: limits.memory_bytes,
-        resource.RLIMIT_NPROC: limits.max_processes,
+        resource.RLIMIT_NPROC: limits.max_processes and limits.max_processes + _threads_of_user(),
         resource.RLIMIT_FSIZE: limits.max_file_bytes,
-        resource.RLIMIT_CPU: limits.cpu_seconds,
         resource.RLIMIT_NOFILE: limits.max_open_files,
         resource.RLIMIT_CORE: 0,
     }
@@ -77,8 +79,19 @@ def apply_limits(limits: ProjectLimits) -> None:
             resource.setrlimit(limit, (most, most))
 
 
-async def serve(program: ProjectProgram) -> None:
+def _threads_of_user() -> int:
+    count = 0
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            if entry.stat().st_uid == os.getuid():
+                count += len(os.listdir(entry / "task"))
+    return count
+
+
+async def serve(program: ProjectProgram, ready_fd: int | None = None) -> None:
     """Answer until SIGTERM or SIGINT."""
+    if ready_fd is not None:
+        os.set_inheritable(ready_fd, False)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -90,6 +103,9 @@ async def serve(program: ProjectProgram) -> None:
     if starting.done():
         starting.result()
         logging.getLogger("natskit.project").info("project %s answers", program.project_id)
+        if ready_fd is not None:
+            os.write(ready_fd, b"1")
+            os.close(ready_fd)
     else:
         starting.cancel()
     await stopping

@@ -48,6 +48,7 @@ async def exec_(
             cwd=f"/proc/self/fd/{directory}",
             env=caller.agent.environment(env or {}),
             stdin="pipe" if stdin is not None or stdin_stream else "none",
+            cpu_seconds=caller.agent.program.limits.cpu_seconds,
         )
     finally:
         os.close(directory)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -37,7 +38,15 @@ class Result(TypedDict):
 class Command:
     """A started command. It leads a process group of its own, which is what is signalled."""
 
-    def __init__(self, argv: Sequence[str], cwd: str, env: dict[str, str], stdin: Literal["pipe", "none"]) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: str,
+        env: dict[str, str],
+        stdin: Literal["pipe", "none"],
+        cpu_seconds: int | None = None,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         try:
             self._process = subprocess.Popen(
@@ -55,6 +64,8 @@ class Command:
         except (OSError, ValueError) as error:
             raise RpcError("invalid_state", f"{argv[0][:200]!r} cannot be started: {_reason(error)}") from None
         self.pid = self._process.pid
+        if cpu_seconds is not None:
+            resource.prlimit(self.pid, resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
         self._pidfd = os.pidfd_open(self.pid)
         self._ended = self._loop.create_future()
         self._loop.add_reader(self._pidfd, self._on_end)

@@ -8,15 +8,20 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from natskit.connection import NatsServers
+from natskit.errors import NatskitError
 from natskit.permissions import check_id
 from natskit.stream import FRAME_BYTES, WINDOW_BYTES
 
 
-def _project_id(value: str) -> str:
-    return check_id(value, "project_id")
+def _id(value: str) -> str:
+    try:
+        return check_id(value, "id")
+    except NatskitError as error:
+        raise ValueError(str(error)) from None
 
 
-ProjectId = Annotated[str, AfterValidator(_project_id)]
+Id = Annotated[str, AfterValidator(_id)]
+"""The id of a project or a runner, in settings and in parameters of methods."""
 
 
 class ProjectLimits(BaseModel):
@@ -27,10 +32,11 @@ class ProjectLimits(BaseModel):
     memory_bytes: int | None = Field(default=None, ge=256 * 1024 * 1024)
     """RLIMIT_DATA, not RLIMIT_AS: runtimes such as V8 and Go reserve far more address space than they use."""
     max_processes: int | None = Field(default=None, ge=16)
-    """RLIMIT_NPROC: the kernel counts all processes of the user, not of the project, and does not apply it to root."""
+    """How many threads and processes the user may have beyond those at the agent's start (RLIMIT_NPROC: the kernel
+    counts all of the user's, not the project's, and does not apply it to root)."""
     max_file_bytes: int | None = Field(default=None, ge=1024 * 1024)
     cpu_seconds: int | None = Field(default=None, ge=1)
-    """RLIMIT_CPU of each process."""
+    """RLIMIT_CPU of each command; the agent itself lives on."""
     max_open_files: int = Field(default=4096, ge=256)
 
 
@@ -39,7 +45,7 @@ class ProjectProgram(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    project_id: ProjectId
+    project_id: Id
     nats: NatsServers
     creds: Path | None = None
     """``None`` only where the server asks for no credentials: in tests of the agent alone."""
@@ -47,7 +53,7 @@ class ProjectProgram(BaseModel):
     window_bytes: int = Field(default=WINDOW_BYTES, ge=2 * FRAME_BYTES)
     max_streams: int = Field(default=100, ge=1)
     """Commands at the same time; each may hold ``window_bytes`` of output."""
-    api_packages: list[str] = []
+    api_packages: list[str] = Field(default_factory=list)
     limits: ProjectLimits = ProjectLimits()
     parent_pid: int | None = None
     """The runner. The agent ends when this is no longer its parent."""

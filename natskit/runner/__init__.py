@@ -1,0 +1,1 @@
+"""The runner: starts and stops the project agents of one host, and brings them back."""

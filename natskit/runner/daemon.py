@@ -1,0 +1,252 @@
+"""The runner's connection to the platform: registers with the hubs, takes orders, reports."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import Any, TypedDict
+
+import nats.errors
+from nats.aio.msg import Msg
+
+from natskit import __version__, rpc
+from natskit.connection import Connection, connect, request
+from natskit.errors import NatskitError
+from natskit.permissions import check_id, inbox_prefix
+from natskit.project.program import Id
+from natskit.rpc import Methods, RpcError
+from natskit.runner.agent_process import AgentProcess, State
+from natskit.runner.program import RunnerProgram
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 5.0
+HUB_SECONDS = 5.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
+STARTS_AT_ONCE = 4
+"""After a restart: Python's start is mostly CPU, and more at once only makes each of them late."""
+YOUNG_SECONDS = 30.0
+"""A project started this recently is not stopped because a register's answer does not know it yet."""
+
+
+class ProjectState(TypedDict):
+    """One project of this runner."""
+
+    project_id: str
+    state: State
+    detail: str
+
+
+class Runner:
+    """One host's runner, from connect to close."""
+
+    def __init__(self, program: RunnerProgram) -> None:
+        self.program = program
+        self._projects: dict[str, AgentProcess] = {}
+        self._connection: Connection | None = None
+        self._hub = f"hub.runner.{program.runner_id}"
+        self._register = asyncio.Event()
+        self._reports: dict[str, tuple[State, str]] = {}
+        self._reported = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._starts = asyncio.Semaphore(STARTS_AT_ONCE)
+
+    async def start(self) -> None:
+        """Connect, take orders, and keep the hubs informed."""
+        runner_id = self.program.runner_id
+        (self.program.directory / "projects").mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._connection = await connect(
+            self.program.nats,
+            name=f"runner {self.program.name}",
+            inbox_prefix=inbox_prefix("runner", runner_id),
+            creds=self.program.creds,
+            on_status=lambda status, reason: log.info("connection: %s %s", status, reason),
+        )
+        self._connection.on_reconnect(self._register.set)
+        await self._connection.subscribe(f"runners.{runner_id}.api", cb=self._on_request)
+        await self._connection.flush()
+        self._register.set()
+        for work in (self._keep_registered(), self._beat(), self._send_reports()):
+            self._spawn(work)
+
+    async def close(self) -> None:
+        """Stop all agents; the hubs still want them, so they come back with the next start."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(project.stop() for project in self._projects.values()))
+        if self._connection is not None:
+            await self._connection.close()
+
+    def project(self, project_id: str) -> AgentProcess:
+        """The agent of a project, made when it is first asked for."""
+        if project_id not in self._projects:
+            self._projects[project_id] = AgentProcess(self.program, project_id, self._ask_for_jwt, self._report)
+        return self._projects[project_id]
+
+    def forget(self, project_id: str) -> None:
+        """A project that was deleted."""
+        self._projects.pop(project_id, None)
+        self._reports.pop(project_id, None)
+
+    def states(self) -> list[ProjectState]:
+        """All projects this runner knows."""
+        return [
+            {"project_id": one.project_id, "state": one.state, "detail": one.detail} for one in self._projects.values()
+        ]
+
+    async def _keep_registered(self) -> None:
+        while True:
+            await self._register.wait()
+            self._register.clear()
+            pause = FIRST_PAUSE
+            while True:
+                try:
+                    answer = await self._call_hub("register", version=self.program.version or __version__)
+                    break
+                except NatskitError as error:
+                    log.info("register: %s", error)
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 2, LONGEST_PAUSE)
+            wanted = {check_id(project_id, "project_id") for project_id in answer["projects"]}
+            log.info("registered; %d projects should run here", len(wanted))
+            self._follow(wanted)
+
+    def _follow(self, wanted: set[str]) -> None:
+        """Start what should run here and stop what should not, whatever happened while no hub was there."""
+        for project_id in wanted:
+            self._spawn(self._bring_back(self.project(project_id)))
+        for project in list(self._projects.values()):
+            old = time.monotonic() - project.since > YOUNG_SECONDS
+            if project.project_id not in wanted and project.state != "stopped" and old:
+                self._spawn(self._stop_unwanted(project))
+
+    async def _bring_back(self, project: AgentProcess) -> None:
+        async with self._starts, project.lock:
+            with contextlib.suppress(RpcError):  # reported, and tried again
+                await project.start()
+        self._report(project.project_id, project.state, project.detail)
+
+    async def _stop_unwanted(self, project: AgentProcess) -> None:
+        async with project.lock:
+            await project.stop()
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+            running = [one.project_id for one in self._projects.values() if one.state == "running"]
+            try:
+                await self._call_hub("heartbeat", running=running)
+            except RpcError as error:
+                log.info("heartbeat: %s", error)
+                self._register.set()
+            except NatskitError as error:
+                log.info("heartbeat: %s", error)
+
+    def _report(self, project_id: str, state: State, detail: str) -> None:
+        self._reports[project_id] = (state, detail)
+        self._reported.set()
+
+    async def _send_reports(self) -> None:
+        """Tell the hubs each project's newest state, until one of them has heard it."""
+        while True:
+            await self._reported.wait()
+            self._reported.clear()
+            for project_id, report in list(self._reports.items()):
+                state, detail = report
+                try:
+                    await self._call_hub("project_state", project_id=project_id, state=state, detail=detail)
+                except RpcError as error:
+                    log.info("project_state %s: %s", project_id, error)
+                    if error.kind in ("unavailable", "timeout", "conflict"):
+                        self._spawn(self._report_later())
+                        continue
+                except NatskitError as error:
+                    log.info("project_state %s: %s", project_id, error)
+                    self._spawn(self._report_later())
+                    break
+                if self._reports.get(project_id) == report:
+                    del self._reports[project_id]
+
+    async def _report_later(self) -> None:
+        await asyncio.sleep(1)
+        self._reported.set()
+
+    async def _ask_for_jwt(self, project_id: str, public_key: str) -> str:
+        answer = await self._call_hub("project_credentials", project_id=project_id, public_key=public_key)
+        return str(answer["jwt"])
+
+    async def _call_hub(self, method: str, **params: Any) -> Any:
+        assert self._connection is not None
+        body = rpc.encode_request(method, params)
+        return rpc.decode_response(await request(self._connection, self._hub, body, HUB_SECONDS))
+
+    async def _on_request(self, message: Msg) -> None:
+        self._spawn(self._answer(message))
+
+    async def _answer(self, message: Msg) -> None:
+        body = await runner_methods.answer(self, message.data)
+        if body is not None and message.reply and self._connection is not None:
+            with contextlib.suppress(nats.errors.Error):
+                await self._connection.publish(message.reply, body)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+runner_methods: Methods[Runner] = Methods()
+"""What a hub may ask of a runner, on ``runners.{runner_id}.api``."""
+
+
+@runner_methods.method()
+async def ping(runner: Runner) -> dict[str, Any]:
+    """Prove that the runner answers."""
+    return {"pong": True, "runner_id": runner.program.runner_id}
+
+
+@runner_methods.method()
+async def list_projects(runner: Runner) -> list[ProjectState]:
+    """The projects this runner has started, and their state."""
+    return runner.states()
+
+
+@runner_methods.method()
+async def start_project(runner: Runner, project_id: Id) -> dict[str, str]:
+    """Start a project's agent and wait until it answers."""
+    project = runner.project(project_id)
+    async with project.lock:
+        await project.start()
+    return {"state": project.state}
+
+
+@runner_methods.method()
+async def stop_project(runner: Runner, project_id: Id) -> dict[str, str]:
+    """Stop a project's agent and everything it started."""
+    project = runner.project(project_id)
+    async with project.lock:
+        await project.stop()
+    return {"state": project.state}
+
+
+@runner_methods.method()
+async def restart_project(runner: Runner, project_id: Id) -> dict[str, str]:
+    """Stop and start."""
+    project = runner.project(project_id)
+    async with project.lock:
+        await project.stop()
+        await project.start()
+    return {"state": project.state}
+
+
+@runner_methods.method()
+async def delete_project(runner: Runner, project_id: Id) -> dict[str, str]:
+    """Stop a project and remove its files."""
+    project = runner.project(project_id)
+    async with project.lock:
+        await project.delete()
+    runner.forget(project_id)
+    return {"state": "deleted"}

@@ -1,0 +1,39 @@
+"""What is left of a project: processes that outlived its agent."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+MARK = "NATSKIT_PROJECT_ID"
+"""In the environment of an agent and of every command. A process can drop it: this finds what was forgotten, and
+is no fence. On hosts the unit's control group does that."""
+
+
+def processes_of(project_id: str, proc: Path = Path("/proc")) -> list[int]:
+    """The ids of the processes that carry the project's mark, this one excepted."""
+    wanted = f"{MARK}={project_id}".encode()
+    found = []
+    for entry in proc.iterdir():
+        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):  # ended meanwhile, or another user's
+            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+    return found
+
+
+def end_all(project_id: str) -> int:
+    """Kill what is left of a project; how many processes that were."""
+    ended = 0
+    for _ in range(10):  # a process may fork while it is looked for
+        pids = processes_of(project_id)
+        if not pids:
+            break
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+                ended += 1
+    return ended

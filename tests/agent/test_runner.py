@@ -1,0 +1,250 @@
+"""The runner as a process, with a hub played by the test, on a real nats-server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nats.aio.msg import Msg
+
+from natskit import rpc
+from natskit.client import Client
+from natskit.connection import request
+from natskit.rpc import Methods, RpcError
+from natskit.runner.processes import processes_of
+
+from .conftest import Server, until_async
+
+
+class Hub:
+    """Answers ``hub.runner.{id}`` and remembers what it heard."""
+
+    def __init__(self) -> None:
+        self.wanted: list[str] = []
+        self.states: list[tuple[str, str]] = []
+        self.heartbeats: list[list[str]] = []
+        self.keys: list[tuple[str, str]] = []
+        self.registered = 0
+        self.methods: Methods[Hub] = Methods()
+        self.methods.method("register")(register)
+        self.methods.method("heartbeat")(heartbeat)
+        self.methods.method("project_state")(project_state)
+        self.methods.method("project_credentials")(project_credentials)
+
+    def state(self, project_id: str) -> str | None:
+        return next((state for one, state in reversed(self.states) if one == project_id), None)
+
+
+async def register(hub: Hub, version: str) -> dict[str, list[str]]:
+    assert version
+    hub.registered += 1
+    return {"projects": hub.wanted}
+
+
+async def heartbeat(hub: Hub, running: list[str]) -> None:
+    hub.heartbeats.append(running)
+
+
+async def project_state(hub: Hub, project_id: str, state: str, detail: str) -> None:
+    assert detail or state != "failed"
+    hub.states.append((project_id, state))
+
+
+async def project_credentials(hub: Hub, project_id: str, public_key: str) -> dict[str, str]:
+    assert public_key.startswith("U")
+    hub.keys.append((project_id, public_key))
+    return {"jwt": "test"}  # the project user of the test server needs none
+
+
+class Host:
+    """The runner's process, and what a hub does with it."""
+
+    def __init__(self, server: Server, directory: Path, client: Client) -> None:
+        self.runner_id = str(uuid.uuid4())
+        self.directory = directory / "runner"
+        self.client = client
+        self.hub = Hub()
+        self.process: subprocess.Popen[bytes] | None = None
+        self.settings = directory / "runner.json"
+        self.settings.write_text(
+            json.dumps(
+                {
+                    "runner_id": self.runner_id,
+                    "name": "test",
+                    "nats": {"urls": [server.url("admin")]},
+                    "project_nats": {"urls": [server.url("project")]},
+                    "directory": str(self.directory),
+                    "python": sys.executable,
+                    "project": {"memory_bytes": 512 * 1024 * 1024, "max_file_bytes": 1024 * 1024},
+                }
+            )
+        )
+
+    async def answer(self, message: Msg) -> None:
+        body = await self.hub.methods.answer(self.hub, message.data)
+        if body is not None:
+            await message.respond(body)
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "natskit.runner", "--settings", str(self.settings)],
+            env={**os.environ, "A_SECRET": "do not pass on"},
+        )
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        if self.process is not None:
+            self.process.send_signal(number)
+            self.process.wait(15)
+            self.process = None
+
+    async def call(self, method: str, **params: Any) -> Any:
+        subject = f"runners.{self.runner_id}.api"
+        body = rpc.encode_request(method, params)
+        return rpc.decode_response(await request(self.client.connection, subject, body, 20))
+
+
+@pytest.fixture(scope="module")
+async def host(server: Server, directory: Path, client: Client) -> AsyncIterator[Host]:
+    host = Host(server, directory, client)
+    await client.connection.subscribe(f"hub.runner.{host.runner_id}", cb=host.answer)
+    host.start()
+    await until_async(lambda: host.hub.registered, "the runner registers")
+    yield host
+    host.stop()
+
+
+async def agent_pid(client: Client, project_id: str) -> int:
+    async with client.exec(project_id, command="echo $PPID") as run:
+        return int((await run.output())[0])
+
+
+async def test_start_run_stop(host: Host, client: Client) -> None:
+    project_id = str(uuid.uuid4())
+    assert await host.call("start_project", project_id=project_id) == {"state": "running"}
+    await until_async(lambda: host.hub.state(project_id) == "running", "the hub hears of it")
+    assert await host.call("start_project", project_id=project_id) == {"state": "running"}
+    async with client.exec(project_id, command="pwd; env; ulimit -c; ulimit -f; sleep 1000 >&- 2>&- & :") as run:
+        out = (await run.output())[0].decode()
+    assert f"{host.directory}/projects/{project_id}/home" in out
+    assert "A_SECRET" not in out
+    assert out.splitlines()[-2:] == ["0", "2048"]  # in 512 byte blocks
+    await until_async(lambda: [project_id] in host.hub.heartbeats, "a heartbeat names it")
+    assert len(processes_of(project_id)) == 2
+    assert await host.call("stop_project", project_id=project_id) == {"state": "stopped"}
+    assert processes_of(project_id) == [], "the background process ends with the project"
+    await until_async(lambda: host.hub.state(project_id) == "stopped", "the hub hears of it")
+
+
+async def test_files_of_a_project_are_private(host: Host) -> None:
+    project_id = str(uuid.uuid4())
+    await host.call("start_project", project_id=project_id)
+    directory = host.directory / "projects" / project_id
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [directory, *directory.iterdir()]}
+    assert modes == {
+        project_id: 0o700,
+        "home": 0o700,
+        "project.creds": 0o600,
+        "project.json": 0o600,
+        "agent.log": 0o600,
+    }
+    await host.call("stop_project", project_id=project_id)
+
+
+async def test_the_home_is_not_on_the_import_path(host: Host) -> None:
+    project_id = str(uuid.uuid4())
+    home = host.directory / "projects" / project_id / "home"
+    home.mkdir(parents=True)
+    (home / "nats.py").write_text("raise SystemExit('imported from the home')")
+    assert await host.call("start_project", project_id=project_id) == {"state": "running"}
+    await host.call("stop_project", project_id=project_id)
+
+
+async def test_a_crashed_agent_comes_back(host: Host, client: Client) -> None:
+    project_id = str(uuid.uuid4())
+    await host.call("start_project", project_id=project_id)
+    pid = await agent_pid(client, project_id)
+    before = len(host.hub.states)
+    os.kill(pid, signal.SIGKILL)
+    heard = {"failed", "starting", "running"}
+    await until_async(lambda: {s for p, s in host.hub.states[before:] if p == project_id} >= {"running"}, "it is back")
+    assert {state for one, state in host.hub.states[before:] if one == project_id} <= heard
+    assert await agent_pid(client, project_id) != pid
+    await host.call("stop_project", project_id=project_id)
+
+
+async def test_delete(host: Host, client: Client) -> None:
+    project_id = str(uuid.uuid4())
+    await host.call("start_project", project_id=project_id)
+    async with client.exec(project_id, command="mkdir -p a/b && touch a/b/c && chmod 0 a/b && ln -s /etc link") as run:
+        await run.output()
+    await host.call("delete_project", project_id=project_id)
+    assert not (host.directory / "projects" / project_id).exists()
+    assert os.path.exists("/etc/passwd")  # noqa: ASYNC240
+    assert project_id not in [one["project_id"] for one in await host.call("list_projects")]
+
+
+async def test_ids_are_checked(host: Host) -> None:
+    with pytest.raises(RpcError) as caught:
+        await host.call("delete_project", project_id="../../home")
+    assert caught.value.kind == "invalid_params"
+
+
+async def test_a_second_runner_is_refused(host: Host) -> None:
+    second = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "natskit.runner", "--settings", str(host.settings), stderr=subprocess.PIPE
+    )
+    _, err = await asyncio.wait_for(second.communicate(), 10)
+    assert second.returncode == 2
+    assert b"in use by another runner" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_projects_end_and_come_back_with_the_runner(host: Host, client: Client, number: signal.Signals) -> None:
+    project_id = str(uuid.uuid4())
+    await host.call("start_project", project_id=project_id)
+    pid = await agent_pid(client, project_id)
+    host.stop(number)
+    await until_async(lambda: processes_of(project_id) == [], "the agent ends with its runner")
+    host.hub.wanted = [project_id]
+    registered, before = host.hub.registered, len(host.hub.states)
+    host.start()
+    await until_async(lambda: host.hub.registered > registered, "the runner registers again")
+    await until_async(lambda: (project_id, "running") in host.hub.states[before:], "the project runs again")
+    assert await agent_pid(client, project_id) != pid
+    host.hub.wanted = []
+    await host.call("stop_project", project_id=project_id)
+
+
+async def test_survives_a_server_restart(host: Host, client: Client, server: Server) -> None:
+    project_id = str(uuid.uuid4())
+    await host.call("start_project", project_id=project_id)
+    pid = await agent_pid(client, project_id)
+    host.hub.wanted = [project_id]
+    registered = host.hub.registered
+    server.stop()
+    server.start()
+    await until_async(lambda: host.hub.registered > registered, "the runner registers again")
+
+    async def answers() -> bool:
+        try:
+            await client.call_project(project_id, "ping", wait=1)
+        except Exception:
+            return False
+        return True
+
+    for _ in range(100):
+        if await answers():
+            break
+    assert await agent_pid(client, project_id) == pid, "the agent itself went on"
+    host.hub.wanted = []
+    await host.call("stop_project", project_id=project_id)
