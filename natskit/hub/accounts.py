@@ -1,0 +1,90 @@
+"""Accounts: made by an administrator, found by e-mail."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from typing import Any
+
+from natskit.hub.passwords import Passwords, one_time_password
+from natskit.hub.records import Account, EmailClaim, email_key
+from natskit.hub.sessions import Sessions
+from natskit.hub.state import AccountRecord, State
+from natskit.rpc import RpcError
+
+_EMAIL = re.compile(r"[^@\s]{1,64}@[^@\s]{1,190}")
+
+
+class Accounts:
+    """What may be done to accounts."""
+
+    def __init__(self, state: State, passwords: Passwords, sessions: Sessions) -> None:
+        self._state = state
+        self._passwords = passwords
+        self._sessions = sessions
+
+    async def add(self, email: str, password: str | None) -> dict[str, Any]:
+        """Make an account. Without a password a one-time password is made up and returned."""
+        email = email.strip()
+        if not _EMAIL.fullmatch(email):
+            raise RpcError("invalid_params", f"{email[:80]!r} is no e-mail address")
+        given = password or one_time_password()
+        hashed = await self._passwords.hash(given)
+        account_id = await self._claim(email)
+        account = Account(email=email, password_hash=hashed, one_time=password is None, created_at=time.time())
+        await self._state.accounts.change(account_id, lambda old: old or account)
+        return {"account_id": account_id, "email": email} | ({} if password else {"password": given})
+
+    def by_email(self, email: str) -> tuple[str, Account]:
+        """The account with this e-mail. Raises :class:`RpcError`."""
+        found = self._state.account_by_email(email)
+        if found is None:
+            raise RpcError("not_found", f"no account has the e-mail {email[:80]!r}")
+        return found
+
+    async def disable(self, email: str, disabled: bool) -> dict[str, Any]:
+        """Keep a person out, or let them in again. Their sessions end."""
+        account_id, _ = self.by_email(email)
+        account = await self._update(account_id, disabled=disabled)
+        if disabled:
+            await self._sessions.end_all(account_id)
+        return {"account_id": account_id, "email": account.email, "disabled": account.disabled}
+
+    async def set_password(self, account_id: str, password: str | None, keep_session: str | None = None) -> str | None:
+        """Set a password and end the sessions that were opened with the old one; returns it if it was made up."""
+        given = password or one_time_password()
+        hashed = await self._passwords.hash(given)
+        await self._update(account_id, password_hash=hashed, one_time=password is None)
+        await self._sessions.end_all(account_id, but=keep_session)
+        return None if password else given
+
+    async def verify_password(self, account: Account, password: str) -> None:
+        """Raises :class:`RpcError` if the password is wrong."""
+        if not await self._passwords.verify(account.password_hash, password):
+            raise RpcError("forbidden", "the current password is wrong")
+
+    async def _update(self, account_id: str, **fields: Any) -> Account:
+        def mutate(old: AccountRecord | None) -> AccountRecord:
+            if not isinstance(old, Account):
+                raise RpcError("not_found", "the account is gone")
+            return old.model_copy(update=fields)
+
+        account = await self._state.accounts.change(account_id, mutate)
+        assert isinstance(account, Account)
+        return account
+
+    async def _claim(self, email: str) -> str:
+        """Reserve the e-mail; a claim whose account was never written (a hub died in between) is taken over."""
+        fresh = str(uuid.uuid4())
+
+        def mutate(old: AccountRecord | None) -> AccountRecord:
+            if isinstance(old, EmailClaim):
+                if self._state.account(old.account_id) is not None:
+                    raise RpcError("conflict", f"there is already an account with the e-mail {email!r}")
+                return old
+            return EmailClaim(account_id=fresh)
+
+        claim = await self._state.accounts.change(email_key(email), mutate)
+        assert isinstance(claim, EmailClaim)
+        return claim.account_id

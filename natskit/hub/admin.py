@@ -1,0 +1,130 @@
+"""``hub.admin``: what the control machine may ask. Only the user ``admin`` of PLATFORM may publish there."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from natskit.hub.caller import Caller
+from natskit.hub.projects import iso
+from natskit.rpc import Methods
+
+admin_methods: Methods[Caller] = Methods()
+
+
+@admin_methods.method()
+async def account_add(caller: Caller, email: str, password: str | None = None) -> dict[str, Any]:
+    """Make an account; without a password, a one-time password is in the answer."""
+    return await caller.hub.accounts.add(email, password)
+
+
+@admin_methods.method()
+async def account_list(caller: Caller) -> list[dict[str, Any]]:
+    """Every account."""
+    state = caller.hub.state
+    rows = [
+        {
+            "account_id": account_id,
+            "email": account.email,
+            "disabled": account.disabled,
+            "must_change_password": account.one_time,
+            "projects": len(state.projects_of(account_id)),
+            "sessions": len(state.sessions_of(account_id)),
+            "created_at": iso(account.created_at),
+        }
+        for account_id, account in state.all_accounts()
+    ]
+    return sorted(rows, key=lambda row: str(row["email"]))
+
+
+@admin_methods.method()
+async def account_disable(caller: Caller, email: str, disabled: bool = True) -> dict[str, Any]:
+    """Keep a person out (sessions end, connections are cut), or let them in again."""
+    return await caller.hub.accounts.disable(email, disabled)
+
+
+@admin_methods.method()
+async def account_set_password(caller: Caller, email: str, password: str | None = None) -> dict[str, Any]:
+    """Set a password, or make up a one-time password; every session of the account ends."""
+    account_id, account = caller.hub.accounts.by_email(email)
+    made_up = await caller.hub.accounts.set_password(account_id, password)
+    return {"account_id": account_id, "email": account.email} | ({"password": made_up} if made_up else {})
+
+
+@admin_methods.method()
+async def project_list(caller: Caller, email: str | None = None) -> list[dict[str, Any]]:
+    """Every project, or those an account may use."""
+    projects = caller.hub.projects
+    if email is not None:
+        return projects.list(caller.hub.accounts.by_email(email)[0])
+    entries = sorted(caller.hub.state.projects.entries.items(), key=lambda item: item[1].value.created_at)
+    return [projects.describe(project_id) for project_id, _ in entries]
+
+
+@admin_methods.method()
+async def project_create(caller: Caller, email: str, title: str) -> dict[str, Any]:
+    """A new project of an account."""
+    return await caller.hub.projects.create(caller.hub.accounts.by_email(email)[0], title)
+
+
+@admin_methods.method()
+async def project_share(caller: Caller, project_id: str, email: str) -> dict[str, Any]:
+    """Let an account use a project."""
+    caller.hub.projects.get(project_id)
+    await caller.hub.projects.share(project_id, caller.hub.accounts.by_email(email)[0])
+    return caller.hub.projects.describe(project_id)
+
+
+@admin_methods.method()
+async def project_unshare(caller: Caller, project_id: str, email: str) -> dict[str, Any]:
+    """Take a project from a collaborator."""
+    caller.hub.projects.get(project_id)
+    await caller.hub.projects.unshare(project_id, caller.hub.accounts.by_email(email)[0])
+    return caller.hub.projects.describe(project_id)
+
+
+@admin_methods.method()
+async def project_delete(caller: Caller, project_id: str) -> dict[str, Any]:
+    """Delete a project with its files."""
+    await caller.hub.projects.delete(project_id)
+    return {"project_id": project_id}
+
+
+@admin_methods.method()
+async def start_project(caller: Caller, project_id: str) -> dict[str, Any]:
+    """Start a project and wait until it runs."""
+    await caller.hub.projects.start(project_id)
+    return caller.hub.projects.describe(project_id)
+
+
+@admin_methods.method()
+async def stop_project(caller: Caller, project_id: str) -> dict[str, Any]:
+    """Stop a project and wait until it has stopped."""
+    await caller.hub.projects.stop(project_id)
+    return caller.hub.projects.describe(project_id)
+
+
+@admin_methods.method()
+async def status(caller: Caller) -> dict[str, Any]:
+    """The platform as this hub sees it."""
+    hub, state, now = caller.hub, caller.hub.state, time.time()
+    runners = []
+    for runner_id, entry in sorted(hub.program.runners.items()):
+        seen = state.runners.get(runner_id)
+        runners.append(
+            {
+                "runner_id": runner_id,
+                "name": entry.name,
+                "alive": bool(seen and seen.alive(now)),
+                "version": seen.version if seen else None,
+                "running": len(seen.running) if seen else 0,
+            }
+        )
+    return {
+        "hub": hub.program.name,
+        "version": hub.program.version,
+        "accounts": len(state.all_accounts()),
+        "projects": len(state.projects.entries),
+        "sessions": sum(1 for e in state.sessions.entries.values() if e.value.expires_at > now),
+        "runners": runners,
+    }

@@ -1,0 +1,185 @@
+"""A hub: its parts put together, started in order and stopped in the reverse one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import nats.errors
+import uvicorn
+
+from natskit.connection import Connection, connect, request
+from natskit.hub.accounts import Accounts
+from natskit.hub.callout import Callout
+from natskit.hub.connections import Connections
+from natskit.hub.http import Pages
+from natskit.hub.metrics import Metrics
+from natskit.hub.passwords import Passwords
+from natskit.hub.program import HubProgram
+from natskit.hub.projects import Projects
+from natskit.hub.service import Services
+from natskit.hub.sessions import Sessions
+from natskit.hub.state import State
+from natskit.hub.tokens import Tokens
+from natskit.identity import HubKeys
+from natskit.permissions import inbox_prefix
+from natskit.rpc import load_methods
+
+log = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 5.0
+SWEEP_SECONDS = 60.0
+
+
+class Hub:
+    """One hub process. Made by :meth:`start`; its attributes are what methods of the API work with."""
+
+    program: HubProgram
+    metrics: Metrics
+    state: State
+    tokens: Tokens
+    connections: Connections
+    sessions: Sessions
+    accounts: Accounts
+    projects: Projects
+    services: Services
+
+    def __init__(self, program: HubProgram) -> None:
+        self.program = program
+        self.metrics = Metrics()
+        self._started = time.time()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._nats: dict[str, Connection] = {}
+        self._methods = load_methods("natskit.hub", "natskit_hub", program.api_packages)
+        self.tokens = Tokens(HubKeys.read(program.keys), program.authorization_ttl_seconds)
+        self._passwords = Passwords(program.password)
+
+    async def start(self) -> None:
+        """Connect, read the state, and begin to answer. Waits for nats-server as long as it takes."""
+        for name, creds in self._creds().items():
+            self._nats[name] = await self._connect(name, creds)
+        platform = self._nats["platform"]
+        self.state = State(platform, self.program.state.replicas, self.program.runners, self._touched)
+        self.connections = Connections(self._nats["sys"], self.state, self.tokens.platform_account, self.metrics)
+        self.sessions = Sessions(self.state, self.tokens, self._passwords, self.program.session)
+        self.accounts = Accounts(self.state, self._passwords, self.sessions)
+        self.projects = Projects(
+            self.state, platform, self.connections, self._ask, self.program.max_projects_per_account
+        )
+        self.services = Services(self, self._methods, self.metrics)
+        self._callout = Callout(self._nats["auth"], self.state, self.tokens, self.metrics)
+        self._spawn(self.state.follow())
+        for bucket in self.state.buckets:
+            await bucket.current.wait()
+        self._spawn(self.connections.run())
+        self._spawn(self._sweep())
+        await self._callout.start()
+        await self.services.start(platform)
+        log.info("hub %s is ready", self.program.name)
+
+    async def stop(self) -> None:
+        """Hand over to the other hubs: take nothing new, finish what was taken, then go."""
+        log.info("hub %s stops", self.program.name)
+        with contextlib.suppress(nats.errors.Error, TimeoutError):
+            await asyncio.wait_for(self._callout.stop(), 1)
+            await self.services.stop(DRAIN_SECONDS)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for connection in self._nats.values():
+            with contextlib.suppress(nats.errors.Error, TimeoutError):
+                await asyncio.wait_for(connection.flush(), 1)
+            await connection.close()
+        self._passwords.close()
+
+    def problems(self) -> list[str]:
+        """What keeps this hub from doing its work, in words; empty when all is well."""
+        problems = [
+            f"not connected to NATS account {name.upper()}" for name, c in self._nats.items() if not c.is_connected
+        ]
+        if len(self._nats) < len(self._creds()) or not hasattr(self, "state"):
+            problems.append("starting")
+        elif not self.state.current:
+            problems.append("the view of the state is not current")
+        return problems
+
+    def gauges(self) -> dict[str, float]:
+        """The hub's metrics of this moment."""
+        out = {"natskit_hub_healthy": float(not self.problems()), "natskit_hub_start_time_seconds": self._started}
+        if hasattr(self, "state"):
+            for bucket in self.state.buckets:
+                out[f"natskit_hub_state_{bucket.name}_keys"] = float(len(bucket.entries))
+                out[f"natskit_hub_state_{bucket.name}_sequence"] = float(bucket.applied)
+        return out
+
+    # ----
+
+    def _creds(self) -> dict[str, Path]:
+        creds = self.program.creds
+        return {"platform": creds.platform, "sys": creds.sys, "auth": creds.auth}
+
+    async def _connect(self, name: str, creds: Path) -> Connection:
+        return await connect(
+            self.program.nats, name=f"{self.program.name}-{name}", inbox_prefix=inbox_prefix("hub"), creds=creds
+        )
+
+    def _touched(self, names: set[str]) -> None:
+        self.connections.touched(names)
+
+    async def _ask(self, subject: str, body: bytes, seconds: float) -> bytes:
+        return await request(self._nats["platform"], subject, body, seconds)
+
+    async def _sweep(self) -> None:
+        """Forget sessions that are over: JetStream drops their records by itself, without a word."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            now = time.time()
+            for key, entry in list(self.state.sessions.entries.items()):
+                if entry.value.expires_at + 2 * SWEEP_SECONDS < now:
+                    self.state.sessions.forget(key)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        task.add_done_callback(_die_loudly)
+        self._tasks.append(task)
+
+
+async def serve(program: HubProgram) -> None:
+    """Run a hub until SIGTERM or SIGINT. HTTP answers from the first moment, so that health can be asked."""
+    hub = Hub(program)
+    config = uvicorn.Config(
+        Pages(hub).app(),
+        host=program.http.host,
+        port=program.http.port,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=int(DRAIN_SECONDS),
+    )
+    server = uvicorn.Server(config)
+    web = asyncio.create_task(server.serve())
+    starting = asyncio.create_task(hub.start())
+    await asyncio.wait({web, starting}, return_when=asyncio.FIRST_COMPLETED)
+    if starting.done():
+        starting.result()
+        await web
+    else:
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+    await hub.stop()
+
+
+def _die_loudly(task: asyncio.Task[None]) -> None:
+    """A part that ended although nobody stopped it leaves a hub that only seems alive: end, and be restarted."""
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("a part of the hub failed", exc_info=task.exception())
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGTERM)

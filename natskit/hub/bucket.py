@@ -1,0 +1,377 @@
+"""One KV bucket, held in memory and followed as it changes.
+
+nats-py's watcher does not survive a restart of nats-server (its consumer is in the server's memory), so this follows
+the bucket with a push consumer of its own and starts over whenever anything is amiss: after a reconnect, a gap in the
+consumer's sequence, a missed heartbeat, or a stream whose last sequence is ahead of the view. While it starts over
+the old view goes on answering, marked as not current.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import nats.errors
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from natskit.connection import Connection
+from natskit.errors import StateError
+from natskit.hub.records import Record
+
+log = logging.getLogger(__name__)
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+HEARTBEAT_SECONDS = 2.0
+"""How often the server says that the consumer is alive; three missed ones start the watch over."""
+CHECK_SECONDS = 5.0
+REQUEST_SECONDS = 3.0
+MARKER_TTL = "1h"
+"""Delete markers go away by themselves; a hub that was away for longer reads the bucket anew anyhow."""
+
+_WRONG_LAST_SEQUENCE = (10071, 10164)
+_STREAM_NOT_FOUND = 10059
+_NAME_IN_USE = 10058
+
+
+class ConflictError(StateError):
+    """Somebody else wrote the key first."""
+
+
+class _ApiError(StateError):
+    def __init__(self, subject: str, error: dict[str, Any]) -> None:
+        super().__init__(f"{subject}: {error.get('description', 'failed')}")
+        self.code = error.get("err_code", 0)
+
+
+@dataclass(frozen=True)
+class Entry(Generic[RecordT]):
+    """A value and the revision it was written as."""
+
+    value: RecordT
+    revision: int
+
+
+@dataclass
+class _Fill(Generic[RecordT]):
+    entries: dict[str, Entry[RecordT]]
+    markers: dict[str, int]
+
+
+class Bucket(Generic[RecordT]):
+    """A view of one bucket. ``on_change(key, new)`` is called *before* the view takes the new value."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        name: str,
+        parse: Callable[[str, bytes], RecordT],
+        on_change: Callable[[str, RecordT | None], None],
+        replicas: int,
+    ) -> None:
+        self.name = name
+        self.entries: dict[str, Entry[RecordT]] = {}
+        self.applied = 0
+        self.current = asyncio.Event()
+        self._connection = connection
+        self._parse = parse
+        self._on_change = on_change
+        self._replicas = replicas
+        self._markers: dict[str, int] = {}
+        self._fill: _Fill[RecordT] | None = None
+        self._fill_floor = 0
+        self._delivered = 0
+        self._heard = 0.0
+        self._amiss = asyncio.Event()
+        self._subscription: Subscription | None = None
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._changed: set[asyncio.Future[None]] = set()
+        self._prefix = f"$KV.{name}."
+
+    def get(self, key: str) -> RecordT | None:
+        """The value of a key, as this hub sees it."""
+        entry = self.entries.get(key)
+        return entry.value if entry else None
+
+    def forget(self, key: str) -> None:
+        """Drop a key that the server has dropped by itself."""
+        if key in self.entries:
+            self._on_change(key, None)
+            del self.entries[key]
+
+    async def follow(self) -> None:
+        """Follow the bucket until cancelled."""
+        undo = self._connection.on_reconnect(self._start_over)
+        try:
+            while True:
+                self._amiss.clear()
+                try:
+                    await self._watch()
+                    await self._guard()
+                except (StateError, nats.errors.Error, OSError, ValueError) as error:
+                    log.warning("bucket %s: %s", self.name, str(error) or type(error).__name__)
+                    await asyncio.sleep(0.2)
+                self.current.clear()
+                await self._unsubscribe()
+        finally:
+            undo()
+
+    async def wait_current(self, seconds: float) -> None:
+        """Wait until the view is current. Raises :class:`StateError`."""
+        if self.current.is_set():
+            return
+        try:
+            await asyncio.wait_for(self.current.wait(), seconds)
+        except TimeoutError:
+            raise StateError(f"the state ({self.name}) is not available") from None
+
+    async def changed(self, seconds: float) -> None:
+        """Wait for the next change, at most ``seconds``."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._changed.add(future)
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(future, seconds)
+        finally:
+            self._changed.discard(future)
+
+    async def change(
+        self, key: str, mutate: Callable[[RecordT | None], RecordT | None], ttl: str | None = None
+    ) -> RecordT | None:
+        """Compare-and-set with what ``mutate`` makes of the value; ``None`` deletes. Retries when others were first.
+
+        Returns when this hub's view has the new value. What ``mutate`` raises goes to the caller.
+        """
+        for _ in range(20):
+            await self.wait_current(REQUEST_SECONDS)
+            entry = self.entries.get(key)
+            value = mutate(entry.value if entry else None)
+            if value == (entry.value if entry else None):
+                return value
+            expected = entry.revision if entry else self._markers.get(key, 0)
+            try:
+                revision = await self._write(key, value, expected, ttl)
+            except ConflictError as error:
+                await self._catch_up(key, expected, str(error))
+                continue
+            await self._reach(revision)
+            return value
+        raise StateError(f"{self.name}/{key} is being changed by others; try again")
+
+    async def _catch_up(self, key: str, expected: int, conflict: str) -> None:
+        """A write lost: wait until the view has what won, or forget a marker that expired."""
+        found = re.search(r"(\d+)$", conflict)
+        actual = int(found[1]) if found else 0
+        if actual > self.applied:
+            await self._reach(actual)
+        elif actual < expected:
+            self._markers.pop(key, None)
+        elif key not in self.entries and actual:
+            self._markers[key] = actual
+        else:
+            await self.changed(0.05)
+
+    async def _write(self, key: str, value: RecordT | None, expected: int, ttl: str | None) -> int:
+        headers = {"Nats-Expected-Last-Subject-Sequence": str(expected)}
+        if value is None:
+            headers |= {"KV-Operation": "PURGE", "Nats-Rollup": "sub", "Nats-TTL": MARKER_TTL}
+        elif ttl:
+            headers["Nats-TTL"] = ttl
+        body = value.model_dump_json().encode() if value is not None else b""
+        try:
+            answer = await self._connection.request(self._prefix + key, body, timeout=REQUEST_SECONDS, headers=headers)
+        except nats.errors.Error as error:
+            raise StateError(f"the state could not be written ({type(error).__name__})") from error
+        ack = json.loads(answer.data)
+        if "error" in ack:
+            refusal = ack["error"]
+            if refusal.get("err_code") in _WRONG_LAST_SEQUENCE:
+                raise ConflictError(str(refusal.get("description", "")))
+            raise StateError(f"the state could not be written: {refusal.get('description')}")
+        return int(ack["seq"])
+
+    async def _reach(self, revision: int) -> None:
+        if self.applied >= revision:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((revision, future))
+        try:
+            await asyncio.wait_for(future, REQUEST_SECONDS)
+        except TimeoutError:
+            self._start_over()
+            raise StateError(f"the write to {self.name} was stored, but this hub has not seen it yet") from None
+        finally:
+            self._waiting = [item for item in self._waiting if item[1] is not future]
+
+    # ---- following
+
+    async def _watch(self) -> None:
+        info = await self._stream()
+        deliver = self._connection.new_inbox()
+        self._fill, self._delivered = _Fill({}, {}), 0
+        self._fill_floor = int(info["state"]["last_seq"])
+        self._subscription = await self._connection.subscribe(
+            deliver, cb=self._on_message, pending_msgs_limit=-1, pending_bytes_limit=-1
+        )
+        config = {
+            "deliver_subject": deliver,
+            "deliver_policy": "last_per_subject",
+            "filter_subject": f"{self._prefix}>",
+            "ack_policy": "none",
+            "replay_policy": "instant",
+            "max_deliver": 1,
+            "flow_control": True,
+            "idle_heartbeat": int(HEARTBEAT_SECONDS * 1e9),
+            "mem_storage": True,
+            "num_replicas": 1,
+        }
+        self._heard = asyncio.get_running_loop().time()
+        created = await self._api(
+            f"CONSUMER.CREATE.KV_{self.name}", {"stream_name": f"KV_{self.name}", "config": config}
+        )
+        if created.get("num_pending", 0) == 0 and self._delivered == 0:
+            self._filled()
+
+    async def _guard(self) -> None:
+        """Return when the watch has to start over."""
+        loop = asyncio.get_running_loop()
+        ahead = False
+        checked = loop.time()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._amiss.wait(), HEARTBEAT_SECONDS)
+                return
+            if loop.time() - self._heard > 3 * HEARTBEAT_SECONDS:
+                log.warning("bucket %s: no heartbeat, starting over", self.name)
+                return
+            if loop.time() - checked >= CHECK_SECONDS and self._fill is None:
+                checked = loop.time()
+                state = (await self._api(f"STREAM.INFO.KV_{self.name}", {}))["state"]
+                was_ahead, ahead = ahead, int(state["last_seq"]) != self.applied
+                if was_ahead and ahead:
+                    log.warning("bucket %s: the stream is at %s, the view at %s", self.name, state, self.applied)
+                    return
+
+    def _start_over(self) -> None:
+        self.current.clear()
+        self._amiss.set()
+
+    async def _unsubscribe(self) -> None:
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            with contextlib.suppress(nats.errors.Error):
+                await subscription.unsubscribe()
+
+    async def _on_message(self, message: Msg) -> None:
+        if self._subscription is None or message._sid != self._subscription._id:
+            return
+        self._heard = asyncio.get_running_loop().time()
+        headers = message.headers or {}
+        if headers.get("Status") == "100":
+            answer = message.reply or headers.get("Nats-Consumer-Stalled")
+            if answer:
+                await self._connection.publish(answer, b"")
+            elif headers.get("Nats-Last-Consumer", str(self._delivered)) != str(self._delivered):
+                self._start_over()
+            return
+        # $JS.ACK.{stream}.{consumer}.{deliveries}.{stream seq}.{consumer seq}.{time}.{pending}, or with a domain.
+        tokens = message.reply.split(".")
+        sequence, delivered, pending = int(tokens[-4]), int(tokens[-3]), int(tokens[-1])
+        if delivered != self._delivered + 1:
+            self._start_over()
+            return
+        self._delivered = delivered
+        self._take(message.subject[len(self._prefix) :], message.data, headers, sequence)
+        if pending == 0 and self._fill is not None:
+            self._filled()
+
+    def _take(self, key: str, data: bytes, headers: dict[str, str], sequence: int) -> None:
+        value: RecordT | None = None
+        if "KV-Operation" not in headers and "Nats-Marker-Reason" not in headers:
+            try:
+                value = self._parse(key, data)
+            except ValueError as error:
+                log.error("bucket %s: the value of %s is unreadable: %s", self.name, key, type(error).__name__)
+        fill = self._fill
+        if fill is not None:
+            if value is None:
+                fill.markers[key] = sequence
+            else:
+                fill.entries[key] = Entry(value, sequence)
+            return
+        self._on_change(key, value)
+        if value is None:
+            self.entries.pop(key, None)
+            self._markers[key] = sequence
+        else:
+            self.entries[key] = Entry(value, sequence)
+            self._markers.pop(key, None)
+        self._advance(sequence)
+
+    def _filled(self) -> None:
+        """The whole bucket was read: compare with the old view, then replace it."""
+        fill, self._fill = self._fill, None
+        assert fill is not None
+        for key in [key for key in self.entries if key not in fill.entries]:
+            self._on_change(key, None)
+            del self.entries[key]
+        for key, entry in fill.entries.items():
+            if self.get(key) != entry.value:
+                self._on_change(key, entry.value)
+            self.entries[key] = entry
+        self._markers = fill.markers
+        newest = max((e.revision for e in fill.entries.values()), default=0)
+        self.applied = 0
+        self.current.set()
+        self._advance(max(self._fill_floor, newest, max(fill.markers.values(), default=0)))
+
+    def _advance(self, sequence: int) -> None:
+        self.applied = max(self.applied, sequence)
+        for revision, future in self._waiting:
+            if revision <= self.applied and not future.done():
+                future.set_result(None)
+        for future in self._changed:
+            if not future.done():
+                future.set_result(None)
+
+    # ---- the stream
+
+    async def _stream(self) -> dict[str, Any]:
+        try:
+            return await self._api(f"STREAM.INFO.KV_{self.name}", {})
+        except _ApiError as error:
+            if error.code != _STREAM_NOT_FOUND:
+                raise
+        config = {
+            "name": f"KV_{self.name}",
+            "subjects": [f"{self._prefix}>"],
+            "storage": "file",
+            "num_replicas": self._replicas,
+            "max_msgs_per_subject": 1,
+            "max_msg_size": 64 * 1024,
+            "discard": "new",
+            "deny_delete": True,
+            "allow_rollup_hdrs": True,
+            "allow_direct": True,
+            "allow_msg_ttl": True,
+        }
+        try:
+            return await self._api(f"STREAM.CREATE.KV_{self.name}", config)
+        except _ApiError as error:
+            if error.code != _NAME_IN_USE:  # another hub made it at the same moment
+                raise
+            return await self._api(f"STREAM.INFO.KV_{self.name}", {})
+
+    async def _api(self, verb: str, body: dict[str, Any]) -> dict[str, Any]:
+        answer = await self._connection.request(f"$JS.API.{verb}", json.dumps(body).encode(), timeout=REQUEST_SECONDS)
+        parsed: dict[str, Any] = json.loads(answer.data)
+        if "error" in parsed:
+            raise _ApiError(verb, parsed["error"])
+        return parsed

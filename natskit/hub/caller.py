@@ -1,0 +1,31 @@
+"""Who calls a method of the hub: the first parameter of every method, built-in or your own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from natskit.hub.records import Account
+from natskit.rpc import RpcError
+
+if TYPE_CHECKING:
+    from natskit.hub.app import Hub
+
+
+@dataclass(frozen=True)
+class Caller:
+    """``id`` comes from the subject of the request, which only its owner may publish to, or from the session."""
+
+    hub: Hub
+    kind: Literal["account", "project", "runner", "admin"]
+    id: str
+    session_id: str | None = None
+    """Known only over HTTP."""
+
+    @property
+    def account(self) -> Account:
+        """The calling account. Raises :class:`RpcError` if it was removed or disabled a moment ago."""
+        account = self.hub.state.account(self.id)
+        if account is None or account.disabled:
+            raise RpcError("forbidden", "this account may not use the platform")
+        return account

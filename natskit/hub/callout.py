@@ -1,0 +1,120 @@
+"""The auth callout: nats-server asks for everyone who comes through the NATS account AUTH, and this answers.
+
+Nothing here does I/O: the answer comes from the view of the state, and costs two signatures. When more ask than can
+be answered in time, those who waited longest are turned away at once with an empty answer, which costs nothing: the
+server would give up on them anyway, and they come back by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import time
+from typing import Any
+
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from natskit.connection import Connection
+from natskit.errors import ClaimsError, StateError
+from natskit.hub.metrics import Metrics
+from natskit.hub.state import State
+from natskit.hub.tokens import Tokens
+
+log = logging.getLogger(__name__)
+
+SUBJECT = "$SYS.REQ.USER.AUTH"
+QUEUE = "hub"
+
+PATIENCE_SECONDS = 1.5
+"""nats-server waits two seconds (``auth_timeout``) for the answer."""
+SLICE_SECONDS = 0.005
+"""How long callouts may keep the event loop before others get their turn."""
+
+
+class Callout:
+    """Answers the callouts of one hub."""
+
+    def __init__(self, connection: Connection, state: State, tokens: Tokens, metrics: Metrics) -> None:
+        self._connection = connection
+        self._state = state
+        self._tokens = tokens
+        self._metrics = metrics
+        self._cost = 0.001
+        self._slice_began = 0.0
+        self._subscription: Subscription | None = None
+        self._late: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Begin to answer. The state must be current by now."""
+        self._subscription = await self._connection.subscribe(
+            SUBJECT, queue=QUEUE, cb=self._on_request, pending_msgs_limit=-1, pending_bytes_limit=-1
+        )
+        await self._connection.flush()
+
+    async def stop(self) -> None:
+        """Let the other hubs answer; what has arrived is still answered."""
+        if self._subscription is not None:
+            await self._subscription.drain()  # type: ignore[no-untyped-call]
+
+    async def _on_request(self, message: Msg) -> None:
+        if not self._state.current:
+            self._metrics.count("natskit_hub_callouts_total", result="waited")
+            task = asyncio.create_task(self._answer_when_current(message))
+            self._late.add(task)
+            task.add_done_callback(self._late.discard)
+            return
+        began = time.perf_counter()
+        assert self._subscription is not None
+        if self._subscription.pending_msgs * self._cost > PATIENCE_SECONDS:
+            self._metrics.count("natskit_hub_callouts_total", result="shed")
+            await message.respond(b"")
+            return
+        await message.respond(self._answer(message.data))
+        done = time.perf_counter()
+        self._cost += (done - began - self._cost) / 50
+        self._metrics.observe("natskit_hub_callout_seconds", done - began)
+        if done - self._slice_began > SLICE_SECONDS:
+            await asyncio.sleep(0)
+            self._slice_began = time.perf_counter()
+
+    async def _answer_when_current(self, message: Msg) -> None:
+        try:
+            await self._state.wait_current(PATIENCE_SECONDS)
+        except StateError:
+            await message.respond(b"")
+        else:
+            await message.respond(self._answer(message.data))
+
+    def _answer(self, request: bytes) -> bytes:
+        """The answer to one request; empty, which refuses, for what is no request."""
+        now = int(time.time())
+        try:
+            asked = _read(request)
+            user_nkey, server_id = str(asked["user_nkey"]), str(asked["server_id"]["id"])
+            token = str((asked.get("connect_opts") or {}).get("jwt") or "")
+        except (ValueError, KeyError, TypeError, IndexError):
+            self._metrics.count("natskit_hub_callouts_total", result="malformed")
+            return b""
+        try:
+            holder, public_key = self._tokens.holder(token, now)
+            rights = self._state.rights(holder)
+            if rights is None or (rights.public_key and rights.public_key != public_key):
+                raise ClaimsError(f"{holder.kind} {holder.id} may not connect (any more)")
+        except ClaimsError as error:
+            log.info("connect refused: %s", error)
+            self._metrics.count("natskit_hub_callouts_total", result="refused")
+            return self._tokens.response(user_nkey=user_nkey, server_id=server_id, now=now, error="not authorized")
+        self._metrics.count("natskit_hub_callouts_total", result="granted")
+        jwt = self._tokens.grant(holder, rights, user_nkey, now)
+        return self._tokens.response(user_nkey=user_nkey, server_id=server_id, now=now, jwt=jwt)
+
+
+def _read(request: bytes) -> dict[str, Any]:
+    """The request's claims. Only nats-server can publish here, so its signature is not checked again."""
+    body = request.split(b".")[1]
+    claims = json.loads(base64.urlsafe_b64decode(body + b"=" * (-len(body) % 4)))
+    nats: dict[str, Any] = claims["nats"]
+    return nats

@@ -1,0 +1,147 @@
+"""Connections that no longer have what their holder would get now are cut; their clients come back by themselves.
+
+A connection's name (``authorized_user``) says who holds it and which rights it got. Right after a change the names
+that were right before it are looked for, so the usual case costs one small question; shortly after, and regularly,
+all connections are compared, which also finds those another hub authorised from an older view.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+
+import nats.errors
+from nats.aio.msg import Msg
+
+from natskit.connection import Connection
+from natskit.hub.metrics import Metrics
+from natskit.hub.state import Holder, State
+
+log = logging.getLogger(__name__)
+
+AGAIN_SECONDS = 0.5
+"""After a change: by then every hub's view has it, and what was authorised meanwhile is found."""
+EVERY_SECONDS = 30.0
+ANSWER_SECONDS = 0.5
+PAGE = 1024
+FEW = 64
+"""More outdated names than this are not asked for one by one."""
+
+
+class Connections:
+    """Lists and cuts connections, through the hub's user in the NATS account SYS."""
+
+    def __init__(self, connection: Connection, state: State, platform_account: str, metrics: Metrics) -> None:
+        self._connection = connection
+        self._state = state
+        self._account = platform_account
+        self._metrics = metrics
+        self._outdated: set[str] = set()
+        self._servers: set[str] = set()
+        self._wake = asyncio.Event()
+        self._all_soon = asyncio.Event()
+        self._lock = asyncio.Lock()
+
+    def touched(self, names: set[str]) -> None:
+        """Connections with these names are outdated from now on."""
+        if names:
+            self._outdated |= names
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Cut what is outdated, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._run_few())
+            group.create_task(self._run_all())
+
+    async def cut_outdated(self) -> None:
+        """Cut what recent changes outdated, now; returns when the servers were told."""
+        async with self._lock:
+            names, self._outdated = self._outdated, set()
+            if not names or not self._state.current:
+                self._outdated |= names
+                return
+            if len(names) > FEW:
+                await self._compare({})
+            else:
+                await asyncio.gather(*(self._compare({"user": name}) for name in names))
+
+    async def _run_few(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self.cut_outdated()
+            except nats.errors.Error as error:
+                log.warning("connections: %s", error)
+            self._all_soon.set()
+
+    async def _run_all(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            if self._state.current and self._connection.is_connected:
+                try:
+                    await self._compare({})
+                except nats.errors.Error as error:
+                    log.warning("connections: %s", error)
+            # Comparing everything may take at most a tenth of the time.
+            await asyncio.sleep(max(AGAIN_SECONDS, 9 * (loop.time() - began - ANSWER_SECONDS)))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._all_soon.wait(), EVERY_SECONDS)
+                await asyncio.sleep(AGAIN_SECONDS)
+            self._all_soon.clear()
+
+    async def _compare(self, only: dict[str, str]) -> None:
+        offset, more = 0, True
+        while more:
+            more = await self._page(only, offset)
+            offset += PAGE
+
+    async def _page(self, only: dict[str, str], offset: int) -> bool:
+        """Ask every server for a page of connections and cut those that are outdated; whether there is another."""
+        more = False
+        answered: set[str] = set()
+        complete = asyncio.Event()
+
+        async def on_answer(message: Msg) -> None:
+            nonlocal more
+            answer = json.loads(message.data)
+            server, data = answer["server"]["id"], answer.get("data") or {}
+            more |= int(data.get("total", 0)) > offset + PAGE
+            for connection in data.get("connections") or []:
+                if self._is_outdated(connection.get("authorized_user", "")):
+                    await self._cut(server, connection["cid"], connection["authorized_user"])
+            answered.add(server)
+            if answered >= self._servers:
+                complete.set()
+
+        inbox = self._connection.new_inbox()
+        subscription = await self._connection.subscribe(inbox, cb=on_answer)
+        question = {"acc": self._account, "auth": True, "limit": PAGE, "offset": offset, **only}
+        await self._connection.publish("$SYS.REQ.SERVER.PING.CONNZ", json.dumps(question).encode(), reply=inbox)
+        try:
+            with contextlib.suppress(TimeoutError):
+                if not self._servers:
+                    await asyncio.sleep(ANSWER_SECONDS)
+                await asyncio.wait_for(complete.wait(), ANSWER_SECONDS)
+        finally:
+            await subscription.unsubscribe()
+        self._servers = answered
+        return more
+
+    def _is_outdated(self, name: str) -> bool:
+        kind, _, rest = name.partition(".")
+        parts = rest.split(".")
+        if kind not in ("browser", "project", "runner") or len(parts) != 3:
+            return False
+        rights = self._state.rights(Holder(kind, parts[0], parts[1]))  # type: ignore[arg-type]
+        return rights is None or rights.name != name
+
+    async def _cut(self, server: str, cid: int, name: str) -> None:
+        log.info("cut connection %d of %s", cid, name)
+        self._metrics.count("natskit_hub_connections_cut_total")
+        await self._connection.publish(f"$SYS.REQ.SERVER.{server}.KICK", json.dumps({"cid": cid}).encode())
+        await self._connection.flush()

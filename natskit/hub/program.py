@@ -1,0 +1,91 @@
+"""The hub's settings file: what ``python -m natskit.hub --settings FILE`` reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from natskit import __version__
+from natskit.connection import NatsServers
+from natskit.errors import SettingsError
+from natskit.permissions import MAX_PROJECTS_PER_ACCOUNT
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class HttpSettings(_Part):
+    """Where the hub serves HTTP; only the proxy should reach it."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(ge=1, le=65535)
+
+
+class CredsFiles(_Part):
+    """The creds file of the hub in each NATS account."""
+
+    sys: Path
+    auth: Path
+    platform: Path
+
+
+class SessionSettings(_Part):
+    """How long a browser stays signed in: since it was last seen, and since the password was given."""
+
+    sliding_seconds: int = Field(default=7 * 86400, ge=60)
+    absolute_seconds: int = Field(default=30 * 86400, ge=60)
+
+
+class PasswordSettings(_Part):
+    """Cost of argon2id: RFC 9106's second recommendation, so a hash takes about 0.1 s and 64 MiB."""
+
+    argon2_concurrency: int = Field(default=1, ge=1, le=64)
+    time_cost: int = Field(default=3, ge=1)
+    memory_kib: int = Field(default=65536, ge=8)
+
+
+class StateSettings(_Part):
+    """Replicas of the KV buckets: 3 on a cluster, 1 on one machine."""
+
+    replicas: int = Field(default=1, ge=1, le=5)
+
+
+class RunnerEntry(_Part):
+    """A runner the deploy knows: only these may connect."""
+
+    name: str
+    public_key: str
+
+
+class HubProgram(_Part):
+    """Everything a hub is told at start. Secrets are paths to files."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]+$")
+    version: str = __version__
+    http: HttpSettings
+    nats: NatsServers
+    creds: CredsFiles
+    keys: Path
+    allowed_origins: list[str]
+    session: SessionSettings = SessionSettings()
+    authorization_ttl_seconds: int = Field(default=900, ge=10)
+    password: PasswordSettings = PasswordSettings()
+    state: StateSettings = StateSettings()
+    api_packages: list[str] = []
+    runners: dict[str, RunnerEntry] = {}
+    max_projects_per_account: int = Field(default=MAX_PROJECTS_PER_ACCOUNT, ge=1, le=MAX_PROJECTS_PER_ACCOUNT)
+
+
+def load_program(path: Path) -> HubProgram:
+    """Read the settings file. Raises :class:`SettingsError` naming the file, the key and the rule."""
+    try:
+        return HubProgram.model_validate(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise SettingsError(f"{path}: {key}: {first['msg']}") from None
+        raise SettingsError(f"{path}: {error}") from None

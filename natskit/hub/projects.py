@@ -1,0 +1,256 @@
+"""Projects: created, shared, started and stopped. The methods in ``api`` and ``admin`` are thin covers of these."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from natskit.connection import Connection, to_json
+from natskit.errors import ConnectionLostError, NatskitError
+from natskit.hub.connections import Connections
+from natskit.hub.records import Account, Membership, Project, ProjectState
+from natskit.hub.state import State
+from natskit.permissions import check_id
+from natskit.rpc import RpcError, decode_response, encode_request
+
+Ask = Callable[[str, bytes, float], Awaitable[bytes]]
+
+TITLE_LENGTH = 200
+RUNNER_SECONDS = 30.0
+"""A runner answers when the project's process was started or has ended."""
+READY_SECONDS = 20.0
+PROJECT_SECONDS = 15.0
+
+
+class Projects:
+    """What may be done to projects. Whether the caller may is checked by :meth:`require`."""
+
+    def __init__(self, state: State, connection: Connection, connections: Connections, ask: Ask, most: int) -> None:
+        self._state = state
+        self._connection = connection
+        self._connections = connections
+        self._ask = ask
+        self._most = most
+
+    def require(self, account_id: str, project_id: str, *, owner: bool = False) -> Project:
+        """The project, if the account may use it (or owns it). Raises :class:`RpcError`, the same if there is none."""
+        project, membership = self.get_or_none(project_id), self._state.membership(account_id, project_id)
+        if project is None or membership is None:
+            raise RpcError("not_found", "there is no such project, or it is not shared with you")
+        if owner and membership.role != "owner":
+            raise RpcError("forbidden", "only the owner of a project may do that")
+        return project
+
+    def get(self, project_id: str) -> Project:
+        """A project by its id. Raises :class:`RpcError`."""
+        project = self.get_or_none(project_id)
+        if project is None:
+            raise RpcError("not_found", "there is no such project")
+        return project
+
+    def get_or_none(self, project_id: str) -> Project | None:
+        """A project by its id. Raises :class:`RpcError` for what is no id."""
+        try:
+            return self._state.projects.get(check_id(project_id, "project_id"))
+        except NatskitError as error:
+            raise RpcError("invalid_params", str(error)) from None
+
+    def describe(self, project_id: str, account_id: str | None = None) -> dict[str, Any]:
+        """A project as the API shows it."""
+        project = self.get(project_id)
+        membership = self._state.membership(account_id, project_id) if account_id else None
+        return {
+            "project_id": project_id,
+            "title": project.title,
+            "role": membership.role if membership else None,
+            "state": project.state,
+            "desired": project.desired,
+            "detail": project.detail,
+            "collaborators": self.collaborators(project_id),
+            "created_at": iso(project.created_at),
+        }
+
+    def collaborators(self, project_id: str) -> list[dict[str, Any]]:
+        """Who may use a project, owner first."""
+        out = []
+        for account_id in self._state.members_of(project_id):
+            account, membership = self._state.account(account_id), self._state.membership(account_id, project_id)
+            if account and membership:
+                out.append({"account_id": account_id, "email": account.email, "role": membership.role})
+        return sorted(out, key=lambda member: (member["role"] != "owner", member["email"]))
+
+    def list(self, account_id: str) -> list[dict[str, Any]]:
+        """The projects an account may use, oldest first."""
+        projects = [(self.get(p).created_at, p) for p in self._state.projects_of(account_id)]
+        return [self.describe(project_id, account_id) for _, project_id in sorted(projects)]
+
+    async def create(self, account_id: str, title: str) -> dict[str, Any]:
+        """A new, stopped project. Raises :class:`RpcError` at the limit of projects an account may use."""
+        title = _title(title)
+        self._check_room(account_id)
+        project_id = str(uuid.uuid4())
+        project = Project(title=title, created_at=time.time(), runner_id=self._place_or_none())
+        await self._state.projects.change(project_id, lambda _: project)
+        owner = Membership(role="owner", since=time.time())
+        await self._state.memberships.change(f"{account_id}.{project_id}", lambda _: owner)
+        await self._announce({account_id})
+        return self.describe(project_id, account_id)
+
+    async def rename(self, project_id: str, title: str) -> None:
+        """Change the title."""
+        title = _title(title)
+        await self._update(project_id, title=title)
+        await self._announce(self._state.members_of(project_id))
+
+    async def share(self, project_id: str, account_id: str) -> None:
+        """Let another account use the project."""
+        if self._state.membership(account_id, project_id) is not None:
+            return
+        self._check_room(account_id)
+        new = Membership(role="collaborator", since=time.time())
+        await self._state.memberships.change(f"{account_id}.{project_id}", lambda old: old or new)
+        await self._announce(self._state.members_of(project_id))
+
+    async def unshare(self, project_id: str, account_id: str) -> None:
+        """Take the project from a collaborator, whose connections are cut."""
+        membership = self._state.membership(account_id, project_id)
+        if membership is None:
+            raise RpcError("not_found", "that account is no collaborator of the project")
+        if membership.role == "owner":
+            raise RpcError("invalid_state", "the owner cannot leave a project; delete it instead")
+        await self._state.memberships.change(f"{account_id}.{project_id}", lambda _: None)
+        await self._announce(self._state.members_of(project_id) | {account_id})
+
+    async def delete(self, project_id: str) -> None:
+        """Stop a project, remove its files, and forget it."""
+        project = await self._update(project_id, desired="stopped")
+        if project.runner_id is not None:
+            await self._runner(project.runner_id, "delete_project", project_id)
+        members = self._state.members_of(project_id)
+        await self._state.projects.change(project_id, lambda _: None)
+        for account_id in members:
+            await self._state.memberships.change(f"{account_id}.{project_id}", lambda _: None)
+        await self._announce(members)
+
+    async def start(self, project_id: str) -> None:
+        """Start a project; returns when its agent answers. Raises :class:`RpcError` with what went wrong."""
+        project = self.get(project_id)
+        if project.state == "running" and project.desired == "running":
+            return
+        runner_id = project.runner_id or self._place()
+        await self._update(project_id, desired="running", state="starting", detail="", runner_id=runner_id)
+        await self._announce(self._state.members_of(project_id))
+        try:
+            await self._runner(runner_id, "start_project", project_id)
+            project = await self._wait_state(project_id, ("running", "failed"))
+        except RpcError as error:
+            await self.report(project_id, "failed", error.message)
+            raise
+        if project.state != "running":
+            raise RpcError("invalid_state", f"the project did not start: {project.detail or 'see the runner log'}")
+
+    async def stop(self, project_id: str) -> None:
+        """Stop a project; returns when its processes are gone."""
+        project = await self._update(project_id, desired="stopped")
+        if project.runner_id is not None and project.state != "stopped":
+            await self._runner(project.runner_id, "stop_project", project_id)
+            await self.report(project_id, "stopped", "")
+
+    async def report(self, project_id: str, state: ProjectState, detail: str) -> None:
+        """Take what a runner says about a project."""
+        if self.get(project_id).state == state and self.get(project_id).detail == detail:
+            return
+        await self._update(project_id, state=state, detail=detail[:500])
+        await self._announce(self._state.members_of(project_id))
+
+    async def set_public_key(self, project_id: str, public_key: str) -> None:
+        """The key of the agent that may speak as the project; the one before is cut."""
+        await self._update(project_id, public_key=public_key)
+
+    async def call(self, project_id: str, method: str, params: dict[str, Any]) -> Any:
+        """Call a method of a running project's agent."""
+        if self.get(project_id).state != "running":
+            raise RpcError("invalid_state", "the project is not running; start it first")
+        return await self._request(f"projects.{project_id}.api", method, params, PROJECT_SECONDS)
+
+    # ----
+
+    async def _runner(self, runner_id: str, method: str, project_id: str) -> Any:
+        return await self._request(f"runners.{runner_id}.api", method, {"project_id": project_id}, RUNNER_SECONDS)
+
+    async def _request(self, subject: str, method: str, params: dict[str, Any], seconds: float) -> Any:
+        try:
+            return decode_response(await self._ask(subject, encode_request(method, params), seconds))
+        except ConnectionLostError as error:
+            kind = "timeout" if "within" in str(error) else "unavailable"
+            what = "the project's runner" if subject.startswith("runners") else "the project"
+            raise RpcError(kind, f"{what} does not answer: {error}") from None
+
+    async def _wait_state(self, project_id: str, states: Iterable[ProjectState]) -> Project:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + READY_SECONDS
+        while (project := self.get(project_id)).state not in states:
+            left = deadline - loop.time()
+            if left <= 0:
+                raise RpcError("timeout", f"the project is still {project.state} after {READY_SECONDS:g} s")
+            await self._state.projects.changed(left)
+        return project
+
+    async def _update(self, project_id: str, **fields: Any) -> Project:
+        self.get(project_id)
+
+        def mutate(old: Project | None) -> Project:
+            if old is None:
+                raise RpcError("not_found", "the project was deleted meanwhile")
+            return old.model_copy(update=fields)
+
+        project = await self._state.projects.change(project_id, mutate)
+        assert project is not None
+        return project
+
+    async def _announce(self, accounts: Iterable[str]) -> None:
+        """Cut the connections whose rights changed, and tell the people it concerns."""
+        await self._connections.cut_outdated()
+        body = to_json({"type": "projects_changed"})
+        for account_id in accounts:
+            await self._connection.publish(f"events.account.{account_id}.projects", body)
+
+    def _check_room(self, account_id: str) -> None:
+        if len(self._state.projects_of(account_id)) >= self._most:
+            account = self._state.account(account_id)
+            who = account.email if isinstance(account, Account) else account_id
+            raise RpcError(
+                "limit", f"{who} already uses {self._most} projects, the most an account may", limit=self._most
+            )
+
+    def _place(self) -> str:
+        runner_id = self._place_or_none()
+        if runner_id is None:
+            raise RpcError("unavailable", "no runner is alive at this moment; try again when one is back")
+        return runner_id
+
+    def _place_or_none(self) -> str | None:
+        """The runner with the fewest running projects among those alive."""
+        now = time.time()
+        alive = [
+            (sum(1 for e in self._state.projects.entries.values() if e.value.runner_id == runner_id), runner_id)
+            for runner_id, entry in self._state.runners.entries.items()
+            if entry.value.alive(now) and runner_id in self._state.known_runners
+        ]
+        return min(alive)[1] if alive else None
+
+
+def iso(seconds: float) -> str:
+    """A time as the API shows it."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _title(title: str) -> str:
+    title = " ".join(title.split())
+    if not 1 <= len(title) <= TITLE_LENGTH:
+        raise RpcError("invalid_params", f"a title has 1 to {TITLE_LENGTH} characters")
+    return title

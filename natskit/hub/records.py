@@ -1,0 +1,85 @@
+"""What the KV buckets hold: one model a bucket. Unknown fields are kept out of the way of a rolling upgrade."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Role = Literal["owner", "collaborator"]
+ProjectState = Literal["stopped", "starting", "running", "failed"]
+Desired = Literal["running", "stopped"]
+
+RUNNER_ALIVE_SECONDS = 30.0
+"""A runner that was silent for this long gets no new projects; it sends a heartbeat every ten seconds."""
+
+
+class Record(BaseModel):
+    """A value in a bucket; replaced as a whole, never changed in place."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Account(Record):
+    """``accounts/{account_id}``."""
+
+    email: str
+    password_hash: str
+    disabled: bool = False
+    one_time: bool = False
+    created_at: float
+
+
+class EmailClaim(Record):
+    """``accounts/email.{sha256 of the e-mail}``: who has this e-mail; made before the account, so it is unique."""
+
+    account_id: str
+
+
+class Project(Record):
+    """``projects/{project_id}``."""
+
+    title: str
+    created_at: float
+    runner_id: str | None = None
+    desired: Desired = "stopped"
+    state: ProjectState = "stopped"
+    detail: str = ""
+    public_key: str = ""
+
+
+class Membership(Record):
+    """``memberships/{account_id}.{project_id}``."""
+
+    role: Role
+    since: float
+
+
+class Session(Record):
+    """``sessions/{session_id}``; deleted when it ends."""
+
+    account_id: str
+    created_at: float
+    expires_at: float
+    absolute_expires_at: float
+    address: str = ""
+    user_agent: str = ""
+    last_seen: float = 0
+
+
+class Runner(Record):
+    """``runners/{runner_id}``."""
+
+    version: str
+    last_seen: float
+    running: list[str] = []
+
+    def alive(self, now: float) -> bool:
+        """Whether it was heard from lately."""
+        return now - self.last_seen < RUNNER_ALIVE_SECONDS
+
+
+def email_key(email: str) -> str:
+    """The key of an e-mail's claim in the bucket ``accounts``."""
+    return "email." + hashlib.sha256(email.strip().lower().encode()).hexdigest()

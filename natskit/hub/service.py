@@ -1,0 +1,212 @@
+"""The hub's NATS services: JSON-RPC requests in, answers out, registered with the NATS micro framework.
+
+nats-py runs one subscription's callbacks one after another, so only methods that never wait are answered on the spot;
+all others run as tasks, a bounded number at a time, so that a slow one delays nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Literal
+
+import nats.errors
+from nats.aio.msg import Msg
+from nats.micro import add_service
+from nats.micro.request import Request as MicroRequest
+from nats.micro.service import EndpointConfig, Service, ServiceConfig
+
+from natskit.connection import Connection
+from natskit.errors import NatskitError, StateError
+from natskit.hub.admin import admin_methods
+from natskit.hub.agents import project_methods, runner_methods
+from natskit.hub.caller import Caller
+from natskit.hub.metrics import Metrics
+from natskit.permissions import check_id
+from natskit.rpc import Methods, Request, RpcError, encode_error, encode_result, parse
+
+if TYPE_CHECKING:
+    from natskit.hub.app import Hub
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["account", "project", "runner", "admin"]
+
+QUEUE = "hub"
+ON_THE_SPOT = frozenset({"ping", "whoami"})
+"""Built-in methods that never wait."""
+IN_FLIGHT = 1000
+"""Requests being worked on by one hub; more are refused at once."""
+IN_FLIGHT_EACH = 50
+"""Requests being worked on for one caller, so that one cannot use up the room of all."""
+METHOD_SECONDS = 90.0
+"""No method takes longer; starting a project, the slowest, has its own, shorter limits."""
+
+
+class Services:
+    """All services of one hub, over NATS and HTTP."""
+
+    def __init__(self, hub: Hub, methods: Methods[Caller], metrics: Metrics) -> None:
+        self._hub = hub
+        self._metrics = metrics
+        self._tables: dict[Kind, Methods[Caller]] = {
+            "account": methods,
+            "project": project_methods,
+            "runner": runner_methods,
+            "admin": admin_methods,
+        }
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._each: dict[str, int] = {}
+        self._in_flight = 0
+        self._service: Service | None = None
+        self._callers: dict[tuple[Kind, str], Caller] = {}
+
+    async def start(self, connection: Connection) -> None:
+        """Register with the micro framework and begin to answer."""
+        version = ".".join([*self._hub.program.version.split("+")[0].split("."), "0", "0"][:3])
+        config = ServiceConfig(name="hub", version=version, description="natskit hub", queue_group=QUEUE)
+        self._service = await add_service(connection, config)
+        subjects: list[tuple[Kind, str]] = [
+            ("account", "hub.api.*"),
+            ("project", "hub.project.*"),
+            ("runner", "hub.runner.*"),
+            ("admin", "hub.admin"),
+        ]
+        for kind, subject in subjects:
+            endpoint = EndpointConfig(name=kind, subject=subject, handler=self._handler(kind))
+            await self._service.add_endpoint(endpoint)
+        await connection.flush()
+
+    async def stop(self, seconds: float) -> None:
+        """Stop taking requests and finish those that were taken."""
+        if self._service is not None:
+            for endpoint in self._service._endpoints:
+                if endpoint._subscription is not None:
+                    await endpoint._subscription.drain()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=seconds)
+
+    async def over_http(self, caller: Caller, body: bytes) -> bytes | None:
+        """The answer to a request of a signed-in person; ``None`` for a notification."""
+        started = time.perf_counter()
+        request, failure = _parse(body)
+        if request is None:
+            return failure
+        refusal = self._enter(caller)
+        if refusal is not None:
+            return encode_error(request.id, refusal)
+        try:
+            return await self._call("account", caller, request, started)
+        finally:
+            self._leave(caller)
+
+    # ----
+
+    def _handler(self, kind: Kind) -> Callable[[MicroRequest], Coroutine[Any, Any, None]]:
+        """The endpoint's callback. The common case, a method answered on the spot, is kept short."""
+        on_the_spot = ON_THE_SPOT if kind in ("account", "project") else frozenset()
+
+        async def handle(incoming: MicroRequest) -> None:
+            started = time.perf_counter()
+            message = incoming._msg
+            request, failure = _parse(message.data)
+            if request is None:
+                await _respond(message, failure)
+                return
+            try:
+                caller = self._caller(kind, message.subject)
+            except NatskitError as error:
+                await _respond(message, encode_error(request.id, RpcError("invalid_request", str(error))))
+                return
+            if request.method in on_the_spot:
+                await _respond(message, await self._call(kind, caller, request, started))
+                return
+            refusal = self._enter(caller)
+            if refusal is not None:
+                await _respond(message, encode_error(request.id, refusal))
+                return
+            task = asyncio.create_task(self._work(kind, caller, request, message, started))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        return handle
+
+    async def _work(self, kind: Kind, caller: Caller, request: Request, message: Msg, started: float) -> None:
+        try:
+            await _respond(message, await self._call(kind, caller, request, started))
+        finally:
+            self._leave(caller)
+
+    async def _call(self, kind: Kind, caller: Caller, request: Request, started: float) -> bytes | None:
+        """The answer to a request; never raises anything but cancellation."""
+        outcome, answer = "ok", b""
+        try:
+            if request.method in ON_THE_SPOT:
+                result = await self._tables[kind].call(caller, request)
+            else:
+                async with asyncio.timeout(METHOD_SECONDS):
+                    result = await self._tables[kind].call(caller, request)
+            answer = encode_result(request.id, result)
+        except Exception as caught:
+            error = _as_rpc_error(caught, request)
+            outcome, answer = error.kind, encode_error(request.id, error)
+        self._metrics.observe("natskit_hub_requests", time.perf_counter() - started, kind=kind, outcome=outcome)
+        return None if request.is_notification else answer
+
+    def _caller(self, kind: Kind, subject: str) -> Caller:
+        identifier = subject.rpartition(".")[2]
+        caller = self._callers.get((kind, identifier))
+        if caller is None:
+            if kind != "admin":
+                check_id(identifier, f"the {kind} in {subject[:80]}")
+            if len(self._callers) > 10_000:
+                self._callers.clear()
+            caller = self._callers[kind, identifier] = Caller(self._hub, kind, identifier)
+        return caller
+
+    def _enter(self, caller: Caller) -> RpcError | None:
+        key = f"{caller.kind}.{caller.id}"
+        mine = self._each.get(key, 0)
+        if self._in_flight >= IN_FLIGHT or mine >= IN_FLIGHT_EACH:
+            whose = "of yours" if mine >= IN_FLIGHT_EACH else "here"
+            return RpcError("unavailable", f"too many requests {whose} are being worked on; try again in a moment")
+        self._each[key] = mine + 1
+        self._in_flight += 1
+        return None
+
+    def _leave(self, caller: Caller) -> None:
+        key = f"{caller.kind}.{caller.id}"
+        self._in_flight -= 1
+        left = self._each.pop(key) - 1
+        if left:
+            self._each[key] = left
+
+
+def _parse(body: bytes) -> tuple[Request, None] | tuple[None, bytes]:
+    try:
+        return parse(body), None
+    except RpcError as error:
+        return None, encode_error(None, error)
+
+
+def _as_rpc_error(error: Exception, request: Request) -> RpcError:
+    if isinstance(error, RpcError):
+        return error
+    if isinstance(error, StateError):
+        return RpcError("unavailable", str(error))
+    if isinstance(error, TimeoutError):
+        return RpcError("timeout", f"{request.method} took longer than {METHOD_SECONDS:g} s")
+    log.error("method %s failed", request.method[:64], exc_info=error)
+    return RpcError("internal_error", "the method failed; the hub's log says why")
+
+
+async def _respond(message: Msg, answer: bytes | None) -> None:
+    if answer is None or not message.reply:
+        return
+    try:
+        await message._client.publish(message.reply, answer)
+    except nats.errors.Error as error:
+        # The answer may be too large, or the connection gone for long: the caller's timeout tells it.
+        log.warning("an answer was not sent: %s", type(error).__name__)

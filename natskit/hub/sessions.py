@@ -1,0 +1,120 @@
+"""Sessions: who is signed in where, and until when. A session is a record in the state; the cookie only names it."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+
+from natskit.errors import ClaimsError, SignInError
+from natskit.hub.passwords import Passwords
+from natskit.hub.program import SessionSettings
+from natskit.hub.records import Account, Session
+from natskit.hub.state import State
+from natskit.hub.tokens import Tokens
+
+SLIDE_SECONDS = 60
+"""A session slides at most this often, so that a busy tab does not write all the time."""
+KEPT_SECONDS = 60
+"""The record outlives the session by this much, so that no clock decides."""
+MOST = 100
+"""Live sessions of one account; the oldest makes room."""
+
+
+@dataclass(frozen=True)
+class SignedIn:
+    """A session that was just checked, and the cookie that names it."""
+
+    session_id: str
+    session: Session
+    account: Account
+    cookie: str
+
+
+class Sessions:
+    """Signs in, checks, slides and ends."""
+
+    def __init__(self, state: State, tokens: Tokens, passwords: Passwords, settings: SessionSettings) -> None:
+        self._state = state
+        self._tokens = tokens
+        self._passwords = passwords
+        self._settings = settings
+
+    async def sign_in(self, email: str, password: str, address: str, user_agent: str) -> SignedIn:
+        """Open a session. Raises :class:`SignInError`, the same for every reason and after the same work."""
+        await self._state.wait_current(2)
+        found = self._state.account_by_email(email)
+        right = await self._passwords.verify(found[1].password_hash if found else None, password)
+        if found is None or not right or found[1].disabled:
+            raise SignInError("the e-mail or the password is wrong")
+        account_id, account = found
+        now = time.time()
+        absolute = now + self._settings.absolute_seconds
+        session = Session(
+            account_id=account_id,
+            created_at=now,
+            expires_at=min(now + self._settings.sliding_seconds, absolute),
+            absolute_expires_at=absolute,
+            address=address[:64],
+            user_agent=user_agent[:256],
+            last_seen=now,
+        )
+        session_id = str(uuid.uuid4())
+        await self._make_room(account_id)
+        await self._store(session_id, session)
+        return SignedIn(session_id, session, account, self._tokens.cookie(session_id, session, int(now)))
+
+    def check(self, cookie: str) -> tuple[str, Session, Account]:
+        """The live session a cookie names. Raises :class:`SignInError`."""
+        now = time.time()
+        try:
+            holder, _ = self._tokens.holder(cookie, int(now))
+        except ClaimsError:
+            raise SignInError("the session has ended; sign in again") from None
+        session, account = self._state.sessions.get(holder.session_id), self._state.account(holder.id)
+        if (
+            holder.kind != "browser"
+            or session is None
+            or account is None
+            or account.disabled
+            or session.account_id != holder.id
+            or session.expires_at <= now
+        ):
+            raise SignInError("the session has ended; sign in again")
+        return holder.session_id, session, account
+
+    async def slide(self, cookie: str) -> SignedIn:
+        """Check a session and prolong it. Raises :class:`SignInError`."""
+        session_id, session, account = self.check(cookie)
+        now = time.time()
+        if now - session.last_seen >= min(SLIDE_SECONDS, self._settings.sliding_seconds / 10):
+            until = min(now + self._settings.sliding_seconds, session.absolute_expires_at)
+            slid = session.model_copy(update={"expires_at": until, "last_seen": now})
+            stored = await self._store(session_id, slid, again=True)
+            if stored is None:
+                raise SignInError("the session has ended; sign in again")
+            session = stored
+        return SignedIn(session_id, session, account, self._tokens.cookie(session_id, session, int(now)))
+
+    async def end(self, session_id: str) -> None:
+        """End one session; its connections are cut by whoever watches the state."""
+        await self._state.sessions.change(session_id, lambda _: None)
+
+    async def end_all(self, account_id: str, but: str | None = None) -> None:
+        """End every session of an account, except ``but``."""
+        for session_id in self._state.sessions_of(account_id) - {but}:
+            await self.end(session_id)
+
+    async def _make_room(self, account_id: str) -> None:
+        live = [(self._state.sessions.get(s), s) for s in self._state.sessions_of(account_id)]
+        by_age = sorted((session.last_seen, s) for session, s in live if session is not None)
+        for _, session_id in by_age[: max(0, len(by_age) - MOST + 1)]:
+            await self.end(session_id)
+
+    async def _store(self, session_id: str, session: Session, again: bool = False) -> Session | None:
+        lives = max(1, int(session.expires_at - time.time())) + KEPT_SECONDS
+
+        def mutate(old: Session | None) -> Session | None:
+            return session if old is not None or not again else None
+
+        return await self._state.sessions.change(session_id, mutate, ttl=f"{lives}s")

@@ -1,0 +1,28 @@
+"""One nats-server and two hubs for each module of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from tests.hub.site import Site
+
+PASSWORD = "correct horse battery staple"  # noqa: S105
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
+    site = Site(tmp_path_factory.mktemp("hub"))
+    try:
+        site.start_server()
+        site.start_hub("hub-1")
+        site.start_hub("hub-2")
+        await site.healthy("hub-1")
+        await site.healthy("hub-2")
+        yield site
+    finally:
+        await site.close()
+        for name in site.hubs:
+            print(f"---- {name}\n{site.log(name)}")
