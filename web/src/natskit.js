@@ -1,0 +1,346 @@
+/**
+ * natskit in the browser: sign in, connect, call the hub, call a project, follow a command.
+ *
+ *     import { signIn, connect } from "./natskit.js";
+ *     const client = await connect(await signIn("me@example.org", password));
+ *     const projects = await client.callHub("list_projects");
+ *     const run = client.exec(projects[0].project_id, { command: "make test" });
+ *     for await (const { stream, data } of run) show(stream, data);
+ *     const { exit_code } = await run.done;
+ *
+ * A client comes back by itself after the restart of a server or a hub, after a change of its rights (the hub cuts the
+ * connection, and the next one has the new rights) and after the session was refreshed; subscriptions and running
+ * commands go on. The credentials are in a cookie that scripts cannot read.
+ */
+
+import { createInbox, wsconnect } from "@nats-io/nats-core";
+import { StreamReader } from "./stream.js";
+
+/** How long a call may take, in milliseconds, unless the caller says otherwise. */
+const CALL_TIMEOUT = 15_000;
+/** The longest pause between two attempts to connect, in milliseconds; half of it is random, against stampedes. */
+const LONGEST_PAUSE = 3_000;
+/** The session is refreshed this often, in milliseconds, so that it slides while the page is open. */
+const REFRESH_EVERY = 10 * 60_000;
+
+/**
+ * @typedef {object} Session
+ * @property {string} account_id
+ * @property {string} email
+ * @property {boolean} must_change_password
+ * @property {string} expires_at
+ * @property {{path: string, inbox_prefix: string}} nats
+ */
+
+/** @typedef {"connecting" | "connected" | "reconnecting" | "signed-out" | "closed"} State */
+
+/** An answer that is an error: `kind` is one of not_found, forbidden, conflict, wrong_credentials, … */
+export class NatskitError extends Error {
+  /** @param {string} kind @param {string} message @param {Record<string, unknown>} [data] */
+  constructor(kind, message, data = {}) {
+    super(message);
+    this.name = "NatskitError";
+    this.kind = kind;
+    this.data = data;
+  }
+}
+
+/**
+ * Sign in; the session's cookie is set for this site.
+ * @param {string} email @param {string} password
+ * @returns {Promise<Session>} rejects with a {@link NatskitError}
+ */
+export async function signIn(email, password) {
+  return await http("POST", "/api/sign-in", { email, password });
+}
+
+/** End the session on the server; every connection it has is cut. @returns {Promise<void>} */
+export async function signOut() {
+  await http("POST", "/api/sign-out");
+}
+
+/** The current session, its cookie refreshed; `null` if nobody is signed in. @returns {Promise<Session | null>} */
+export async function session() {
+  try {
+    return await http("GET", "/api/session");
+  } catch (error) {
+    if (error instanceof NatskitError && error.data.status === 401) return null;
+    throw error;
+  }
+}
+
+/**
+ * Connect. Resolves when the first connection stands; afterwards the client looks after it by itself.
+ * @param {Session} current @param {(state: State, reason: string) => void} [onStatus]
+ * @returns {Promise<Client>}
+ */
+export async function connect(current, onStatus = () => {}) {
+  const client = new Client(current, onStatus);
+  await client.open();
+  return client;
+}
+
+/** A connection to the platform as the signed-in account. */
+export class Client {
+  #nats = /** @type {import("@nats-io/nats-core").NatsConnection | null} */ (null);
+  #attempt = 0;
+  #refresh = /** @type {ReturnType<typeof setInterval> | undefined} */ (undefined);
+  #closed = false;
+  #onStatus;
+  #returned = /** @type {Set<() => void>} */ (new Set());
+
+  /** @param {Session} current @param {(state: State, reason: string) => void} onStatus */
+  constructor(current, onStatus) {
+    this.session = current;
+    this.#onStatus = onStatus;
+    /** @type {State} */
+    this.state = "connecting";
+  }
+
+  /** Open the connection; called by {@link connect}. */
+  async open() {
+    this.#report("connecting", "");
+    const address = new URL(this.session.nats.path, location.href);
+    address.protocol = address.protocol.replace("http", "ws");
+    this.#nats = await wsconnect({
+      servers: [address.href],
+      name: "console",
+      inboxPrefix: this.session.nats.inbox_prefix,
+      maxReconnectAttempts: -1,
+      waitOnFirstConnect: true,
+      // The library gives up after the same auth error twice; here the session is looked at before each attempt.
+      ignoreAuthErrorAbort: true,
+      ignoreClusterUpdates: true,
+      reconnectDelayHandler: () => this.#pause(),
+      pingInterval: 20_000,
+      timeout: 8_000,
+      wsFactory: async (/** @type {string} */ url) => {
+        await this.#beforeConnect();
+        return { socket: new WebSocket(url), encrypted: url.startsWith("wss:") };
+      },
+    });
+    this.#attempt = 0;
+    this.#report("connected", "");
+    void this.#watch(this.#nats);
+    this.#refresh = setInterval(() => void this.#refreshSession(), REFRESH_EVERY);
+  }
+
+  /** The NATS connection itself, for whoever wants more than this module gives. */
+  get nats() {
+    if (!this.#nats) throw new NatskitError("unavailable", "not connected yet");
+    return this.#nats;
+  }
+
+  /**
+   * Call a method of the hub.
+   * @param {string} method @param {Record<string, unknown>} [params] @param {{timeout?: number}} [options]
+   * @returns {Promise<any>} rejects with a {@link NatskitError}
+   */
+  async callHub(method, params = {}, options = {}) {
+    return await this.#call(`hub.api.${this.session.account_id}`, method, params, options);
+  }
+
+  /**
+   * Call a method of a project's agent.
+   * @param {string} projectId @param {string} method @param {Record<string, unknown>} [params]
+   * @param {{timeout?: number}} [options] @returns {Promise<any>} rejects with a {@link NatskitError}
+   */
+  async callProject(projectId, method, params = {}, options = {}) {
+    return await this.#call(`projects.${projectId}.api`, method, params, options);
+  }
+
+  /**
+   * Run a command in a project: iterate over the result for `{stream, data}`, await `.done` for the exit code.
+   * @param {string} projectId
+   * @param {{command?: string, argv?: string[], cwd?: string, env?: Record<string, string>, stdin?: string,
+   *   stdin_stream?: boolean, timeout?: number}} params
+   */
+  exec(projectId, params) {
+    return new StreamReader(this, `projects.${projectId}.api`, request("exec", params));
+  }
+
+  /**
+   * Subscribe; survives reconnects. @param {string} subject @param {(data: Uint8Array, subject: string) => void} listener
+   * @returns {() => void} ends the subscription
+   */
+  subscribe(subject, listener) {
+    const subscription = this.nats.subscribe(subject, {
+      callback: (error, message) => {
+        if (!error) listener(message.data, message.subject);
+      },
+    });
+    return () => subscription.unsubscribe();
+  }
+
+  /** Call `listener` whenever the connection is back. @param {() => void} listener @returns {() => void} undo */
+  onReturn(listener) {
+    this.#returned.add(listener);
+    return () => this.#returned.delete(listener);
+  }
+
+  /** The round trip to nats-server in milliseconds. @returns {Promise<number>} */
+  async roundTrip() {
+    const started = performance.now();
+    await this.nats.flush();
+    return performance.now() - started;
+  }
+
+  /**
+   * Publish the same message many times, and wait until the server has taken them all.
+   *
+   * Yields to the page between blocks, and only when the socket's buffer is short again: the page stays usable and
+   * memory bounded.
+   * @param {string} subject @param {Uint8Array} payload @param {number} count
+   * @param {(sent: number) => void} [progress]
+   * @returns {Promise<{count: number, seconds: number}>}
+   */
+  async publishMany(subject, payload, count, progress = () => {}) {
+    const block = 25_000;
+    const started = performance.now();
+    for (let sent = 0; sent < count; ) {
+      const end = Math.min(count, sent + block);
+      for (; sent < end; sent++) this.nats.publish(subject, payload);
+      await this.nats.flush();
+      progress(sent);
+    }
+    return { count, seconds: (performance.now() - started) / 1000 };
+  }
+
+  /** Close the connection for good. @returns {Promise<void>} */
+  async close() {
+    this.#closed = true;
+    clearInterval(this.#refresh);
+    await this.#nats?.close();
+    this.#report("closed", "");
+  }
+
+  /** A new inbox of this account's own. @returns {string} */
+  newInbox() {
+    return createInbox(this.session.nats.inbox_prefix);
+  }
+
+  /** @param {string} subject @param {string} method @param {Record<string, unknown>} params @param {{timeout?: number}} options */
+  async #call(subject, method, params, options) {
+    const timeout = options.timeout ?? CALL_TIMEOUT;
+    let message;
+    try {
+      message = await this.nats.request(subject, request(method, params), { timeout });
+    } catch (error) {
+      throw explain(error, method, subject, timeout);
+    }
+    return readResponse(message.data);
+  }
+
+  async #beforeConnect() {
+    if (this.#attempt++ === 0) return;
+    let current;
+    try {
+      current = await session();
+    } catch {
+      return; // the hubs may be restarting as well: the server decides
+    }
+    if (current === null) {
+      this.#closed = true;
+      clearInterval(this.#refresh);
+      void this.#nats?.close();
+      this.#report("signed-out", "the session has ended");
+      throw new NatskitError("signed_out", "the session has ended");
+    }
+    this.session = current;
+  }
+
+  async #refreshSession() {
+    const current = await session().catch(() => undefined);
+    if (current) this.session = current;
+  }
+
+  /** Nearly at once after a grant, then slower and slower. */
+  #pause() {
+    const longest = Math.min(LONGEST_PAUSE, 10 * 2 ** Math.min(this.#attempt, 12));
+    return longest * (0.5 + Math.random() / 2);
+  }
+
+  /** @param {import("@nats-io/nats-core").NatsConnection} nats */
+  async #watch(nats) {
+    let reason = "";
+    for await (const status of nats.status()) {
+      if (status.type === "error") reason = status.error.message;
+      else if (status.type === "disconnect" || status.type === "staleConnection") {
+        if (this.state === "connected") this.#attempt = Math.max(this.#attempt, 1);
+        this.#report("reconnecting", reason);
+      } else if (status.type === "reconnect") {
+        this.#attempt = 1;
+        reason = "";
+        this.#report("connected", "");
+        for (const listener of this.#returned) listener();
+      }
+    }
+    if (!this.#closed) this.#report("closed", reason);
+  }
+
+  /** @param {State} state @param {string} reason */
+  #report(state, reason) {
+    if (this.state === "signed-out") return;
+    this.state = state;
+    this.#onStatus(state, reason);
+  }
+}
+
+/** @param {string} method @param {string} path @param {unknown} [body] @returns {Promise<any>} */
+async function http(method, path, body) {
+  let answer;
+  try {
+    answer = await fetch(path, {
+      method,
+      credentials: "same-origin",
+      cache: "no-store",
+      ...(body === undefined
+        ? {}
+        : { headers: { "content-type": "application/json" }, body: JSON.stringify(body) }),
+    });
+  } catch {
+    throw new NatskitError("unavailable", "the site cannot be reached: is the network up?");
+  }
+  if (answer.status === 204) return undefined;
+  const content = await answer.json().catch(() => ({}));
+  if (answer.ok) return content;
+  const { code = "unavailable", message } = content.error ?? {};
+  const fallback =
+    answer.status === 429 ? "too many attempts: wait a moment, then try again" : `the site answered ${answer.status}`;
+  throw new NatskitError(code, message ?? fallback, { status: answer.status });
+}
+
+/** @param {string} method @param {Record<string, unknown>} params */
+function request(method, params) {
+  return JSON.stringify({ jsonrpc: "2.0", id: 1, method, params });
+}
+
+/** The result of a JSON-RPC response. @param {Uint8Array} data @returns {any} throws a {@link NatskitError} */
+export function readResponse(data) {
+  let response;
+  try {
+    response = JSON.parse(new TextDecoder().decode(data));
+  } catch {
+    throw new NatskitError("internal_error", "the answer is not JSON");
+  }
+  if (response?.error) {
+    const { kind = "internal_error", ...data } = response.error.data ?? {};
+    throw new NatskitError(kind, response.error.message, data);
+  }
+  return response?.result;
+}
+
+/** @param {unknown} error @param {string} method @param {string} subject @param {number} timeout */
+function explain(error, method, subject, timeout) {
+  const name = error instanceof Error ? error.name : "";
+  const who = subject.startsWith("hub.") ? "the hub" : "the project";
+  if (name === "NoRespondersError" || (error instanceof Error && error.message.includes("no responders"))) {
+    const why = who === "the hub" ? "no hub is running" : "is it started?";
+    return new NatskitError("unavailable", `${who} does not answer ${method}: ${why}`);
+  }
+  if (name === "TimeoutError") {
+    return new NatskitError("timeout", `${who} did not answer ${method} within ${timeout / 1000} s`);
+  }
+  if (name === "PermissionViolationError") return new NatskitError("forbidden", `you may not use ${subject}`);
+  return new NatskitError("unavailable", `${method}: ${error instanceof Error ? error.message : error}`);
+}
