@@ -47,6 +47,8 @@ class Client:
         self._hub_subject = "hub.admin"
         self._session: _Session | None = None
         self._watchers: list[OnStatus] = []
+        self._readers: dict[str, set[Reader]] = {}
+        self._watched: set[str] = set()
         self.account_id: str | None = None
         """The signed-in account; ``None`` for the operator."""
         self.status: Status = "connecting"
@@ -125,7 +127,7 @@ class Client:
             "timeout": timeout,
         }
         wanted = {name: value for name, value in params.items() if value is not None}
-        return Execution(self.connection, f"projects.{project_id}.api", wanted)
+        return Execution(self, project_id, wanted)
 
     async def subscribe(
         self, subject: str, callback: Callable[[str, bytes], Awaitable[None]]
@@ -185,6 +187,18 @@ class Client:
             timeout=CONNECT_SECONDS,
         )
 
+    async def _watch(self, project_id: str) -> None:
+        """Hear of the project's reconnects, where this client may; the operator notices a little later."""
+        if self.account_id is None or project_id in self._watched:
+            return
+        self._watched.add(project_id)
+
+        async def on_event(_subject: str, _data: bytes) -> None:
+            for reader in list(self._readers.get(project_id, ())):
+                reader.ask_again()
+
+        await self.subscribe(f"events.project.{project_id}.agent", on_event)
+
     async def _call(self, subject: str, method: str, params: dict[str, Any], wait: float) -> Any:
         body = rpc.encode_request(method, params)
         return rpc.decode_response(await request(self.connection, subject, body, wait))
@@ -201,28 +215,31 @@ class Execution:
     Leaving the ``async with`` block before the end cancels the command.
     """
 
-    def __init__(self, connection: Connection, subject: str, params: dict[str, Any]) -> None:
+    def __init__(self, client: Client, project_id: str, params: dict[str, Any]) -> None:
         self.exit_code: int | None = None
         self.signal: str | None = None
         """The signal that ended the command, such as ``SIGTERM``."""
         self.timed_out = False
         self.cancelled = False
-        self._reader = Reader(connection)
-        self._subject = subject
+        self._client = client
+        self._project_id = project_id
+        self._reader = Reader(client.connection)
         self._params = params
 
     async def __aenter__(self) -> Self:
+        await self._client._watch(self._project_id)
+        self._client._readers.setdefault(self._project_id, set()).add(self._reader)
         try:
-            await self._reader.open(self._subject, rpc.encode_request("exec", self._params))
+            await self._reader.open(f"projects.{self._project_id}.api", rpc.encode_request("exec", self._params))
         except BaseException:
-            await self._reader.close()
+            await self._close()
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._reader.close()
+        await self._close()
 
     async def __aiter__(self) -> AsyncIterator[tuple[str, bytes]]:
         while (frame := await self._reader.frame()) is not None:
@@ -254,6 +271,10 @@ class Execution:
     async def cancel(self) -> None:
         """Ask the command to end; its remaining output and its end still arrive."""
         await self._reader.control({"type": "cancel"})
+
+    async def _close(self) -> None:
+        self._client._readers[self._project_id].discard(self._reader)
+        await self._reader.close()
 
 
 class _Session:

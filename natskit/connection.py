@@ -21,8 +21,8 @@ from typing import Any, Literal
 from urllib.parse import ParseResult
 
 import nats.errors
+from nats.aio.client import PING_PROTO, Srv
 from nats.aio.client import Client as NatsClient
-from nats.aio.client import Srv
 from nats.aio.transport import WebSocketTransport
 from nats.protocol.parser import PERMISSIONS_ERR
 from pydantic import BaseModel, ConfigDict, Field
@@ -79,6 +79,13 @@ class Connection(NatsClient):
             await self._error_cb(error)
         else:
             await self._process_op_err(error)
+
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        # nats-py writes the PING ahead of what is still pending, so that after ``flush`` a subscription may not exist
+        # at the server yet. A project that says it answers must be able to.
+        self._pongs.append(future or asyncio.get_running_loop().create_future())
+        await self._send_command(PING_PROTO)
+        await self._flush_pending()
 
     async def _connect_to_server(self, s: Srv) -> None:
         old, self._transport = self._transport, None

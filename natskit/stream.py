@@ -37,18 +37,18 @@ WINDOW_BYTES = 2 * 1024 * 1024
 ACK_BYTES = 256 * 1024
 """The reader acknowledges at least this often."""
 
-HEARTBEAT_SECONDS = 10.0
+HEARTBEAT_SECONDS = 5.0
 IDLE_SECONDS = 1.0
 GONE_SECONDS = 10.0
 """How long a reader may be away (reconnecting) before the sender gives up."""
 SILENCE_SECONDS = 30.0
-"""A reader answers every heartbeat; one that answered none of three is gone."""
+"""A reader answers every heartbeat; one that answered none for this long is gone."""
 
 ACK_FRAMES = 256
 """Many small frames are acknowledged too, so that the sender's list of them stays short."""
-QUIET_SECONDS = 12.0
-"""A sender heard from less than a heartbeat ago is alive; after this the reader asks."""
-ASK_SECONDS = 2.0
+QUIET_SECONDS = 6.0
+"""A sender that missed a heartbeat has lost its right to answer (it reconnected) or is gone: the reader asks."""
+ASK_SECONDS = 1.0
 ANSWER_SECONDS = 15.0
 
 ROTATE_SECONDS = 20.0
@@ -90,7 +90,7 @@ class Reader:
         """Send the request and wait until the project has started to answer."""
         self._streams = subject.removesuffix(".api") + ".streams."
         self._subscription = await self._connection.subscribe(f"{self._base}.*", cb=self._on_message)
-        self._forget_reconnect = self._connection.on_reconnect(self._ask_again)
+        self._forget_reconnect = self._connection.on_reconnect(self.ask_again)
         await self._connection.publish(subject, body, reply=f"{self._base}.0")
         self._opened = self._heard = self._loop.time()
         self._timer = self._loop.call_later(1, self._tick)
@@ -148,7 +148,10 @@ class Reader:
     async def _on_message(self, message: Msg) -> None:
         frame = frame_of(message)
         if frame is None:
-            self._fail(_refusal(message))
+            if self._control and _nobody_listens(message):  # it may be reconnecting
+                self._asking_since = self._asking_since or self._loop.time()
+            else:
+                self._fail(_refusal(message))
             return
         self._heard = self._loop.time()
         self._received += 1
@@ -188,7 +191,8 @@ class Reader:
             self._asking_since = self._asked_at
         await self.control({"type": "resume", "seq": self._expected})
 
-    def _ask_again(self) -> None:
+    def ask_again(self) -> None:
+        """Ask for what is missing: this connection, or the project's, was lost and is back."""
         self._heard = self._loop.time()
         self._asking_since = None
         self._spawn(self._resume())
@@ -229,9 +233,13 @@ class Reader:
         task.add_done_callback(self._tasks.discard)
 
 
+def _nobody_listens(message: Msg) -> bool:
+    return (message.headers or {}).get("Status") == "503"
+
+
 def _refusal(message: Msg) -> Exception:
     """Why the project does not stream: an error answer, or nobody there."""
-    if (message.headers or {}).get("Status") == "503":
+    if _nobody_listens(message):
         return ConnectionLostError("the project does not answer: it is not running, or not yet")
     try:
         rpc.decode_response(message.data)

@@ -16,7 +16,7 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from natskit import rpc
-from natskit.connection import Connection, connect
+from natskit.connection import Connection, connect, to_json
 from natskit.permissions import inbox_prefix
 from natskit.project.command import Command
 from natskit.project.home import Home
@@ -99,6 +99,7 @@ class Agent:
         await self._connection.subscribe(f"projects.{project}.api", cb=self._on_request)
         await self._connection.subscribe(f"projects.{project}.streams.*", cb=self._on_control)
         await self._connection.subscribe(f"{prefix}.*", cb=self._on_inbox)
+        self._connection.on_reconnect(self._tell_readers)
         await self._connection.flush()
 
     async def close(self) -> None:
@@ -159,6 +160,14 @@ class Agent:
         """Raises :class:`RpcError` when as many commands run as may."""
         if len(self._streams) >= self.program.max_streams:
             raise rpc.RpcError("limit", f"{len(self._streams)} commands are running or being read, which is the limit")
+
+    def _tell_readers(self) -> None:
+        """The rights to answer ended with the old connection: readers have to ask again, and this lets them know."""
+        if self._streams:
+            subject = f"events.project.{self.program.project_id}.agent"
+            note = asyncio.get_running_loop().create_task(self._reply(subject, to_json({"type": "reconnected"})))
+            self._answers.add(note)
+            note.add_done_callback(self._answers.discard)
 
     async def _on_request(self, message: Msg) -> None:
         answer = asyncio.get_running_loop().create_task(self._answer(message))

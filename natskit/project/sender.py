@@ -42,7 +42,7 @@ class Sender:
         self._room = asyncio.Event()
         self._acked_all = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._heard = self._sent = self._loop.time()
+        self._heard = self._beaten = self._loop.time()
         self._away_since: float | None = None
         self._timer = self._loop.call_later(IDLE_SECONDS, self._tick)
         self._beats: set[asyncio.Task[None]] = set()
@@ -117,7 +117,6 @@ class Sender:
             await self._heartbeat()
 
     async def _publish(self, seq: int, kind: str, data: bytes) -> None:
-        self._sent = self._loop.time()
         if not self._connection.is_connected:
             return  # the reader asks again once it is heard
         with contextlib.suppress(nats.errors.Error):
@@ -144,8 +143,11 @@ class Sender:
             self._room.set()
             self._timer.cancel()
             return
+        # Counted from what was heard, not from what was sent: a trickle of small frames must be acknowledged too,
+        # since acknowledgements are what renews the right to send.
         due = IDLE_SECONDS if self._unacked else HEARTBEAT_SECONDS
-        if now - self._sent >= due * 0.99:
+        if now - max(self._heard, self._beaten) >= due * 0.99:
+            self._beaten = now
             beat = self._loop.create_task(self._heartbeat())
             self._beats.add(beat)
             beat.add_done_callback(self._beats.discard)

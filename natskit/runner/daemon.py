@@ -135,7 +135,6 @@ class Runner:
 
     async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(HEARTBEAT_SECONDS)
             running = [one.project_id for one in self._projects.values() if one.state == "running"]
             try:
                 await self._call_hub("heartbeat", running=running)
@@ -144,6 +143,7 @@ class Runner:
                 self._register.set()
             except NatskitError as error:
                 log.info("heartbeat: %s", error)
+            await asyncio.sleep(HEARTBEAT_SECONDS)
 
     def _report(self, project_id: str, state: State, detail: str) -> None:
         self._reports[project_id] = (state, detail)

@@ -1,0 +1,268 @@
+"""Streams under stress: floods, readers that stall or vanish, connections cut in the middle."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import nats
+import pytest
+
+import natskit.project.sender
+import natskit.stream
+from natskit.client import Client, Execution
+from natskit.connection import NatsServers
+from natskit.errors import ConnectionLostError
+from natskit.project.agent import Agent
+from natskit.project.api import natskit_project
+from natskit.project.program import ProjectProgram
+from natskit.rpc import RpcError
+
+from .conftest import Project, Server, until_async
+from .test_exec import alive
+
+MIB = 1024 * 1024
+
+
+@asynccontextmanager
+async def agent_here(server: Server) -> AsyncIterator[Agent]:
+    """An agent in this process, so that its clock can be set and its connection found."""
+    with tempfile.TemporaryDirectory() as home:
+        program = ProjectProgram(
+            project_id=str(uuid.uuid4()), nats=NatsServers(urls=[server.url("project")]), home=Path(home)
+        )
+        agent = Agent(program, natskit_project)
+        try:
+            await agent.start()
+            yield agent
+        finally:
+            await agent.close()
+
+
+async def kick(server: Server, client_id: int | None, server_id: str) -> None:
+    """Cut a connection, as a hub does after a change of rights."""
+    async with await nats.connect(server.url("sys")) as system:
+        body = json.dumps({"cid": client_id}).encode()
+        answer = await system.request(f"$SYS.REQ.SERVER.{server_id}.KICK", body, timeout=5)
+        assert b"error" not in answer.data
+
+
+def server_id(client: Client) -> str:
+    return str(client.connection._server_info["server_id"])
+
+
+async def digest(run: Execution) -> tuple[int, str]:
+    size, sha = 0, hashlib.sha256()
+    async for _, data in run:
+        size += len(data)
+        sha.update(data)
+    return size, sha.hexdigest()
+
+
+def expected(size: int) -> str:
+    return hashlib.sha256(b"y\n" * (size // 2)).hexdigest()
+
+
+async def test_a_flood_arrives_whole_in_bounded_memory(client: Client, project: Project) -> None:
+    before = project.rss()
+    size = 300 * MIB
+    async with client.exec(project.project_id, command=f"yes | head -c {size}") as run:
+        got = await digest(run)
+    assert got == (size, expected(size))
+    assert run.exit_code == 0
+    assert project.peak() - before < 32 * MIB
+
+
+async def test_a_stalled_reader_stalls_the_command(client: Client, project: Project) -> None:
+    async with client.exec(project.project_id, command="echo $$; yes") as run:
+        output = aiter(run)
+        _, pid = await anext(output)
+        before = project.rss()
+        io = Path(f"/proc/{int(pid.split()[0])}/task")  # the shell; yes is its child
+
+        def written() -> int:
+            child = next(io.glob("*/children")).read_text().split()[0]
+            return int(re.search(r"wchar: (\d+)", Path(f"/proc/{child}/io").read_text())[1])  # type: ignore[index]
+
+        last = -1
+        for _ in range(200):
+            now = await asyncio.to_thread(written)
+            if now == last:
+                break
+            last = now
+            await asyncio.sleep(0.2)
+        else:
+            pytest.fail("yes never stops writing")
+        assert last < 8 * MIB
+        assert project.rss() - before < 16 * MIB
+        for _ in range(100):
+            await anext(output)
+        await run.cancel()
+        await digest(run)
+    assert run.cancelled
+
+
+async def test_cut_reader_goes_on(client: Client, project: Project, server: Server) -> None:
+    size = 200 * MIB
+    async with client.exec(project.project_id, command=f"yes | head -c {size}") as run:
+        got, sha, kicks = 0, hashlib.sha256(), 0
+        async for _, data in run:
+            got += len(data)
+            sha.update(data)
+            if got > (kicks + 1) * 40 * MIB:
+                kicks += 1
+                await kick(server, client.connection.client_id, server_id(client))
+    assert kicks == 4
+    assert (got, sha.hexdigest()) == (size, expected(size))
+
+
+async def test_server_restart_in_the_middle(client: Client, project: Project, server: Server) -> None:
+    async with client.exec(project.project_id, command="for i in 1 2 3; do echo $i; sleep 0.5; done; echo end") as run:
+        output = aiter(run)
+        first = await anext(output)
+        await asyncio.to_thread(server.stop)
+        await asyncio.to_thread(server.start)
+        rest = b"".join([data async for _, data in output])
+    assert first[1] + rest == b"1\n2\n3\nend\n"
+    assert run.exit_code == 0
+
+
+async def test_cut_agent_goes_on(client: Client, server: Server) -> None:
+    """The operator's client hears of it only by the missing heartbeat."""
+    async with agent_here(server) as agent:
+        size = 64 * MIB
+        async with client.exec(agent.program.project_id, command=f"yes | head -c {size}") as run:
+            got, sha, kicked = 0, hashlib.sha256(), False
+            async for _, data in run:
+                got += len(data)
+                sha.update(data)
+                if not kicked:
+                    kicked = True
+                    await kick(server, agent.connection.client_id, server_id(client))
+        assert (got, sha.hexdigest()) == (size, expected(size))
+
+
+async def test_cut_agent_tells_its_readers(client: Client, server: Server) -> None:
+    async with agent_here(server) as agent:
+        project_id = agent.program.project_id
+        client.account_id = "as if signed in"
+        try:
+            async with client.exec(project_id, ["cat"], stdin_stream=True) as run:
+                output = aiter(run)
+                back = asyncio.Event()
+                agent.connection.on_reconnect(back.set)
+                await kick(server, agent.connection.client_id, server_id(client))
+                await asyncio.wait_for(back.wait(), 5)
+                await run.write(b"hello")
+                assert await asyncio.wait_for(anext(output), 1) == ("stdout", b"hello")
+        finally:
+            client.account_id = None
+
+
+async def test_a_reader_that_vanishes_ends_the_command(
+    server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(natskit.project.sender, "GONE_SECONDS", 0.5)
+    async with agent_here(server) as agent:
+        project_id = agent.program.project_id
+        reader = await Client.admin(server.url("admin"), None)
+        run = reader.exec(project_id, command="echo $$; yes")
+        await run.__aenter__()
+        _, pid = await anext(aiter(run))
+        shell = int(pid.split()[0])
+        assert alive(shell)
+        run._reader.ended = True  # close without a word to the agent
+        await run._reader.close()
+        await reader.close()
+        await until_async(lambda: not alive(shell), "the command ends")
+        await until_async(lambda: not agent._streams, "the stream is forgotten")
+        assert await client.call_project(project_id, "ping")
+
+
+async def test_an_agent_that_dies_is_a_clear_error(
+    server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(natskit.stream, "QUIET_SECONDS", 0.5)
+    monkeypatch.setattr(natskit.stream, "ANSWER_SECONDS", 1)
+    async with agent_here(server) as agent, client.exec(agent.program.project_id, ["sleep", "1000"]) as run:
+        await agent.connection.close()
+        with pytest.raises(ConnectionLostError, match="went away"):
+            await run.output()
+
+
+async def test_a_restarted_agent_does_not_know_the_stream(
+    server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(natskit.stream, "QUIET_SECONDS", 0.5)
+    async with agent_here(server) as agent, client.exec(agent.program.project_id, ["sleep", "1000"]) as run:
+        found = agent._streams.copy()
+        agent._streams.clear()
+        for sender, _ in found.values():
+            sender.close()
+        with pytest.raises(RpcError, match="restarted") as caught:
+            await run.output()
+        assert caught.value.kind == "not_found"
+        for _, command in found.values():
+            assert command is not None
+            command.kill()
+
+
+@pytest.fixture(scope="module")
+def strict_server() -> Iterator[Server]:
+    """A server where the right to answer is over after two seconds instead of sixty."""
+    with tempfile.TemporaryDirectory() as directory:
+        server = Server(Path(directory), expires="2s")
+        server.start()
+        yield server
+        server.stop()
+
+
+async def test_the_right_to_answer_is_renewed_in_time(strict_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(natskit.stream, "ROTATE_SECONDS", 0.5)
+    monkeypatch.setattr(natskit.project.sender, "HEARTBEAT_SECONDS", 0.5)
+    monkeypatch.setattr(natskit.project.sender, "IDLE_SECONDS", 0.3)
+    client = await Client.admin(strict_server.url("admin"), None)
+    async with agent_here(strict_server) as agent:
+        command = "sleep 3; for i in 1 2 3 4 5 6 7 8 9 10; do echo $i; sleep 0.3; done"
+        async with client.exec(agent.program.project_id, command=command) as run:
+            out, _ = await run.output()
+    assert out == b"1\n2\n3\n4\n5\n6\n7\n8\n9\n10\n"
+    assert "violation" not in strict_server.log().lower()
+    await client.close()
+
+
+async def test_too_many_commands(server: Server, client: Client) -> None:
+    async with agent_here(server) as agent:
+        agent.program.max_streams = 1
+        project_id = agent.program.project_id
+        async with client.exec(project_id, ["sleep", "1000"]):
+            with pytest.raises(RpcError) as caught:
+                async with client.exec(project_id, ["true"]):
+                    pass
+            assert caught.value.kind == "limit"
+
+
+async def test_the_output_of_a_command_is_not_for_others(server: Server, client: Client) -> None:
+    """Frames go to the reply subject of the request, and to nothing else the project may publish to."""
+    heard: list[str] = []
+
+    async def note(subject: str, _data: bytes) -> None:
+        heard.append(subject)
+
+    stop = await client.subscribe(">", note)
+    async with agent_here(server) as agent, client.exec(agent.program.project_id, ["echo", "x"]) as run:
+        await run.output()
+    await client.connection.flush()
+    await stop()
+    assert {re.sub(r"[0-9a-f-]{24,36}|[A-Za-z0-9]{22}", "*", one) for one in heard} <= {
+        "projects.*.api",
+        "projects.*.streams.*",
+        "_INBOX.admin.*.0",
+    }
