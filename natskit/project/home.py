@@ -56,13 +56,17 @@ class Home:
     def read(self, path: str, limit: int) -> bytes:
         """The content of a regular file of at most ``limit`` bytes."""
         fd = self.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with os.fdopen(fd, "rb", buffering=0):
+        try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise RpcError("invalid_params", f"{path!r} is not a regular file")
             if status.st_size > limit:
                 raise RpcError("limit", f"{path!r} has {status.st_size} bytes; at most {limit} fit into one answer")
             data = _read_at_most(fd, limit + 1)
+        except OSError as error:
+            raise _explain(path, error) from error
+        finally:
+            os.close(fd)
         if len(data) > limit:
             raise RpcError("limit", f"{path!r} has more than the {limit} bytes that fit into one answer")
         return data
@@ -116,7 +120,7 @@ class Home:
                     continue
                 last = index == len(parts) - 1
                 wanted = flags if last else os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-                stack.append(os.open(part, wanted | os.O_NOFOLLOW, dir_fd=stack[-1]))
+                stack.append(_open_no_link(part, wanted, stack[-1]))
             if not parts or parts[-1] == "..":
                 stack.append(os.open(".", flags, dir_fd=stack[-1]))
             return stack.pop()
@@ -175,6 +179,16 @@ def _openat2(directory: int, path: str, flags: int) -> int:
         if code not in (errno.EAGAIN, errno.EINTR):
             break
     raise OSError(code, os.strerror(code))
+
+
+def _open_no_link(name: str, flags: int, directory: int) -> int:
+    try:
+        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=directory)
+    except NotADirectoryError:
+        # What O_DIRECTORY makes of a link; the answer only chooses between two errors.
+        if stat.S_ISLNK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
+        raise
 
 
 def _replace(directory: int, name: str, data: bytes, mode: int) -> None:
