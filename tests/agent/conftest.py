@@ -68,6 +68,9 @@ class Server:
         self.directory = directory
         self.port = 0
         self.process: subprocess.Popen[bytes] | None = None
+        self.websocket_port = 0
+        self.extra = ""
+        """More configuration; ``PORT`` in it becomes a port of its own."""
         self._expires = expires
 
     def start(self) -> None:
@@ -79,6 +82,7 @@ class Server:
             CONFIG.format(
                 port=self.port or -1, expires=self._expires, ports=f"ports_file_dir: {json.dumps(str(ports))}"
             )
+            + self.extra.replace("PORT", str(self.websocket_port or -1))
         )
         log = (self.directory / "nats-server.log").open("ab")
         binary = shutil.which("nats-server", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
@@ -88,6 +92,8 @@ class Server:
         found = until(lambda: next(iter(ports.glob("*.ports")), None), "nats-server listens")
         url = until(lambda: re.search(r"nats://[^\"]+:(\d+)", found.read_text()), "nats-server's port")
         self.port = int(url[1])
+        if websocket := re.search(r"wss?://[^\"]+:(\d+)", found.read_text()):
+            self.websocket_port = int(websocket[1])
 
     def stop(self) -> None:
         if self.process is not None:

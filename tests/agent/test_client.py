@@ -1,0 +1,199 @@
+"""Signing in and staying connected: a small proxy stands for nginx and the hubs, the NATS server is real."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from natskit.client import Client
+from natskit.connection import Status
+from natskit.errors import ConnectionLostError, NatskitError, SignInError
+
+from .conftest import Server, until_async
+from .test_streams import kick, server_id
+
+ACCOUNT = str(uuid.uuid4())
+WEBSOCKET = """
+websocket { listen: "127.0.0.1:PORT", no_tls: true }
+no_auth_user: admin
+"""
+
+
+class Front:
+    """``/api`` and ``/nats`` on one port; remembers what the clients sent."""
+
+    def __init__(self, websocket_port: int) -> None:
+        self.url = ""
+        self.session = "s1"
+        self.refreshes = 0
+        self.cookies: list[str] = []
+        self.origins: set[str | None] = set()
+        self._websocket_port = websocket_port
+
+    async def sign_in(self, request: web.Request) -> web.Response:
+        self.origins.add(request.headers.get("Origin"))
+        body = await request.json()
+        if body != {"email": "a@example.org", "password": "right"}:
+            error = {"error": {"code": "wrong_credentials", "message": "e-mail or password is wrong"}}
+            return web.json_response(error, status=401)
+        return self._welcome()
+
+    async def get_session(self, request: web.Request) -> web.Response:
+        self.refreshes += 1
+        if request.cookies.get("natskit") != self.session:
+            return web.json_response({"error": {"code": "no_session", "message": "no"}}, status=401)
+        self.session = f"s{self.refreshes + 1}"
+        return self._welcome()
+
+    async def sign_out(self, _request: web.Request) -> web.Response:
+        self.session = "ended"
+        return web.Response(status=204)
+
+    async def nats(self, request: web.Request) -> web.StreamResponse:
+        self.origins.add(request.headers.get("Origin"))
+        self.cookies.append(request.cookies["natskit"])
+        if request.cookies["natskit"] != self.session:
+            return web.Response(status=403)
+        here = web.WebSocketResponse(max_msg_size=0)
+        await here.prepare(request)
+        async with aiohttp.ClientSession() as session:
+            url = f"ws://127.0.0.1:{self._websocket_port}"
+            async with session.ws_connect(url, max_msg_size=0) as there:
+                tasks = {asyncio.ensure_future(_pipe(here, there)), asyncio.ensure_future(_pipe(there, here))}
+                try:
+                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for task in tasks:
+                        task.cancel()
+        await here.close()
+        return here
+
+    def _welcome(self) -> web.Response:
+        response = web.json_response(
+            {
+                "account_id": ACCOUNT,
+                "email": "a@example.org",
+                "must_change_password": False,
+                "nats": {"path": "/nats", "inbox_prefix": f"_INBOX.account.{ACCOUNT}"},
+            }
+        )
+        response.set_cookie("natskit", self.session, httponly=True)
+        return response
+
+
+async def _pipe(
+    source: web.WebSocketResponse | aiohttp.ClientWebSocketResponse,
+    target: web.WebSocketResponse | aiohttp.ClientWebSocketResponse,
+) -> None:
+    with contextlib.suppress(ConnectionError, aiohttp.ClientError):
+        async for message in source:
+            if message.type == aiohttp.WSMsgType.BINARY:
+                await target.send_bytes(message.data)
+
+
+@pytest.fixture(scope="module")
+def websocket_server() -> Iterator[Server]:
+    with tempfile.TemporaryDirectory() as directory:
+        server = Server(Path(directory))
+        server.extra = WEBSOCKET
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+async def front(websocket_server: Server) -> AsyncIterator[Front]:
+    front = Front(websocket_server.websocket_port)
+    app = web.Application()
+    app.router.add_post("/api/sign-in", front.sign_in)
+    app.router.add_post("/api/sign-out", front.sign_out)
+    app.router.add_get("/api/session", front.get_session)
+    app.router.add_get("/nats", front.nats)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    front.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[union-attr]
+    yield front
+    await runner.cleanup()
+
+
+async def test_sign_in_call_and_come_back(front: Front, websocket_server: Server) -> None:
+    statuses: list[Status] = []
+    async with await Client.sign_in(front.url, "a@example.org", "right") as client:
+        client.on_status(lambda status, _reason: statuses.append(status))
+        assert client.account_id == ACCOUNT
+        heard: asyncio.Queue[bytes] = asyncio.Queue()
+
+        async def note(_subject: str, data: bytes) -> None:
+            heard.put_nowait(data)
+
+        stop = await client.subscribe(f"events.account.{ACCOUNT}.>", note)
+        await client.publish(f"events.account.{ACCOUNT}.projects", b"1")
+        assert await asyncio.wait_for(heard.get(), 5) == b"1"
+        assert front.cookies == ["s1"]
+
+        await kick(websocket_server, client.connection.client_id, server_id(client))
+        await until_async(lambda: statuses[-1:] == ["connected"], "the client is back")
+        assert front.refreshes == 1
+        assert front.cookies == ["s1", "s2"], "the second attempt brings the refreshed cookie"
+        await client.publish(f"events.account.{ACCOUNT}.projects", b"2")
+        assert await asyncio.wait_for(heard.get(), 5) == b"2"
+        await stop()
+
+        statuses.clear()
+        await asyncio.to_thread(websocket_server.stop)
+        await until_async(lambda: "connecting" in statuses, "it tries")
+        await asyncio.to_thread(websocket_server.start)
+        await until_async(lambda: statuses[-1:] == ["connected"], "the client is back")
+    assert front.origins == {front.url}
+
+
+async def test_an_expired_authorisation_is_no_end(websocket_server: Server) -> None:
+    """What nats-server says when the JWT of a callout's answer expires makes plain nats-py close for good."""
+    statuses: list[Status] = []
+    client = await Client.admin(websocket_server.url("admin"), None)
+    client.on_status(lambda status, _reason: statuses.append(status))
+    await client.connection._process_err("'user authentication expired'")
+    await until_async(lambda: statuses[-1:] == ["connected"], "the client is back")
+    assert statuses[0] == "disconnected"
+    await client.connection.flush()
+    await client.close()
+
+
+async def test_wrong_password(front: Front) -> None:
+    with pytest.raises(SignInError, match="e-mail or password is wrong"):
+        await Client.sign_in(front.url, "a@example.org", "wrong")
+
+
+async def test_nothing_there() -> None:
+    with pytest.raises(ConnectionLostError):
+        await Client.sign_in("http://127.0.0.1:1", "a@example.org", "right")
+    with pytest.raises(NatskitError, match="not a URL"):
+        await Client.sign_in("localhost", "a@example.org", "right")
+
+
+async def test_the_end_of_the_session_ends_the_client(front: Front, websocket_server: Server) -> None:
+    statuses: list[tuple[Status, str]] = []
+    client = await Client.sign_in(front.url, "a@example.org", "right")
+    client.on_status(lambda status, reason: statuses.append((status, reason)))
+    front.session = "ended elsewhere"
+    await kick(websocket_server, client.connection.client_id, server_id(client))
+    await until_async(lambda: statuses[-1:] and statuses[-1][0] == "closed", "the client closes")
+    assert "session has ended" in statuses[-1][1]
+    await client.close()
+
+
+async def test_sign_out(front: Front) -> None:
+    client = await Client.sign_in(front.url, "a@example.org", "right")
+    await client.sign_out()
+    assert front.session == "ended"
+    assert client.status == "closed"
