@@ -1,0 +1,65 @@
+"""nats-server: configuration, NATS accounts, JetStream."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+from natskit.identity import NATS_ACCOUNTS, Identity
+from natskit.render import render
+from natskit.settings import Settings
+from roles import service
+from roles.files import checked_file, private_directory
+
+COOKIE = "__Host-natskit"
+
+
+def deploy(settings: Settings, identity: Identity) -> None:
+    """Install, configure, activate."""
+    directory = settings.platform_root / "nats"
+    for folder in (directory, directory / "jwt", directory / "jetstream"):
+        private_directory(folder)
+
+    accounts = [
+        checked_file(
+            name=f"Give NATS account {account} to the resolver",
+            content=identity.account_jwt(account),
+            path=str(directory / "jwt" / f"{identity.account_public_key(account)}.jwt"),
+        )
+        for account in NATS_ACCOUNTS
+    ]
+    configuration = checked_file(
+        name="Render nats-server.conf",
+        content=render("nats-server.conf", values(settings, identity)),
+        path=str(directory / "nats-server.conf"),
+        check=[str(service.BIN / "nats-server"), "-t", "-c", "{}"],
+    )
+
+    program = service.Program(
+        name="nats",
+        command=[str(service.BIN / "nats-server"), "-c", str(directory / "nats-server.conf")],
+        priority=10,
+        stop_signal="TERM",
+        stop_seconds=30,
+    )
+    # Most settings can be reloaded; nats-server says no to the others, and then it is restarted.
+    reload = [sys.executable, "-m", "natskit.reload", str(directory / "nats-server.pid")]
+    reload.append(f"http://127.0.0.1:{settings.nats_monitor_port}")
+    service.run(
+        settings,
+        program,
+        restart_on=accounts,
+        reload_on=[configuration],
+        reload_command=f"{shlex.join(reload)} || {{control}} restart nats",
+    )
+
+
+def values(settings: Settings, identity: Identity) -> dict[str, object]:
+    """What the template ``nats-server.conf`` needs."""
+    return settings.model_dump() | {
+        "directory": str(settings.platform_root / "nats"),
+        "url": settings.url,
+        "cookie_name": COOKIE,
+        "operator_jwt": identity.operator_jwt,
+        "system_account": identity.account_public_key("SYS"),
+    }

@@ -1,0 +1,73 @@
+"""What the control machine keeps about a platform: its settings as validated, its identity, and where it is."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from pyinfra.api.exceptions import PyinfraError
+
+from natskit import __version__
+from natskit.errors import NatskitError
+from natskit.identity import Identity
+from natskit.identity.tls import ensure_ca
+from natskit.settings import Settings, load
+from roles.files import checked_file
+
+CONNECTOR_KEYS = ("ssh_", "docker_", "_")
+"""Prefixes of data that pyinfra's connectors read, not natskit."""
+
+
+def validate(data: Mapping[str, Any]) -> Settings:
+    """The host's settings, whole and typed. Ends the run, before any host is touched, with one line for each error."""
+    ours = {key: value for key, value in data.items() if not key.startswith(CONNECTOR_KEYS)}
+    try:
+        return load(ours, "inventory")
+    except NatskitError as error:
+        raise PyinfraError(str(error)) from None
+
+
+def identity(settings: Settings) -> Identity:
+    """The platform's identity, made at the first deploy; in a dry run only in memory."""
+    try:
+        found = Identity.ensure(
+            settings.platform_root / "identity", now=int(time.time()), write="--dry" not in sys.argv
+        )
+        if "--dry" not in sys.argv:
+            ensure_ca(found.directory, now=int(time.time()))
+        return found
+    except NatskitError as error:
+        raise PyinfraError(str(error)) from None
+
+
+def describe(settings: Settings, found: Identity) -> None:
+    """Write ``platform.json``, from which the ``natskit`` command learns where everything is. It holds no secret."""
+    root = settings.platform_root
+    content = {
+        "version": __version__,
+        "url": settings.url,
+        "nats_url": settings.nats_url,
+        "monitor_url": f"http://127.0.0.1:{settings.nats_monitor_port}",
+        "ca_file": str(found.directory / "tls" / "ca.crt"),
+        "identity": str(found.directory),
+        "creds": {
+            "platform_admin": str(found.creds_path("PLATFORM", "admin")),
+            "sys_admin": str(found.creds_path("SYS", "admin")),
+        },
+        "hubs": [
+            {"name": name, "url": f"http://127.0.0.1:{port}"}
+            for name, port in zip(settings.hub_names, settings.hub_ports, strict=True)
+        ],
+        "programs": ["nats", *settings.hub_names, "proxy", "runner"],
+        "supervisor_socket": str(root / "supervisor" / "supervisor.sock"),
+        "log_directory": str(root / "log"),
+        "first_account": settings.platform_first_account,
+    }
+    checked_file(
+        name="Describe the platform for the natskit command",
+        content=json.dumps(content, indent=2) + "\n",
+        path=str(root / "platform.json"),
+    )

