@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +66,11 @@ class Hub:
         for name, creds in self._creds().items():
             self._nats[name] = await self._connect(name, creds)
         platform = self._nats["platform"]
-        self.state = State(platform, self.program.state.replicas, self.program.runners, self._touched)
+        self.state = State(platform, self.program.state.replicas, self.program.runners, self._locked_out, self._changed)
         self.connections = Connections(self._nats["sys"], self.state, self.tokens.platform_account, self.metrics)
         self.sessions = Sessions(self.state, self.tokens, self._passwords, self.program.session)
         self.accounts = Accounts(self.state, self._passwords, self.sessions)
-        self.projects = Projects(
-            self.state, platform, self.connections, self._ask, self.program.max_projects_per_account
-        )
+        self.projects = Projects(self.state, platform, self._ask, self.program.max_projects_per_account)
         self.services = Services(self, self._methods, self.metrics)
         self._callout = Callout(self._nats["auth"], self.state, self.tokens, self.metrics)
         self._spawn(self.state.follow())
@@ -128,8 +128,11 @@ class Hub:
             self.program.nats, name=f"{self.program.name}-{name}", inbox_prefix=inbox_prefix("hub"), creds=creds
         )
 
-    def _touched(self, names: set[str]) -> None:
-        self.connections.touched(names)
+    def _locked_out(self, names: set[str]) -> None:
+        self.connections.cut_now(names)
+
+    def _changed(self, names: set[str]) -> None:
+        self.connections.cut_soon(names)
 
     async def _ask(self, subject: str, body: bytes, seconds: float) -> bytes:
         return await request(self._nats["platform"], subject, body, seconds)
@@ -162,7 +165,10 @@ async def serve(program: HubProgram) -> None:
         server_header=False,
         timeout_graceful_shutdown=int(DRAIN_SECONDS),
     )
-    server = uvicorn.Server(config)
+    server = _Server(config)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.handle_exit, number, None)
     web = asyncio.create_task(server.serve())
     starting = asyncio.create_task(hub.start())
     await asyncio.wait({web, starting}, return_when=asyncio.FIRST_COMPLETED)
@@ -175,11 +181,16 @@ async def serve(program: HubProgram) -> None:
     await hub.stop()
 
 
+class _Server(uvicorn.Server):
+    """uvicorn raises the signal again when HTTP has ended, which would end the hub before it has handed over."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 def _die_loudly(task: asyncio.Task[None]) -> None:
     """A part that ended although nobody stopped it leaves a hub that only seems alive: end, and be restarted."""
     if not task.cancelled() and task.exception() is not None:
         log.critical("a part of the hub failed", exc_info=task.exception())
-        import os
-        import signal
-
         os.kill(os.getpid(), signal.SIGTERM)

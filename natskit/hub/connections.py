@@ -21,10 +21,14 @@ from natskit.hub.state import Holder, State
 
 log = logging.getLogger(__name__)
 
+GRACE_SECONDS = 0.1
+"""Between a changed grant and the cut: whoever made the change gets the answer to it on the connection it asked on."""
 AGAIN_SECONDS = 0.5
 """After a change: by then every hub's view has it, and what was authorised meanwhile is found."""
 EVERY_SECONDS = 30.0
 ANSWER_SECONDS = 0.5
+SETTLE_SECONDS = 0.05
+"""While it is not known yet how many servers will answer, those that are this much later than the first are missed."""
 PAGE = 1024
 FEW = 64
 """More outdated names than this are not asked for one by one."""
@@ -44,11 +48,16 @@ class Connections:
         self._all_soon = asyncio.Event()
         self._lock = asyncio.Lock()
 
-    def touched(self, names: set[str]) -> None:
-        """Connections with these names are outdated from now on."""
+    def cut_now(self, names: set[str]) -> None:
+        """Connections with these names are outdated from now on: somebody was locked out."""
         if names:
             self._outdated |= names
             self._wake.set()
+
+    def cut_soon(self, names: set[str]) -> None:
+        """Connections with these names are outdated from now on: what their holders may use has changed."""
+        if names:
+            asyncio.get_running_loop().call_later(GRACE_SECONDS, self.cut_now, names)
 
     async def run(self) -> None:
         """Cut what is outdated, until cancelled."""
@@ -115,7 +124,9 @@ class Connections:
                 if self._is_outdated(connection.get("authorized_user", "")):
                     await self._cut(server, connection["cid"], connection["authorized_user"])
             answered.add(server)
-            if answered >= self._servers:
+            if not self._servers:
+                asyncio.get_running_loop().call_later(SETTLE_SECONDS, complete.set)
+            elif answered >= self._servers:
                 complete.set()
 
         inbox = self._connection.new_inbox()
@@ -124,8 +135,6 @@ class Connections:
         await self._connection.publish("$SYS.REQ.SERVER.PING.CONNZ", json.dumps(question).encode(), reply=inbox)
         try:
             with contextlib.suppress(TimeoutError):
-                if not self._servers:
-                    await asyncio.sleep(ANSWER_SECONDS)
                 await asyncio.wait_for(complete.wait(), ANSWER_SECONDS)
         finally:
             await subscription.unsubscribe()
@@ -143,5 +152,8 @@ class Connections:
     async def _cut(self, server: str, cid: int, name: str) -> None:
         log.info("cut connection %d of %s", cid, name)
         self._metrics.count("natskit_hub_connections_cut_total")
-        await self._connection.publish(f"$SYS.REQ.SERVER.{server}.KICK", json.dumps({"cid": cid}).encode())
+        # Without a reply subject nats-server ignores the request (events.go, ``zReq``); nobody needs the answer.
+        await self._connection.publish(
+            f"$SYS.REQ.SERVER.{server}.KICK", json.dumps({"cid": cid}).encode(), reply=self._connection.new_inbox()
+        )
         await self._connection.flush()

@@ -11,7 +11,6 @@ from typing import Any
 
 from natskit.connection import Connection, to_json
 from natskit.errors import ConnectionLostError, NatskitError
-from natskit.hub.connections import Connections
 from natskit.hub.records import Account, Membership, Project, ProjectState
 from natskit.hub.state import State
 from natskit.permissions import check_id
@@ -29,10 +28,9 @@ PROJECT_SECONDS = 15.0
 class Projects:
     """What may be done to projects. Whether the caller may is checked by :meth:`require`."""
 
-    def __init__(self, state: State, connection: Connection, connections: Connections, ask: Ask, most: int) -> None:
+    def __init__(self, state: State, connection: Connection, ask: Ask, most: int) -> None:
         self._state = state
         self._connection = connection
-        self._connections = connections
         self._ask = ask
         self._most = most
 
@@ -213,8 +211,7 @@ class Projects:
         return project
 
     async def _announce(self, accounts: Iterable[str]) -> None:
-        """Cut the connections whose rights changed, and tell the people it concerns."""
-        await self._connections.cut_outdated()
+        """Tell the people it concerns."""
         body = to_json({"type": "projects_changed"})
         for account_id in accounts:
             await self._connection.publish(f"events.account.{account_id}.projects", body)
@@ -250,7 +247,7 @@ def iso(seconds: float) -> str:
 
 
 def _title(title: str) -> str:
-    title = " ".join(title.split())
+    title = " ".join(title.split()).encode(errors="replace").decode()
     if not 1 <= len(title) <= TITLE_LENGTH:
         raise RpcError("invalid_params", f"a title has 1 to {TITLE_LENGTH} characters")
     return title

@@ -35,17 +35,22 @@ class Rights(NamedTuple):
 
 
 class State:
-    """Answers from memory. ``touched`` is called, before a change is visible, with the names that may be outdated."""
+    """Answers from memory.
+
+    ``locked_out`` and ``changed`` are called, right before a change is visible, with the names that it outdates.
+    """
 
     def __init__(
         self,
         connection: Connection,
         replicas: int,
         runners: dict[str, RunnerEntry],
-        touched: Callable[[set[str]], None],
+        locked_out: Callable[[set[str]], None],
+        changed: Callable[[set[str]], None],
     ) -> None:
         self.known_runners = runners
-        self._touched = touched
+        self._locked_out = locked_out
+        self._changed = changed
         self._tags: dict[str, tuple[list[str], str]] = {}
         self._projects_of: dict[str, set[str]] = defaultdict(set)
         self._members_of: dict[str, set[str]] = defaultdict(set)
@@ -158,22 +163,22 @@ class State:
         was_on = isinstance(old, Account) and not old.disabled
         is_on = isinstance(new, Account) and not new.disabled
         if was_on and not is_on:
-            self._touched(self._browser_names(key))
+            self._locked_out(self._browser_names(key))
 
     def _on_project(self, key: str, new: Project | None) -> None:
         old = self.projects.get(key)
         if (old is None) != (new is None):
             for account_id in self._members_of.get(key, ()):
-                self._touched(self._browser_names(account_id))
+                self._changed(self._browser_names(account_id))
                 self._tags.pop(account_id, None)
         if old and old.public_key and (new is None or (old.public_key, old.desired) != (new.public_key, new.desired)):
-            self._touched({_fixed_rights("project", key, old.public_key).name})
+            self._locked_out({_fixed_rights("project", key, old.public_key).name})
 
     def _on_membership(self, key: str, new: Membership | None) -> None:
         account_id, _, project_id = key.partition(".")
         if (project_id in self._projects_of[account_id]) == (new is not None):
             return
-        self._touched(self._browser_names(account_id))
+        self._changed(self._browser_names(account_id))
         self._tags.pop(account_id, None)
         if new is not None:
             self._projects_of[account_id].add(project_id)
@@ -186,7 +191,7 @@ class State:
         old = self.sessions.get(key)
         if old is not None and new is None:
             digest = self._account_tags(old.account_id)[1]
-            self._touched({f"browser.{old.account_id}.{key}.{digest}"})
+            self._locked_out({f"browser.{old.account_id}.{key}.{digest}"})
             self._sessions_of[old.account_id].discard(key)
         elif new is not None:
             self._sessions_of[new.account_id].add(key)
