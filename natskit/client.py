@@ -130,14 +130,10 @@ class Client:
         return Execution(self, project_id, wanted)
 
     async def subscribe(
-        self, subject: str, callback: Callable[[str, bytes], Awaitable[None]]
+        self, subject: str, callback: Callable[[Msg], Awaitable[None]]
     ) -> Callable[[], Awaitable[None]]:
-        """Call ``callback(subject, data)`` for each message; returns what ends the subscription."""
-
-        async def on_message(message: Msg) -> None:
-            await callback(message.subject, message.data)
-
-        subscription = await self.connection.subscribe(subject, cb=on_message)
+        """Await ``callback(message)`` for each message, in order; returns what ends the subscription."""
+        subscription = await self.connection.subscribe(subject, cb=callback)
 
         async def unsubscribe() -> None:
             with contextlib.suppress(nats.errors.Error):
@@ -146,8 +142,11 @@ class Client:
         return unsubscribe
 
     async def publish(self, subject: str, data: bytes) -> None:
-        """Publish one message."""
-        await self.connection.publish(subject, data)
+        """Publish one message. Raises :class:`ConnectionLostError` when it cannot be sent or kept for later."""
+        try:
+            await self.connection.publish(subject, data)
+        except nats.errors.Error as error:
+            raise ConnectionLostError(f"{subject}: {error}") from error
 
     def on_status(self, callback: OnStatus) -> None:
         """Call ``callback(status, reason)`` when the connection is lost, tried again, back, or closed."""
@@ -187,13 +186,20 @@ class Client:
             timeout=CONNECT_SECONDS,
         )
 
+    def _check_size(self, body: bytes) -> None:
+        if len(body) > self.connection.max_payload:
+            raise rpc.RpcError(
+                "limit",
+                f"the request has {len(body)} bytes; the server takes at most {self.connection.max_payload}",
+            )
+
     async def _watch(self, project_id: str) -> None:
         """Hear of the project's reconnects, where this client may; the operator notices a little later."""
         if self.account_id is None or project_id in self._watched:
             return
         self._watched.add(project_id)
 
-        async def on_event(_subject: str, _data: bytes) -> None:
+        async def on_event(_message: Msg) -> None:
             for reader in list(self._readers.get(project_id, ())):
                 reader.ask_again()
 
@@ -201,6 +207,7 @@ class Client:
 
     async def _call(self, subject: str, method: str, params: dict[str, Any], wait: float) -> Any:
         body = rpc.encode_request(method, params)
+        self._check_size(body)
         return rpc.decode_response(await request(self.connection, subject, body, wait))
 
     def _on_status(self, status: Status, reason: str) -> None:
@@ -227,10 +234,12 @@ class Execution:
         self._params = params
 
     async def __aenter__(self) -> Self:
+        body = rpc.encode_request("exec", self._params)
+        self._client._check_size(body)
         await self._client._watch(self._project_id)
         self._client._readers.setdefault(self._project_id, set()).add(self._reader)
         try:
-            await self._reader.open(f"projects.{self._project_id}.api", rpc.encode_request("exec", self._params))
+            await self._reader.open(f"projects.{self._project_id}.api", body)
         except BaseException:
             await self._close()
             raise

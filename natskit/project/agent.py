@@ -82,6 +82,7 @@ class Agent:
         self._connection: Connection | None = None
         self._streams: dict[str, tuple[Sender, Command | None]] = {}
         self._answers: set[asyncio.Task[None]] = set()
+        self._closed = False
         self.writing = asyncio.Lock()
         """Held while a file is compared and replaced."""
 
@@ -103,14 +104,22 @@ class Agent:
         await self._connection.flush()
 
     async def close(self) -> None:
-        """End all commands, then the connection."""
-        for _, command in list(self._streams.values()):
+        """End all commands, tell their readers, and close the connection. A second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        streams = list(self._streams.values())
+        for _, command in streams:
             if command is not None:
                 command.kill()
         for answer in list(self._answers):
             answer.cancel()
         if self._answers:
             await asyncio.wait(self._answers)
+        stopped = rpc.RpcError("unavailable", "the project was stopped while the command was running")
+        for sender, _ in streams:
+            await sender.send("end", rpc.encode_error(None, stopped))
+            sender.close()
         if self._connection is not None:
             await self._connection.close()
         self.home.close()

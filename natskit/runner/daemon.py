@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 5.0
 HUB_SECONDS = 5.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
+JWT_ATTEMPTS = 4
 STARTS_AT_ONCE = 4
 """After a restart: Python's start is mostly CPU, and more at once only makes each of them late."""
 YOUNG_SECONDS = 30.0
@@ -175,8 +176,17 @@ class Runner:
         self._reported.set()
 
     async def _ask_for_jwt(self, project_id: str, public_key: str) -> str:
-        answer = await self._call_hub("project_credentials", project_id=project_id, public_key=public_key)
-        return str(answer["jwt"])
+        for attempt in range(1, JWT_ATTEMPTS + 1):
+            try:
+                answer = await self._call_hub("project_credentials", project_id=project_id, public_key=public_key)
+                return str(answer["jwt"])
+            except NatskitError as error:
+                # The hub that answers may be another one than the hub that gave the order, and not know of it yet.
+                if attempt == JWT_ATTEMPTS:
+                    raise
+                log.info("project_credentials %s: %s", project_id, error)
+            await asyncio.sleep(FIRST_PAUSE * attempt)
+        raise AssertionError("unreachable")
 
     async def _call_hub(self, method: str, **params: Any) -> Any:
         assert self._connection is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
 import re
@@ -52,10 +53,13 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 15) -> Any:
 
 
 async def until_async(condition: Callable[[], Any], what: str, seconds: float = 15) -> Any:
-    """Poll a condition on the event loop; fail with its name."""
+    """Poll a condition (which may be a coroutine function) on the event loop; fail with its name."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if value := condition():
+        value = condition()
+        if inspect.isawaitable(value):
+            value = await value
+        if value:
             return value
         await asyncio.sleep(0.01)
     pytest.fail(f"{what}: not within {seconds} s")

@@ -12,6 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
+from nats.aio.msg import Msg
 
 from natskit.client import Client
 from natskit.connection import Status
@@ -133,8 +134,8 @@ async def test_sign_in_call_and_come_back(front: Front, websocket_server: Server
         assert client.account_id == ACCOUNT
         heard: asyncio.Queue[bytes] = asyncio.Queue()
 
-        async def note(_subject: str, data: bytes) -> None:
-            heard.put_nowait(data)
+        async def note(message: Msg) -> None:
+            heard.put_nowait(message.data)
 
         stop = await client.subscribe(f"events.account.{ACCOUNT}.>", note)
         await client.publish(f"events.account.{ACCOUNT}.projects", b"1")

@@ -67,6 +67,8 @@ async def test_too_large_is_an_error_not_a_disconnect(client: Client, project: P
     # Fits as a file, but each of its characters takes six bytes in JSON.
     (project.home / "escaped").write_bytes(b"\1" * 500_000)
     assert (await refused(client, project, "read_text_file", path="escaped")).kind == "limit"
+    text = "x" * 2_000_000
+    assert (await refused(client, project, "write_text_file", path="a", text=text)).kind == "limit"
     assert client.connection.stats["reconnects"] == connected
     assert "disconnected" not in project.log()
 

@@ -20,6 +20,7 @@ from nats.aio.msg import Msg
 from natskit import rpc
 from natskit.client import Client
 from natskit.connection import request
+from natskit.errors import ConnectionLostError
 from natskit.rpc import Methods, RpcError
 from natskit.runner.processes import processes_of
 
@@ -238,13 +239,11 @@ async def test_survives_a_server_restart(host: Host, client: Client, server: Ser
     async def answers() -> bool:
         try:
             await client.call_project(project_id, "ping", wait=1)
-        except Exception:
+        except ConnectionLostError:
             return False
         return True
 
-    for _ in range(100):
-        if await answers():
-            break
+    await until_async(answers, "the agent is back")
     assert await agent_pid(client, project_id) == pid, "the agent itself went on"
     host.hub.wanted = []
     await host.call("stop_project", project_id=project_id)

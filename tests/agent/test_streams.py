@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nats
 import pytest
+from nats.aio.msg import Msg
 
 import natskit.project.sender
 import natskit.stream
@@ -197,6 +198,18 @@ async def test_an_agent_that_dies_is_a_clear_error(
             await run.output()
 
 
+async def test_a_stopped_project_says_so(server: Server, client: Client) -> None:
+    command = "echo $$; exec sleep 1000"
+    async with agent_here(server) as agent, client.exec(agent.program.project_id, command=command) as run:
+        output = aiter(run)
+        _, pid = await anext(output)
+        await agent.close()
+        with pytest.raises(RpcError, match="stopped") as caught:
+            await anext(output)
+        assert caught.value.kind == "unavailable"
+        assert not alive(int(pid))
+
+
 async def test_a_restarted_agent_does_not_know_the_stream(
     server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,8 +266,8 @@ async def test_the_output_of_a_command_is_not_for_others(server: Server, client:
     """Frames go to the reply subject of the request, and to nothing else the project may publish to."""
     heard: list[str] = []
 
-    async def note(subject: str, _data: bytes) -> None:
-        heard.append(subject)
+    async def note(message: Msg) -> None:
+        heard.append(message.subject)
 
     stop = await client.subscribe(">", note)
     async with agent_here(server) as agent, client.exec(agent.program.project_id, ["echo", "x"]) as run:
