@@ -55,6 +55,7 @@ class Hub:
         self.program = program
         self.metrics = Metrics()
         self._started = time.time()
+        self._ready = False
         self._tasks: list[asyncio.Task[None]] = []
         self._nats: dict[str, Connection] = {}
         self._methods = load_methods("natskit.hub", "natskit_hub", program.api_packages)
@@ -80,10 +81,12 @@ class Hub:
         self._spawn(self._sweep())
         await self._callout.start()
         await self.services.start(platform)
+        self._ready = True
         log.info("hub %s is ready", self.program.name)
 
     async def stop(self) -> None:
         """Hand over to the other hubs: take nothing new, finish what was taken, then go."""
+        self._ready = False
         log.info("hub %s stops", self.program.name)
         with contextlib.suppress(nats.errors.Error, TimeoutError):
             await asyncio.wait_for(self._callout.stop(), 1)
@@ -102,7 +105,7 @@ class Hub:
         problems = [
             f"not connected to NATS account {name.upper()}" for name, c in self._nats.items() if not c.is_connected
         ]
-        if len(self._nats) < len(self._creds()) or not hasattr(self, "state"):
+        if not self._ready:
             problems.append("starting")
         elif not self.state.current:
             problems.append("the view of the state is not current")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,8 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import nats.errors
 from nats.aio.msg import Msg
 from nats.micro import add_service
-from nats.micro.request import Request as MicroRequest
-from nats.micro.service import EndpointConfig, Service, ServiceConfig
+from nats.micro.service import Endpoint, EndpointConfig, Service, ServiceConfig
 
 from natskit.connection import Connection
 from natskit.errors import NatskitError, StateError
@@ -24,6 +24,7 @@ from natskit.hub.admin import admin_methods
 from natskit.hub.agents import project_methods, runner_methods
 from natskit.hub.caller import Caller
 from natskit.hub.metrics import Metrics
+from natskit.hub.projects import iso
 from natskit.permissions import check_id
 from natskit.rpc import Methods, Request, RpcError, encode_error, encode_result, parse
 
@@ -41,6 +42,8 @@ IN_FLIGHT = 1000
 """Requests being worked on by one hub; more are refused at once."""
 IN_FLIGHT_EACH = 50
 """Requests being worked on for one caller, so that one cannot use up the room of all."""
+PONG_SECONDS = 0.001
+"""The precision of the time in the answer to a ping."""
 METHOD_SECONDS = 90.0
 """No method takes longer; starting a project, the slowest, has its own, shorter limits."""
 
@@ -61,6 +64,9 @@ class Services:
         self._each: dict[str, int] = {}
         self._in_flight = 0
         self._service: Service | None = None
+        self._pings: dict[Kind, int] = {"account": 0, "project": 0}
+        self._pong_made = 0.0
+        self._pong_tail = b""
         self._callers: dict[tuple[Kind, str], Caller] = {}
 
     async def start(self, connection: Connection) -> None:
@@ -75,8 +81,12 @@ class Services:
             ("admin", "hub.admin"),
         ]
         for kind, subject in subjects:
-            endpoint = EndpointConfig(name=kind, subject=subject, handler=self._handler(kind))
-            await self._service.add_endpoint(endpoint)
+            endpoint = _Endpoint(
+                self._service, EndpointConfig(name=kind, subject=subject, handler=_unused, queue_group=QUEUE)
+            )
+            endpoint.answer = self._handler(kind)
+            await endpoint._start()
+            self._service._endpoints.append(endpoint)
         await connection.flush()
 
     async def stop(self, seconds: float) -> None:
@@ -104,13 +114,18 @@ class Services:
 
     # ----
 
-    def _handler(self, kind: Kind) -> Callable[[MicroRequest], Coroutine[Any, Any, None]]:
+    def _handler(self, kind: Kind) -> Callable[[Msg], Coroutine[Any, Any, None]]:
         """The endpoint's callback. The common case, a method answered on the spot, is kept short."""
         on_the_spot = ON_THE_SPOT if kind in ("account", "project") else frozenset()
+        callers, pings, pong = self._callers, self._pings, self._pong
 
-        async def handle(incoming: MicroRequest) -> None:
+        async def handle(message: Msg) -> None:
+            ping = _PING.fullmatch(message.data) if on_the_spot else None
+            if ping is not None and (kind, message.subject) in callers and message.reply:
+                pings[kind] += 1
+                await message._client.publish(message.reply, pong(ping[1]))
+                return
             started = time.perf_counter()
-            message = incoming._msg
             request, failure = _parse(message.data)
             if request is None:
                 await _respond(message, failure)
@@ -156,15 +171,24 @@ class Services:
         return None if request.is_notification else answer
 
     def _caller(self, kind: Kind, subject: str) -> Caller:
-        identifier = subject.rpartition(".")[2]
-        caller = self._callers.get((kind, identifier))
+        caller = self._callers.get((kind, subject))
         if caller is None:
+            identifier = subject.rpartition(".")[2]
             if kind != "admin":
                 check_id(identifier, f"the {kind} in {subject[:80]}")
             if len(self._callers) > 10_000:
                 self._callers.clear()
-            caller = self._callers[kind, identifier] = Caller(self._hub, kind, identifier)
+            caller = self._callers[kind, subject] = Caller(self._hub, kind, identifier)
         return caller
+
+    def _pong(self, identifier: bytes) -> bytes:
+        """The answer of the method ``ping``."""
+        now = time.time()
+        if now - self._pong_made > PONG_SECONDS:
+            self._pong_made = now
+            result = {"pong": True, "hub": self._hub.program.name, "time": iso(now)}
+            self._pong_tail = b"," + encode_result(None, result).split(b",", 2)[2]
+        return b'{"jsonrpc":"2.0","id":' + identifier + self._pong_tail
 
     def _enter(self, caller: Caller) -> RpcError | None:
         key = f"{caller.kind}.{caller.id}"
@@ -182,6 +206,27 @@ class Services:
         left = self._each.pop(key) - 1
         if left:
             self._each[key] = left
+
+
+_PING = re.compile(
+    rb'\{"jsonrpc":"2\.0","id":(-?[0-9]{1,15}|"[0-9A-Za-z_-]{1,64}"),"method":"ping"(?:,"params":\{\})?\}'
+)
+"""A ping as natskit's clients write it: answered without a detour, since this is what is measured and watched. Any
+other way to write it gets the same answer from the method of that name."""
+
+
+class _Endpoint(Endpoint):
+    """An endpoint of the micro framework whose callback is ours: the framework's own costs as much as a ping."""
+
+    answer: Callable[[Msg], Coroutine[Any, Any, None]]
+
+    async def _handle_request(self, msg: Msg) -> None:
+        self._num_requests += 1
+        await self.answer(msg)
+
+
+async def _unused(_: Any) -> None:
+    raise NotImplementedError
 
 
 def _parse(body: bytes) -> tuple[Request, None] | tuple[None, bytes]:
