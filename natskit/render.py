@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.meta
 
 from natskit.errors import TemplateError
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
+COOKIE = "__Host-natskit"
+"""The session cookie: the prefix makes browsers insist on Secure, Path=/ and no Domain (RFC 6265bis)."""
 
 _environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -22,7 +25,7 @@ _environment = jinja2.Environment(
     autoescape=False,
 )
 # JSON strings are valid strings of nats-server's and supervisor's syntax too.
-_environment.filters["quote"] = json.dumps
+_environment.filters["quote"] = lambda value: json.dumps(str(value))
 
 
 def names() -> list[str]:
@@ -38,3 +41,35 @@ def render(name: str, settings: Mapping[str, Any]) -> str:
         raise TemplateError(f"there is no template {name!r}: there are {', '.join(names())}") from None
     except jinja2.UndefinedError as error:
         raise TemplateError(f"template {name}: {error.message}: give it a value") from None
+
+
+def values(name: str, given: Mapping[str, Any], identity: Path | None) -> dict[str, Any]:
+    """What a template needs beyond what was ``given``: the defaults of a deploy, and what follows from them.
+
+    Raises :class:`SettingsError` for a wrong setting and :class:`IdentityError` for a wrong identity directory.
+    """
+    from natskit.identity import Identity
+    from natskit.settings import Settings, load
+
+    mine = {key: value for key, value in given.items() if key not in _variables(name) - set(Settings.model_fields)}
+    settings = load({"platform_root": "/var/lib/natskit"} | mine, "settings")
+    root = settings.platform_root
+    folder = {"nats-server.conf": root / "nats", "nginx.conf": root / "proxy"}.get(name, root)
+    found = settings.model_dump() | {
+        "root": str(root),
+        "directory": str(folder),
+        "url": settings.url,
+        "hub_ports": settings.hub_ports,
+        "web_root": str(root / "console"),
+        "cookie_name": COOKIE,
+    }
+    if identity is not None:
+        loaded = Identity.load(identity)
+        found |= {"operator_jwt": loaded.operator_jwt, "system_account": loaded.account_public_key("SYS")}
+    return found | dict(given)
+
+
+def _variables(name: str) -> set[str]:
+    """The names a template uses; what is neither one of them nor a setting is a typing error."""
+    path = TEMPLATES / f"{name}.j2"
+    return jinja2.meta.find_undeclared_variables(_environment.parse(path.read_text())) if path.exists() else set()

@@ -6,12 +6,10 @@ import shlex
 import sys
 
 from natskit.identity import NATS_ACCOUNTS, Identity
-from natskit.render import render
+from natskit.render import COOKIE, render
 from natskit.settings import Settings
 from roles import service
 from roles.files import checked_file, private_directory
-
-COOKIE = "__Host-natskit"
 
 
 def deploy(settings: Settings, identity: Identity) -> None:

@@ -1,0 +1,86 @@
+"""How a command finds its platform and talks to it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from natskit.errors import SettingsError
+
+if TYPE_CHECKING:
+    from natskit.client import Client
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What ``platform.json`` says; a deploy writes it."""
+
+    directory: Path
+    content: dict[str, Any]
+
+    @classmethod
+    def find(cls, directory: str) -> Platform:
+        """Read ``platform.json``. Raises :class:`SettingsError`."""
+        path = Path(directory) / "platform.json"
+        try:
+            return cls(Path(directory), json.loads(path.read_text()))
+        except FileNotFoundError:
+            raise SettingsError(
+                f"there is no {path}: run `make up` first, or say where the platform is with --platform DIR"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"{path} cannot be read ({error}): deploy again") from None
+
+    def __getitem__(self, key: str) -> Any:
+        return self.content[key]
+
+
+def with_client(directory: str, work: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
+    """Connect as the operator, do the work, disconnect."""
+    platform = Platform.find(directory)
+
+    async def run() -> T:
+        from natskit.client import Client
+
+        async with await Client.admin(platform["nats_url"], platform["creds"]["platform_admin"], name="cli") as client:
+            return await work(client)
+
+    return asyncio.run(run())
+
+
+def call_hub(directory: str, method: str, *, wait: float = 40, **params: Any) -> Any:
+    """One call of ``hub.admin``. Raises :class:`NatskitError`."""
+    wanted = {key: value for key, value in params.items() if value is not None}
+    return with_client(directory, lambda client: client.call_hub(method, wait=wait, **wanted))
+
+
+def show_json(value: Any) -> None:
+    """Print a value for a script."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def show_table(columns: list[str], rows: list[list[str]], empty: str) -> None:
+    """Print rows for a person."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        click.echo(empty)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column == "project")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, markup=False).print(table)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")

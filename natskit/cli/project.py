@@ -1,0 +1,143 @@
+"""``natskit project``: the projects of everybody."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from natskit.cli.platform import json_option, show_json, show_table, with_client
+from natskit.errors import NatskitError
+
+if TYPE_CHECKING:
+    from natskit.client import Client
+
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+@click.group()
+def project() -> None:
+    """Projects: list, create, share, start, stop, delete. PROJECT is an id or a title that only one project has."""
+
+
+@project.command("list")
+@click.option("--account", "email", metavar="EMAIL", help="Only those this account may use.")
+@json_option
+@click.pass_obj
+def list_projects(directory: str, email: str | None, as_json: bool) -> None:
+    """List projects."""
+    projects = with_client(directory, lambda client: client.call_hub("project_list", email=email))
+    if as_json:
+        show_json(projects)
+        return
+    rows = [[p["project_id"], p["title"], p["state"], _people(p)] for p in projects]
+    show_table(["project", "title", "state", "people"], rows, "No projects yet.")
+
+
+@project.command()
+@click.argument("email")
+@click.argument("title")
+@json_option
+@click.pass_obj
+def create(directory: str, email: str, title: str, as_json: bool) -> None:
+    """Create a project that the account EMAIL owns.
+
+    \b
+    Example:
+      natskit project create ada@example.org "First steps"
+    """
+    made = with_client(directory, lambda client: client.call_hub("project_create", email=email, title=title))
+    _show(made, made["project_id"], as_json)
+
+
+@project.command()
+@click.argument("name", metavar="PROJECT")
+@click.argument("email")
+@json_option
+@click.pass_obj
+def share(directory: str, name: str, email: str, as_json: bool) -> None:
+    """Let the account EMAIL use a project; its open connections have the right at once."""
+    changed = _call(directory, "project_share", name, email=email)
+    _show(changed, f"{email} may use {changed['title']!r}.", as_json)
+
+
+@project.command()
+@click.argument("name", metavar="PROJECT")
+@click.argument("email")
+@json_option
+@click.pass_obj
+def unshare(directory: str, name: str, email: str, as_json: bool) -> None:
+    """Take a project from the account EMAIL; its open connections lose the right at once."""
+    changed = _call(directory, "project_unshare", name, email=email)
+    _show(changed, f"{email} may no longer use {changed['title']!r}.", as_json)
+
+
+@project.command()
+@click.argument("name", metavar="PROJECT")
+@json_option
+@click.pass_obj
+def start(directory: str, name: str, as_json: bool) -> None:
+    """Start a project and wait until it runs."""
+    changed = _call(directory, "start_project", name)
+    _show(changed, f"{changed['title']!r} is {changed['state']}.", as_json)
+
+
+@project.command()
+@click.argument("name", metavar="PROJECT")
+@json_option
+@click.pass_obj
+def stop(directory: str, name: str, as_json: bool) -> None:
+    """Stop a project and wait until it has stopped."""
+    changed = _call(directory, "stop_project", name)
+    _show(changed, f"{changed['title']!r} is {changed['state']}.", as_json)
+
+
+@project.command()
+@click.argument("name", metavar="PROJECT")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@click.pass_obj
+def delete(directory: str, name: str, yes: bool, as_json: bool) -> None:
+    """Delete a project with its files.
+
+    \b
+    Example:
+      natskit project delete "First steps" --yes
+    """
+    if not yes:
+        click.confirm(f"Delete {name!r} and its files?", abort=True, err=True)
+    gone = _call(directory, "project_delete", name)
+    _show(gone, f"Deleted {gone['project_id']}.", as_json)
+
+
+async def find_project(client: Client, name: str) -> dict[str, Any]:
+    """The project with this id or title. Raises :class:`NatskitError` unless exactly one fits."""
+    projects: list[dict[str, Any]] = await client.call_hub("project_list")
+    key = "project_id" if _ID.fullmatch(name) else "title"
+    found = [p for p in projects if p[key] == name]
+    if not found:
+        raise NatskitError(f"there is no project {name!r}: `natskit project list` shows them all")
+    if len(found) > 1:
+        raise NatskitError(f"{len(found)} projects are called {name!r}: use an id, {found[0]['project_id']} is one")
+    return found[0]
+
+
+def _call(directory: str, method: str, name: str, **params: Any) -> dict[str, Any]:
+    async def work(client: Client) -> dict[str, Any]:
+        found = await find_project(client, name)
+        answer: dict[str, Any] = await client.call_hub(method, wait=40, project_id=found["project_id"], **params)
+        return answer
+
+    return with_client(directory, work)
+
+
+def _show(answer: dict[str, Any], sentence: str, as_json: bool) -> None:
+    if as_json:
+        show_json(answer)
+    else:
+        click.echo(sentence)
+
+
+def _people(row: dict[str, Any]) -> str:
+    return ", ".join(person["email"] for person in row["collaborators"])

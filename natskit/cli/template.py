@@ -1,0 +1,62 @@
+"""``natskit render``: the config files, for people who use Helm, Ansible or nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from natskit.errors import SettingsError
+
+
+@click.command()
+@click.argument("template", required=False)
+@click.option("--settings", "file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Settings as YAML or JSON.")  # fmt: skip
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="One setting; wins over the file.")
+@click.option("--list", "list_them", is_flag=True, help="List the templates.")
+@click.option("--identity", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+              help="Take the operator's JWT and the NATS accounts from this identity directory.")  # fmt: skip
+def render(
+    template: str | None, file: Path | None, pairs: tuple[str, ...], list_them: bool, identity: Path | None
+) -> None:
+    """Print a config file rendered from settings, without pyinfra and without touching anything.
+
+    Settings not given have the defaults of a deploy; natskit/settings.py has them all.
+
+    \b
+    Examples:
+      natskit render --list
+      natskit render nginx.conf --set platform_root=/srv/natskit --set proxy_name=bus.example.org
+      natskit render nats-server.conf --settings site.yaml --identity .local/identity
+    """
+    from natskit import render as templates
+
+    if list_them or template is None:
+        click.echo("\n".join(templates.names()))
+        return
+    given = _read(file) if file else {}
+    given |= dict(_pair(pair) for pair in pairs)
+    click.echo(templates.render(template, templates.values(template, given, identity)), nl=False)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path} cannot be read as YAML or JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path} must hold settings by name, such as nats_port: 4222")
+    return content
+
+
+def _pair(pair: str) -> tuple[str, Any]:
+    import yaml
+
+    key, separator, value = pair.partition("=")
+    if not separator:
+        raise click.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--set")
+    return key, yaml.safe_load(value)
