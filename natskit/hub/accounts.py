@@ -36,16 +36,21 @@ class Accounts:
         await self._state.accounts.change(account_id, lambda old: old or account)
         return {"account_id": account_id, "email": email} | ({} if password else {"password": given})
 
-    def by_email(self, email: str) -> tuple[str, Account]:
+    async def by_email(self, email: str) -> tuple[str, Account]:
         """The account with this e-mail. Raises :class:`RpcError`."""
         found = self._state.account_by_email(email)
+        if found is None:
+            claim = await self._state.accounts.find(email_key(email))
+            if isinstance(claim, EmailClaim):
+                await self._state.accounts.find(claim.account_id)
+            found = self._state.account_by_email(email)
         if found is None:
             raise RpcError("not_found", f"no account has the e-mail {email[:80]!r}")
         return found
 
     async def disable(self, email: str, disabled: bool) -> dict[str, Any]:
         """Keep a person out, or let them in again. Their sessions end."""
-        account_id, _ = self.by_email(email)
+        account_id, _ = await self.by_email(email)
         account = await self._update(account_id, disabled=disabled)
         if disabled:
             await self._sessions.end_all(account_id)

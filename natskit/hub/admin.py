@@ -46,7 +46,7 @@ async def account_disable(caller: Caller, email: str, disabled: bool = True) -> 
 @admin_methods.method()
 async def account_set_password(caller: Caller, email: str, password: str | None = None) -> dict[str, Any]:
     """Set a password, or make up a one-time password; every session of the account ends."""
-    account_id, account = caller.hub.accounts.by_email(email)
+    account_id, account = await caller.hub.accounts.by_email(email)
     made_up = await caller.hub.accounts.set_password(account_id, password)
     return {"account_id": account_id, "email": account.email} | ({"password": made_up} if made_up else {})
 
@@ -56,7 +56,7 @@ async def project_list(caller: Caller, email: str | None = None) -> list[dict[st
     """Every project, or those an account may use."""
     projects = caller.hub.projects
     if email is not None:
-        return projects.list(caller.hub.accounts.by_email(email)[0])
+        return projects.list((await caller.hub.accounts.by_email(email))[0])
     entries = sorted(caller.hub.state.projects.entries.items(), key=lambda item: item[1].value.created_at)
     return [projects.describe(project_id) for project_id, _ in entries]
 
@@ -64,28 +64,29 @@ async def project_list(caller: Caller, email: str | None = None) -> list[dict[st
 @admin_methods.method()
 async def project_create(caller: Caller, email: str, title: str) -> dict[str, Any]:
     """A new project of an account."""
-    return await caller.hub.projects.create(caller.hub.accounts.by_email(email)[0], title)
+    return await caller.hub.projects.create((await caller.hub.accounts.by_email(email))[0], title)
 
 
 @admin_methods.method()
 async def project_share(caller: Caller, project_id: str, email: str) -> dict[str, Any]:
     """Let an account use a project."""
-    caller.hub.projects.get(project_id)
-    await caller.hub.projects.share(project_id, caller.hub.accounts.by_email(email)[0])
+    await caller.hub.projects.find(project_id)
+    await caller.hub.projects.share(project_id, (await caller.hub.accounts.by_email(email))[0])
     return caller.hub.projects.describe(project_id)
 
 
 @admin_methods.method()
 async def project_unshare(caller: Caller, project_id: str, email: str) -> dict[str, Any]:
     """Take a project from a collaborator."""
-    caller.hub.projects.get(project_id)
-    await caller.hub.projects.unshare(project_id, caller.hub.accounts.by_email(email)[0])
+    await caller.hub.projects.find(project_id)
+    await caller.hub.projects.unshare(project_id, (await caller.hub.accounts.by_email(email))[0])
     return caller.hub.projects.describe(project_id)
 
 
 @admin_methods.method()
 async def project_delete(caller: Caller, project_id: str) -> dict[str, Any]:
     """Delete a project with its files."""
+    await caller.hub.projects.find(project_id)
     await caller.hub.projects.delete(project_id)
     return {"project_id": project_id}
 
@@ -93,6 +94,7 @@ async def project_delete(caller: Caller, project_id: str) -> dict[str, Any]:
 @admin_methods.method()
 async def start_project(caller: Caller, project_id: str) -> dict[str, Any]:
     """Start a project and wait until it runs."""
+    await caller.hub.projects.find(project_id)
     await caller.hub.projects.start(project_id)
     return caller.hub.projects.describe(project_id)
 
@@ -100,6 +102,7 @@ async def start_project(caller: Caller, project_id: str) -> dict[str, Any]:
 @admin_methods.method()
 async def stop_project(caller: Caller, project_id: str) -> dict[str, Any]:
     """Stop a project and wait until it has stopped."""
+    await caller.hub.projects.find(project_id)
     await caller.hub.projects.stop(project_id)
     return caller.hub.projects.describe(project_id)
 

@@ -55,7 +55,7 @@ async def heartbeat(caller: Caller, running: list[str]) -> dict[str, Any]:
 @runner_methods.method()
 async def project_credentials(caller: Caller, project_id: str, public_key: str) -> dict[str, Any]:
     """The JWT of a project's agent, whose key the runner has just made."""
-    project = _own_project(caller, project_id)
+    project = await _own_project(caller, project_id)
     if project.desired != "running":
         raise RpcError("invalid_state", "the project should not run")
     if not nkey.is_public_key(public_key, "user"):
@@ -69,13 +69,13 @@ async def project_state(
     caller: Caller, project_id: str, state: ProjectState, detail: str | None = None
 ) -> dict[str, Any]:
     """What has become of a project."""
-    _own_project(caller, project_id)
+    await _own_project(caller, project_id)
     await caller.hub.projects.report(project_id, state, detail or "")
     return {}
 
 
-def _own_project(caller: Caller, project_id: str) -> Project:
-    project = caller.hub.projects.get(project_id)
+async def _own_project(caller: Caller, project_id: str) -> Project:
+    project = await caller.hub.projects.find(project_id)
     if project.runner_id != caller.id:
         raise RpcError("forbidden", "the project belongs to another runner")
     return project

@@ -45,7 +45,7 @@ async def create_project(caller: Caller, title: str) -> dict[str, Any]:
 @natskit_hub.method()
 async def rename_project(caller: Caller, project_id: str, title: str) -> dict[str, Any]:
     """Change a project's title."""
-    caller.hub.projects.require(caller.id, project_id)
+    await caller.hub.projects.require(caller.id, project_id)
     await caller.hub.projects.rename(project_id, title)
     return caller.hub.projects.describe(project_id, caller.id)
 
@@ -53,7 +53,7 @@ async def rename_project(caller: Caller, project_id: str, title: str) -> dict[st
 @natskit_hub.method()
 async def delete_project(caller: Caller, project_id: str) -> dict[str, Any]:
     """Delete a project with its files. Only its owner may."""
-    caller.hub.projects.require(caller.id, project_id, owner=True)
+    await caller.hub.projects.require(caller.id, project_id, owner=True)
     await caller.hub.projects.delete(project_id)
     return {"project_id": project_id}
 
@@ -61,8 +61,8 @@ async def delete_project(caller: Caller, project_id: str) -> dict[str, Any]:
 @natskit_hub.method()
 async def share_project(caller: Caller, project_id: str, email: str) -> dict[str, Any]:
     """Let another account use a project. Only its owner may."""
-    caller.hub.projects.require(caller.id, project_id, owner=True)
-    account_id, _ = caller.hub.accounts.by_email(email)
+    await caller.hub.projects.require(caller.id, project_id, owner=True)
+    account_id, _ = await caller.hub.accounts.by_email(email)
     await caller.hub.projects.share(project_id, account_id)
     return caller.hub.projects.describe(project_id, caller.id)
 
@@ -74,10 +74,10 @@ async def unshare_project(
     """Take a project from a collaborator (its owner may), or leave it oneself."""
     if (account_id is None) == (email is None):
         raise RpcError("invalid_params", "unshare_project needs either account_id or email")
-    caller.hub.projects.require(caller.id, project_id)
-    leaver = account_id or caller.hub.accounts.by_email(email or "")[0]
+    await caller.hub.projects.require(caller.id, project_id)
+    leaver = account_id or (await caller.hub.accounts.by_email(email or ""))[0]
     if leaver != caller.id:
-        caller.hub.projects.require(caller.id, project_id, owner=True)
+        await caller.hub.projects.require(caller.id, project_id, owner=True)
     await caller.hub.projects.unshare(project_id, leaver)
     return {"project_id": project_id}
 
@@ -85,7 +85,7 @@ async def unshare_project(
 @natskit_hub.method()
 async def start_project(caller: Caller, project_id: str) -> dict[str, Any]:
     """Start a project and wait until it runs."""
-    caller.hub.projects.require(caller.id, project_id)
+    await caller.hub.projects.require(caller.id, project_id)
     await caller.hub.projects.start(project_id)
     return caller.hub.projects.describe(project_id, caller.id)
 
@@ -93,7 +93,7 @@ async def start_project(caller: Caller, project_id: str) -> dict[str, Any]:
 @natskit_hub.method()
 async def stop_project(caller: Caller, project_id: str) -> dict[str, Any]:
     """Stop a project and wait until it has stopped."""
-    caller.hub.projects.require(caller.id, project_id)
+    await caller.hub.projects.require(caller.id, project_id)
     await caller.hub.projects.stop(project_id)
     return caller.hub.projects.describe(project_id, caller.id)
 
@@ -103,7 +103,7 @@ async def write_text_file_to_project(
     caller: Caller, project_id: str, path: str, text: str, expected_version: str | None = None
 ) -> Any:
     """Write a file in a running project; with ``expected_version`` only if nobody else changed it meanwhile."""
-    caller.hub.projects.require(caller.id, project_id)
+    await caller.hub.projects.require(caller.id, project_id)
     params = {"path": path, "text": text} | ({"expected_version": expected_version} if expected_version else {})
     return await caller.hub.projects.call(project_id, "write_text_file", params)
 
@@ -111,7 +111,7 @@ async def write_text_file_to_project(
 @natskit_hub.method()
 async def read_text_file_from_project(caller: Caller, project_id: str, path: str) -> Any:
     """Read a file of a running project."""
-    caller.hub.projects.require(caller.id, project_id)
+    await caller.hub.projects.require(caller.id, project_id)
     return await caller.hub.projects.call(project_id, "read_text_file", {"path": path})
 
 

@@ -33,6 +33,8 @@ HEARTBEAT_SECONDS = 2.0
 """How often the server says that the consumer is alive; three missed ones start the watch over."""
 CHECK_SECONDS = 5.0
 REQUEST_SECONDS = 3.0
+LAG_SECONDS = 0.2
+"""How far behind another hub's writes a view may be; usually it is a millisecond or two."""
 MARKER_TTL = "1h"
 """Delete markers go away by themselves; a hub that was away for longer reads the bucket anew anyhow."""
 
@@ -141,6 +143,13 @@ class Bucket(Generic[RecordT]):
                 await asyncio.wait_for(future, seconds)
         finally:
             self._changed.discard(future)
+
+    async def find(self, key: str) -> RecordT | None:
+        """The value of a key that another hub may have written a moment ago: a missing one is given a little time."""
+        deadline = asyncio.get_running_loop().time() + LAG_SECONDS
+        while key not in self.entries and (left := deadline - asyncio.get_running_loop().time()) > 0:
+            await self.changed(left)
+        return self.get(key)
 
     async def change(
         self, key: str, mutate: Callable[[RecordT | None], RecordT | None], ttl: str | None = None
@@ -272,6 +281,13 @@ class Bucket(Generic[RecordT]):
     async def _on_message(self, message: Msg) -> None:
         if self._subscription is None or message._sid != self._subscription._id:
             return
+        try:
+            await self._follow_message(message)
+        except Exception:
+            log.exception("bucket %s: a message was not understood, starting over", self.name)
+            self._start_over()
+
+    async def _follow_message(self, message: Msg) -> None:
         self._heard = asyncio.get_running_loop().time()
         headers = message.headers or {}
         if headers.get("Status") == "100":

@@ -12,6 +12,7 @@ import base64
 import json
 import logging
 import time
+from collections.abc import Coroutine
 from typing import Any
 
 from nats.aio.msg import Msg
@@ -19,6 +20,7 @@ from nats.aio.subscription import Subscription
 
 from natskit.connection import Connection
 from natskit.errors import ClaimsError, StateError
+from natskit.hub.bucket import LAG_SECONDS
 from natskit.hub.metrics import Metrics
 from natskit.hub.state import State
 from natskit.hub.tokens import Tokens
@@ -30,6 +32,8 @@ QUEUE = "hub"
 
 PATIENCE_SECONDS = 1.5
 """nats-server waits two seconds (``auth_timeout``) for the answer."""
+YOUNG_SECONDS = 3
+"""Who presents a JWT this soon after it was made may know of it before this hub's view does."""
 SLICE_SECONDS = 0.005
 """How long callouts may keep the event loop before others get their turn."""
 
@@ -61,10 +65,7 @@ class Callout:
 
     async def _on_request(self, message: Msg) -> None:
         if not self._state.current:
-            self._metrics.count("natskit_hub_callouts_total", result="waited")
-            task = asyncio.create_task(self._answer_when_current(message))
-            self._late.add(task)
-            task.add_done_callback(self._late.discard)
+            self._later(self._answer_when_current(message))
             return
         began = time.perf_counter()
         assert self._subscription is not None
@@ -72,7 +73,11 @@ class Callout:
             self._metrics.count("natskit_hub_callouts_total", result="shed")
             await message.respond(b"")
             return
-        await message.respond(self._answer(message.data))
+        answer = self._answer(message.data, patient=True)
+        if answer is None:
+            self._later(self._answer_when_known(message))
+        else:
+            await message.respond(answer)
         done = time.perf_counter()
         self._cost += (done - began - self._cost) / 50
         self._metrics.observe("natskit_hub_callout_seconds", done - began)
@@ -86,10 +91,33 @@ class Callout:
         except StateError:
             await message.respond(b"")
         else:
-            await message.respond(self._answer(message.data))
+            await message.respond(self._answer(message.data) or b"")
 
-    def _answer(self, request: bytes) -> bytes:
-        """The answer to one request; empty, which refuses, for what is no request."""
+    async def _answer_when_known(self, message: Msg) -> None:
+        """The JWT is only just made: another hub's write may be on its way to this one's view."""
+        deadline = time.monotonic() + LAG_SECONDS
+        answer = None
+        while answer is None:
+            left = deadline - time.monotonic()
+            bucket = self._state.sessions
+            await asyncio.wait(
+                [asyncio.create_task(b.changed(max(left, 0))) for b in (bucket, self._state.projects)],
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            answer = self._answer(message.data, patient=left > 0)
+        await message.respond(answer)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        self._metrics.count("natskit_hub_callouts_total", result="waited")
+        task = asyncio.create_task(work)
+        self._late.add(task)
+        task.add_done_callback(self._late.discard)
+
+    def _answer(self, request: bytes, *, patient: bool = False) -> bytes | None:
+        """The answer to one request; empty, which refuses, for what is no request.
+
+        With ``patient``, ``None`` instead of a refusal for a JWT so young that the view may not know of it yet.
+        """
         now = int(time.time())
         try:
             asked = _read(request)
@@ -99,9 +127,11 @@ class Callout:
             self._metrics.count("natskit_hub_callouts_total", result="malformed")
             return b""
         try:
-            holder, public_key = self._tokens.holder(token, now)
+            holder, public_key, issued_at = self._tokens.holder(token, now)
             rights = self._state.rights(holder)
             if rights is None or (rights.public_key and rights.public_key != public_key):
+                if patient and now - issued_at <= YOUNG_SECONDS:
+                    return None
                 raise ClaimsError(f"{holder.kind} {holder.id} may not connect (any more)")
         except ClaimsError as error:
             log.info("connect refused: %s", error)

@@ -104,13 +104,19 @@ class Connections:
             self._all_soon.clear()
 
     async def _compare(self, only: dict[str, str]) -> None:
-        offset, more = 0, True
-        while more:
-            more = await self._page(only, offset)
+        """Read the whole list, then cut: cutting while turning pages would make some slip through."""
+        outdated: list[tuple[str, int, str]] = []
+        offset = 0
+        while await self._page(only, offset, outdated):
             offset += PAGE
+        for server, cid, name in outdated:
+            await self._cut(server, cid, name)
+        if outdated:
+            log.info("cut %d connections, the first of %s", len(outdated), outdated[0][2])
+            await self._connection.flush()
 
-    async def _page(self, only: dict[str, str], offset: int) -> bool:
-        """Ask every server for a page of connections and cut those that are outdated; whether there is another."""
+    async def _page(self, only: dict[str, str], offset: int, outdated: list[tuple[str, int, str]]) -> bool:
+        """Ask every server for a page of connections and note those that are outdated; whether there is another."""
         more = False
         answered: set[str] = set()
         complete = asyncio.Event()
@@ -121,8 +127,9 @@ class Connections:
             server, data = answer["server"]["id"], answer.get("data") or {}
             more |= int(data.get("total", 0)) > offset + PAGE
             for connection in data.get("connections") or []:
-                if self._is_outdated(connection.get("authorized_user", "")):
-                    await self._cut(server, connection["cid"], connection["authorized_user"])
+                name = connection.get("authorized_user", "")
+                if self._is_outdated(name):
+                    outdated.append((server, connection["cid"], name))
             answered.add(server)
             if not self._servers:
                 asyncio.get_running_loop().call_later(SETTLE_SECONDS, complete.set)
@@ -150,10 +157,9 @@ class Connections:
         return rights is None or rights.name != name
 
     async def _cut(self, server: str, cid: int, name: str) -> None:
-        log.info("cut connection %d of %s", cid, name)
+        log.debug("cut connection %d of %s", cid, name)
         self._metrics.count("natskit_hub_connections_cut_total")
         # Without a reply subject nats-server ignores the request (events.go, ``zReq``); nobody needs the answer.
         await self._connection.publish(
             f"$SYS.REQ.SERVER.{server}.KICK", json.dumps({"cid": cid}).encode(), reply=self._connection.new_inbox()
         )
-        await self._connection.flush()

@@ -89,7 +89,7 @@ class Pages:
         """End the session and cut its connections. Without a session there is nothing to do."""
         self._check_origin(request)
         try:
-            session_id, _, _ = self._hub.sessions.check(request.cookies.get(COOKIE, ""))
+            session_id, _, _ = await self._hub.sessions.check(request.cookies.get(COOKIE, ""))
         except SignInError:
             pass
         else:
@@ -102,7 +102,7 @@ class Pages:
     async def rpc(self, request: Request) -> Response:
         """One JSON-RPC request of the signed-in person; the same methods as over NATS."""
         body = await self._body(request)
-        session_id, session, _ = self._hub.sessions.check(request.cookies.get(COOKIE, ""))
+        session_id, session, _ = await self._hub.sessions.check(request.cookies.get(COOKIE, ""))
         caller = Caller(self._hub, "account", session.account_id, session_id)
         answer = await self._hub.services.over_http(caller, body)
         return Response(status_code=204) if answer is None else Response(answer, media_type="application/json")

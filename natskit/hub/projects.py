@@ -34,8 +34,11 @@ class Projects:
         self._ask = ask
         self._most = most
 
-    def require(self, account_id: str, project_id: str, *, owner: bool = False) -> Project:
+    async def require(self, account_id: str, project_id: str, *, owner: bool = False) -> Project:
         """The project, if the account may use it (or owns it). Raises :class:`RpcError`, the same if there is none."""
+        if self.get_or_none(project_id) is None or self._state.membership(account_id, project_id) is None:
+            await self._state.memberships.find(f"{account_id}.{project_id}")
+            await self._state.projects.find(project_id)
         project, membership = self.get_or_none(project_id), self._state.membership(account_id, project_id)
         if project is None or membership is None:
             raise RpcError("not_found", "there is no such project, or it is not shared with you")
@@ -49,6 +52,12 @@ class Projects:
         if project is None:
             raise RpcError("not_found", "there is no such project")
         return project
+
+    async def find(self, project_id: str) -> Project:
+        """A project that may have been made through another hub a moment ago. Raises :class:`RpcError`."""
+        if self.get_or_none(project_id) is None:
+            await self._state.projects.find(project_id)
+        return self.get(project_id)
 
     def get_or_none(self, project_id: str) -> Project | None:
         """A project by its id. Raises :class:`RpcError` for what is no id."""

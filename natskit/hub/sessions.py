@@ -64,14 +64,14 @@ class Sessions:
         await self._store(session_id, session)
         return SignedIn(session_id, session, account, self._tokens.cookie(session_id, session, int(now)))
 
-    def check(self, cookie: str) -> tuple[str, Session, Account]:
+    async def check(self, cookie: str) -> tuple[str, Session, Account]:
         """The live session a cookie names. Raises :class:`SignInError`."""
         now = time.time()
         try:
-            holder, _ = self._tokens.holder(cookie, int(now))
+            holder = self._tokens.holder(cookie, int(now)).holder
         except ClaimsError:
             raise SignInError("the session has ended; sign in again") from None
-        session, account = self._state.sessions.get(holder.session_id), self._state.account(holder.id)
+        session, account = await self._state.sessions.find(holder.session_id), self._state.account(holder.id)
         if (
             holder.kind != "browser"
             or session is None
@@ -85,7 +85,7 @@ class Sessions:
 
     async def slide(self, cookie: str) -> SignedIn:
         """Check a session and prolong it. Raises :class:`SignInError`."""
-        session_id, session, account = self.check(cookie)
+        session_id, session, account = await self.check(cookie)
         now = time.time()
         if now - session.last_seen >= min(SLIDE_SECONDS, self._settings.sliding_seconds / 10):
             until = min(now + self._settings.sliding_seconds, session.absolute_expires_at)

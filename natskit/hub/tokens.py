@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from natskit.errors import ClaimsError
 from natskit.hub.records import Session
@@ -14,6 +14,14 @@ from natskit.permissions import check_id
 
 _CACHED = 20_000
 """Verified JWTs remembered: in a storm of reconnects the same ones come again."""
+
+
+class Ticket(NamedTuple):
+    """What an AUTH user JWT says: whose it is, its public key, and when it was made."""
+
+    holder: Holder
+    public_key: str
+    issued_at: int
 
 
 class Tokens:
@@ -28,8 +36,8 @@ class Tokens:
         self._ttl = ttl
         self._verified: dict[str, dict[str, Any]] = {}
 
-    def holder(self, token: str, now: int) -> tuple[Holder, str]:
-        """Who an AUTH user JWT belongs to, and its public key. Raises :class:`ClaimsError`."""
+    def holder(self, token: str, now: int) -> Ticket:
+        """Who an AUTH user JWT belongs to. Raises :class:`ClaimsError`."""
         body = self._verified.get(token)
         if body is None or 0 < body.get("exp", 0) <= now:
             self._verified.pop(token, None)
@@ -45,7 +53,8 @@ class Tokens:
             raise ClaimsError(f"a JWT names nobody: {error}") from None
         if kind not in ("browser", "project", "runner"):
             raise ClaimsError("a JWT says no kind")
-        return Holder(kind, identifier, session_id), str(body.get("sub", ""))  # type: ignore[arg-type]
+        holder = Holder(kind, identifier, session_id)  # type: ignore[arg-type]
+        return Ticket(holder, str(body.get("sub", "")), int(body.get("iat", 0)))
 
     def grant(self, holder: Holder, rights: Rights, user_nkey: str, now: int) -> str:
         """The PLATFORM user JWT of a holder: the scope of its role, the tags of its rights, a limited time."""
