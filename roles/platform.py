@@ -15,6 +15,7 @@ from natskit.errors import NatskitError
 from natskit.identity import Identity
 from natskit.identity.tls import ensure_ca
 from natskit.settings import Settings, load
+from roles import preflight
 from roles.files import checked_file
 
 CONNECTOR_KEYS = ("ssh_", "docker_", "_")
@@ -25,7 +26,9 @@ def validate(data: Mapping[str, Any]) -> Settings:
     """The host's settings, whole and typed. Ends the run, before any host is touched, with one line for each error."""
     ours = {key: value for key, value in data.items() if not key.startswith(CONNECTOR_KEYS)}
     try:
-        return load(ours, "inventory")
+        settings = load(ours, "inventory")
+        preflight.check(settings)
+        return settings
     except NatskitError as error:
         raise PyinfraError(str(error)) from None
 

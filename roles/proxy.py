@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -65,4 +66,5 @@ def values(settings: Settings) -> dict[str, object]:
         "web_root": str(WEB_ROOT),
         "url": settings.url,
         "hub_ports": settings.hub_ports,
+        "proxy_user": "root root" if os.geteuid() == 0 else "",
     }

@@ -126,6 +126,10 @@ class Site:
             cookie = "; ".join(f"{name}={value}" for name, value in answer.cookies.items())
             return Session(answer.json()["account_id"], cookie)
 
+    def stop(self) -> None:
+        """Take the platform down and wait until it is."""
+        subprocess.run([REPOSITORY / "scripts" / "down", str(self.root)], check=True, capture_output=True, timeout=120)
+
     def logs(self) -> str:
         """The end of every log, for the report of a failing test."""
         parts = []
