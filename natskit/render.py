@@ -62,6 +62,7 @@ def values(name: str, given: Mapping[str, Any], identity: Path | None) -> dict[s
         "hub_ports": settings.hub_ports,
         "web_root": str(root / "console"),
         "cookie_name": COOKIE,
+        "proxy_user": "",
     }
     if identity is not None:
         loaded = Identity.load(identity)

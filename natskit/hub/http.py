@@ -93,7 +93,9 @@ class Pages:
         except SignInError:
             pass
         else:
+            names = self._hub.state.names_of_session(session_id)
             await self._hub.sessions.end(session_id)
+            self._hub.connections.cut_now(names)
             await self._hub.connections.cut_outdated()
         response = Response(status_code=204)
         _set_cookie(response, "", 0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from natskit.errors import ClaimsError, SignInError
@@ -61,7 +63,7 @@ class Sessions:
         )
         session_id = str(uuid.uuid4())
         await self._make_room(account_id)
-        await self._store(session_id, session)
+        await self._store(session_id, lambda _: session)
         return SignedIn(session_id, session, account, self._tokens.cookie(session_id, session, int(now)))
 
     async def check(self, cookie: str) -> tuple[str, Session, Account]:
@@ -90,7 +92,7 @@ class Sessions:
         if now - session.last_seen >= min(SLIDE_SECONDS, self._settings.sliding_seconds / 10):
             until = min(now + self._settings.sliding_seconds, session.absolute_expires_at)
             slid = session.model_copy(update={"expires_at": until, "last_seen": now})
-            stored = await self._store(session_id, slid, again=True)
+            stored = await self._store(session_id, lambda old: slid if old is not None else None)
             if stored is None:
                 raise SignInError("the session has ended; sign in again")
             session = stored
@@ -102,8 +104,7 @@ class Sessions:
 
     async def end_all(self, account_id: str, but: str | None = None) -> None:
         """End every session of an account, except ``but``."""
-        for session_id in self._state.sessions_of(account_id) - {but}:
-            await self.end(session_id)
+        await asyncio.gather(*(self.end(session_id) for session_id in self._state.sessions_of(account_id) - {but}))
 
     async def _make_room(self, account_id: str) -> None:
         live = [(self._state.sessions.get(s), s) for s in self._state.sessions_of(account_id)]
@@ -111,10 +112,7 @@ class Sessions:
         for _, session_id in by_age[: max(0, len(by_age) - MOST + 1)]:
             await self.end(session_id)
 
-    async def _store(self, session_id: str, session: Session, again: bool = False) -> Session | None:
-        lives = max(1, int(session.expires_at - time.time())) + KEPT_SECONDS
-
-        def mutate(old: Session | None) -> Session | None:
-            return session if old is not None or not again else None
-
+    async def _store(self, session_id: str, mutate: Callable[[Session | None], Session | None]) -> Session | None:
+        """JetStream drops the record by itself when the session is long over, since it may never be asked for again."""
+        lives = self._settings.sliding_seconds + KEPT_SECONDS
         return await self._state.sessions.change(session_id, mutate, ttl=f"{lives}s")

@@ -145,6 +145,13 @@ class State:
                 runner = self.known_runners.get(holder.id)
                 return _fixed_rights("runner", holder.id, runner.public_key) if runner else None
 
+    def names_of_session(self, session_id: str) -> set[str]:
+        """The name of a session's connections."""
+        session = self.sessions.get(session_id)
+        if session is None:
+            return set()
+        return {f"browser.{session.account_id}.{session_id}.{self._account_tags(session.account_id)[1]}"}
+
     # ---- indexes; called before the view takes the change
 
     def _account_tags(self, account_id: str) -> tuple[list[str], str]:
@@ -190,8 +197,8 @@ class State:
     def _on_session(self, key: str, new: Session | None) -> None:
         old = self.sessions.get(key)
         if old is not None and new is None:
-            digest = self._account_tags(old.account_id)[1]
-            self._locked_out({f"browser.{old.account_id}.{key}.{digest}"})
+            # Not locked out: the one who changes the password over NATS ends the own session with it.
+            self._changed(self.names_of_session(key))
             self._sessions_of[old.account_id].discard(key)
         elif new is not None:
             self._sessions_of[new.account_id].add(key)

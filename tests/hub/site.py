@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -203,7 +204,8 @@ class Site:
 
     async def close(self) -> None:
         for connection in self._connections:
-            await connection.close()
+            with contextlib.suppress(Exception):
+                await connection.close()
         for process, _ in self.hubs.values():
             if process.poll() is None:
                 process.kill()

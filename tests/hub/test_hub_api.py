@@ -170,14 +170,22 @@ async def test_a_disabled_account_is_cut_and_answers_like_a_wrong_password(site:
 
 async def test_a_new_password_ends_the_other_sessions(site: Site) -> None:
     admin = await site.admin()
-    email, _, cookie = await person(site, admin)
+    email, account_id, cookie = await person(site, admin)
     _, other = await site.sign_in("hub-1", email, PASSWORD)
     new = {"current_password": PASSWORD, "new_password": "another long password"}
     answer = await site.http("hub-1", "POST", "/api/rpc", encode_request("change_password", new), cookie=cookie)
     assert "result" in answer.json(), answer.text
     assert (await site.http("hub-1", "GET", "/api/session", cookie=cookie)).status_code == 200
     assert (await site.http("hub-1", "GET", "/api/session", cookie=other)).status_code == 401
-    wrong = await site.http("hub-1", "POST", "/api/rpc", encode_request("change_password", new), cookie=cookie)
+    browser = await site.browser(account_id, cookie)
+    again = {"current_password": "another long password", "new_password": PASSWORD}
+    assert await call(browser, f"hub.api.{account_id}", "change_password", **again) == {"account_id": account_id}
+    await eventually(lambda: _is_cut(site, account_id), "the session over NATS ends, too")
+    await browser.close()
+    _, cookie = await site.sign_in("hub-1", email, PASSWORD)
+    wrong = await site.http(
+        "hub-1", "POST", "/api/rpc", encode_request("change_password", again | {"current_password": "x"}), cookie=cookie
+    )
     assert wrong.json()["error"]["data"]["kind"] == "forbidden"
 
 
