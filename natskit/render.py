@@ -63,6 +63,7 @@ def values(name: str, given: Mapping[str, Any], identity: Path | None) -> dict[s
         "web_root": str(root / "console"),
         "cookie_name": COOKIE,
         "proxy_user": "",
+        "user": "",
     }
     if identity is not None:
         loaded = Identity.load(identity)

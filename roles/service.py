@@ -6,6 +6,7 @@ changed.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Generator, Mapping, Sequence
@@ -89,7 +90,7 @@ def install(settings: Settings) -> None:
         private_directory(folder)
     configuration = checked_file(
         name="Render supervisord.conf",
-        content=render("supervisord.conf", {"root": root}),
+        content=render("supervisord.conf", {"root": root, "user": "root" if os.geteuid() == 0 else ""}),
         path=_configuration(settings),
     )
     server.shell(

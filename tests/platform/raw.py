@@ -12,6 +12,7 @@ import re
 import socket
 import ssl
 import time
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,8 +48,9 @@ class _Tcp:
 
 
 class _WebSocket:
-    def __init__(self, connection: ClientConnection) -> None:
-        self._connection = connection
+    def __init__(self, opening: AbstractContextManager[ClientConnection]) -> None:
+        self._opened = ExitStack()
+        self._connection = self._opened.enter_context(opening)
 
     def send(self, data: bytes) -> None:
         self._connection.send(data)
@@ -61,7 +63,7 @@ class _WebSocket:
         return data if isinstance(data, bytes) else data.encode()
 
     def close(self) -> None:
-        self._connection.close()
+        self._opened.close()
 
 
 class RawClient:
@@ -116,7 +118,7 @@ class RawClient:
         extra = dict(headers or {})
         if cookie is not None:
             extra["Cookie"] = cookie
-        connection = connect(
+        opening = connect(
             url,
             ssl=context,
             origin=origin,  # type: ignore[arg-type]
@@ -127,7 +129,7 @@ class RawClient:
             close_timeout=1,
             proxy=None,
         )
-        return cls(_WebSocket(connection), jwt)
+        return cls(_WebSocket(opening), jwt)
 
     def send(self, data: bytes) -> None:
         """Send bytes as they are."""

@@ -300,7 +300,7 @@ def test_may_not_subscribe(client_of: Connect, world: World, role: str, subject:
 def test_may_not_subscribe_in_a_queue_group(
     client_of: Connect, world: World, role: str, subject: str, queue: str
 ) -> None:
-    if role == "hub" and subject == "hub.api.*" and queue == "hub":
+    if role == "hub" and subject.startswith("hub.api.") and queue == "hub":
         pytest.skip("this is the hub's own right")
     assert _refused(client_of(role).subscribe(world.name(subject), queue), "Subscription")
 
