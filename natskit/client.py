@@ -14,7 +14,6 @@ expiry of a connection; subscriptions and running commands go on. It ends with :
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import ssl
@@ -34,7 +33,6 @@ from natskit.errors import ConnectionLostError, NatskitError, SignInError
 from natskit.permissions import check_id, inbox_prefix
 from natskit.stream import Reader
 
-STDIN_CHUNK = 32 * 1024
 CALL_SECONDS = 10.0
 CONNECT_SECONDS = 20.0
 
@@ -265,17 +263,16 @@ class Execution:
         return bytes(parts["stdout"]), bytes(parts["stderr"])
 
     async def write(self, data: bytes) -> None:
-        """Send data to the command's stdin (``stdin_stream=True``).
+        """Send data to the command's stdin (``stdin_stream=True``); waits while the command does not read.
 
-        The project keeps up to 8 MiB that the command has not read yet; more ends the command.
+        A command that answers while it reads, such as ``cat``, needs its output to be read at the same time, as with
+        any pair of pipes: write in a task of its own.
         """
-        for start in range(0, len(data), STDIN_CHUNK):
-            chunk = base64.b64encode(data[start : start + STDIN_CHUNK]).decode()
-            await self._reader.control({"type": "stdin", "data": chunk})
+        await self._reader.write(data)
 
     async def close_stdin(self) -> None:
         """Tell the command that its input is over."""
-        await self._reader.control({"type": "stdin_end"})
+        await self._reader.end_of_input()
 
     async def cancel(self) -> None:
         """Ask the command to end; its remaining output and its end still arrive."""

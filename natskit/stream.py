@@ -13,10 +13,11 @@ answers to the newest one.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import nats.errors
@@ -29,6 +30,10 @@ from natskit.errors import ConnectionLostError
 
 KIND_HEADER = "Natskit-Stream"
 SEQ_HEADER = "Natskit-Seq"
+STDIN_HEADER = "Natskit-Stdin"
+"""In heartbeats: how many bytes of the reader's input the command has taken."""
+STDIN_MISSING_HEADER = "Natskit-Stdin-Missing"
+"""In heartbeats: input was lost from this offset on."""
 
 FRAME_BYTES = 64 * 1024
 """The most one frame carries; also what a pipe holds."""
@@ -36,6 +41,11 @@ WINDOW_BYTES = 2 * 1024 * 1024
 """Unacknowledged output the sender keeps: enough for 200 MB/s at 10 ms round trip."""
 ACK_BYTES = 256 * 1024
 """The reader acknowledges at least this often."""
+
+STDIN_CHUNK_BYTES = 32 * 1024
+STDIN_WINDOW_BYTES = 1024 * 1024
+"""Input on its way that the command has not taken yet."""
+STDIN_REPORT_BYTES = 128 * 1024
 
 HEARTBEAT_SECONDS = 5.0
 IDLE_SECONDS = 1.0
@@ -80,6 +90,8 @@ class Reader:
         self._frames: deque[tuple[int, str, bytes]] = deque()
         self._arrived = asyncio.Event()
         self._failure: Exception | None = None
+        self._input = _Input()
+        self._end_arrived = False
         self._asked_at: float | None = None
         self._asking_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -120,8 +132,34 @@ class Reader:
                 self._arrived.clear()
                 await self._arrived.wait()
 
+    async def write(self, data: bytes) -> None:
+        """Send input; waits while the command is not taking what it was sent. Input after the end is dropped."""
+        for start in range(0, len(data), STDIN_CHUNK_BYTES):
+            while self._input.full() and not self._end_arrived:
+                if self._failure is not None:
+                    raise self._failure
+                self._input.taken.clear()
+                await self._input.taken.wait()
+            if self._end_arrived:
+                return
+            offset = self._input.add(data[start : start + STDIN_CHUNK_BYTES])
+            await self._send_input(offset)
+
+    async def end_of_input(self) -> None:
+        """The command's input is over."""
+        self._input.over = True
+        await self._send_input(self._input.end)
+
+    async def _send_input(self, offset: int) -> None:
+        """Send what is kept from ``offset`` on, and the end if it is over."""
+        for start, chunk in self._input.chunks(offset):
+            data = base64.b64encode(chunk).decode()
+            await self.control({"type": "stdin", "data": data, "offset": start})
+        if self._input.over:
+            await self.control({"type": "stdin_end", "offset": self._input.end})
+
     async def control(self, message: dict[str, Any]) -> None:
-        """Send a control message (``stdin``, ``stdin_end``, ``cancel``) to the project."""
+        """Send a control message (such as ``cancel``) to the project."""
         if not self._control or self.ended:
             return
         if self._connection.is_closed:
@@ -161,6 +199,7 @@ class Reader:
             self._control = self._streams + message.reply.rpartition(".")[2]
             self._arrived.set()
         if kind == "heartbeat":
+            await self._follow_input(message.headers or {})
             if seq > self._expected:
                 await self._resume()
             else:
@@ -171,8 +210,18 @@ class Reader:
             self._expected += 1
             self._frames.append((seq, kind, message.data))
             self._arrived.set()
+            if kind == "end":
+                self._end_arrived = True
+                self._input.taken.set()
         elif seq > self._expected and self._asked_at is None:
             await self._resume()
+
+    async def _follow_input(self, headers: Mapping[str, str]) -> None:
+        taken, missing = headers.get(STDIN_HEADER, ""), headers.get(STDIN_MISSING_HEADER, "")
+        if taken.isdecimal():
+            self._input.take(int(taken))
+        if missing.isdecimal():
+            await self._send_input(int(missing))
 
     async def _consume(self, seq: int, size: int, *, final: bool) -> None:
         self._consumed = seq
@@ -190,6 +239,8 @@ class Reader:
         if self._asking_since is None:
             self._asking_since = self._asked_at
         await self.control({"type": "resume", "seq": self._expected})
+        if self._input.start < self._input.end or self._input.over:
+            await self._send_input(self._input.start)
 
     def ask_again(self) -> None:
         """Ask for what is missing: this connection, or the project's, was lost and is back."""
@@ -219,6 +270,7 @@ class Reader:
         if self._failure is None:
             self._failure = failure
         self._arrived.set()
+        self._input.taken.set()
 
     def _reply_subject(self) -> str:
         now = self._loop.time()
@@ -231,6 +283,41 @@ class Reader:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+class _Input:
+    """Input that was sent and not taken yet, kept to be sent again."""
+
+    def __init__(self) -> None:
+        self.start = 0
+        self.over = False
+        self.taken = asyncio.Event()
+        self._kept = bytearray()
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self._kept)
+
+    def full(self) -> bool:
+        return len(self._kept) >= STDIN_WINDOW_BYTES
+
+    def add(self, data: bytes) -> int:
+        offset = self.end
+        self._kept += data
+        return offset
+
+    def take(self, upto: int) -> None:
+        if self.start < upto <= self.end:
+            del self._kept[: upto - self.start]
+            self.start = upto
+            self.taken.set()
+
+    def chunks(self, offset: int) -> list[tuple[int, bytes]]:
+        first = max(offset, self.start)
+        return [
+            (at, bytes(self._kept[at - self.start : at - self.start + STDIN_CHUNK_BYTES]))
+            for at in range(first, self.end, STDIN_CHUNK_BYTES)
+        ]
 
 
 def _nobody_listens(message: Msg) -> bool:

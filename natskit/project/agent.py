@@ -216,7 +216,7 @@ class Agent:
         sender, command = found
         await sender.on_control(body, message.reply)
         if command is not None:
-            _steer(command, body)
+            await _steer(command, sender, body)
 
     async def _on_inbox(self, message: Msg) -> None:
         if (message.headers or {}).get("Status") == "503":
@@ -225,11 +225,18 @@ class Agent:
                 found[0].on_nobody_listens()
 
 
-def _steer(command: Command, body: dict[str, Any]) -> None:
+async def _steer(command: Command, sender: Sender, body: dict[str, Any]) -> None:
+    offset = body.get("offset")
+    if isinstance(offset, int) and offset > command.stdin_received:  # something before it was lost
+        await sender.heartbeat(missing_from=command.stdin_received)
+        return
     match body["type"]:
         case "stdin":
             with contextlib.suppress(ValueError, TypeError):
-                command.feed(base64.b64decode(body.get("data", ""), validate=True))
+                data = base64.b64decode(body.get("data", ""), validate=True)
+                if isinstance(offset, int):
+                    data = data[command.stdin_received - offset :]  # it came before
+                command.feed(data)
         case "stdin_end":
             command.end_of_input()
         case "cancel":

@@ -12,12 +12,12 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import Sequence
-from typing import IO, Literal, TypedDict
+from collections.abc import Callable, Coroutine, Sequence
+from typing import IO, Any, Literal, TypedDict
 
 from natskit.project.sender import Sender
 from natskit.rpc import RpcError
-from natskit.stream import FRAME_BYTES
+from natskit.stream import FRAME_BYTES, STDIN_REPORT_BYTES
 
 STDIN_BUFFER_BYTES = 8 * 1024 * 1024
 GRACE_SECONDS = 2.0
@@ -69,6 +69,7 @@ class Command:
         self._pidfd = os.pidfd_open(self.pid)
         self._ended = self._loop.create_future()
         self._loop.add_reader(self._pidfd, self._on_end)
+        self._tasks: set[asyncio.Task[None]] = set()
         self._kill_timer: asyncio.TimerHandle | None = None
         self.timed_out = self.cancelled = False
         self._stdin = _Stdin(self._process.stdin) if self._process.stdin else None
@@ -76,7 +77,10 @@ class Command:
     async def run(self, sender: Sender, timeout: float | None) -> Result:  # noqa: ASYNC109 - part of the answer
         """Send the output until the command has ended, or end it. Always leaves no trace but its children."""
         timer = self._loop.call_later(timeout, self._on_timeout) if timeout is not None else None
+        sender.input_taken = self._stdin_taken
         watch = self._loop.create_task(self._kill_when_gone(sender))
+        if self._stdin is not None:
+            self._stdin.report = lambda: self._spawn(sender.heartbeat())
         stdout, stderr = self._process.stdout, self._process.stderr
         assert stdout is not None
         assert stderr is not None
@@ -101,6 +105,14 @@ class Command:
             "timed_out": self.timed_out,
             "cancelled": self.cancelled,
         }
+
+    @property
+    def stdin_received(self) -> int:
+        """How many bytes of input have come from the caller."""
+        return self._stdin.received if self._stdin is not None else 0
+
+    def _stdin_taken(self) -> int:
+        return self._stdin.taken if self._stdin is not None else 0
 
     def discard(self) -> None:
         """End a command that was started but cannot be followed."""
@@ -160,6 +172,11 @@ class Command:
         finally:
             self._loop.remove_reader(fd)
 
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def _kill_when_gone(self, sender: Sender) -> None:
         await sender.gone.wait()
         self.kill()
@@ -195,18 +212,27 @@ class Command:
 
 
 class _Stdin:
-    """Writes to a pipe as fast as the command reads, keeping a bounded rest."""
+    """Writes to a pipe as fast as the command reads, keeping a bounded rest, and tells how far it is."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._pipe = pipe
         self._fd = pipe.fileno()
         self._loop = asyncio.get_running_loop()
         self._rest = bytearray()
+        self.received = self._reported = 0
+        self.report: Callable[[], None] = lambda: None
         self._finishing = self._closed = self._waiting = False
         os.set_blocking(self._fd, False)
 
+    @property
+    def taken(self) -> int:
+        """What is written, or will never be, since the command has closed its stdin."""
+        return self.received - len(self._rest)
+
     def feed(self, data: bytes) -> bool:
+        self.received += len(data)
         if self._closed or self._finishing:
+            self._tell()
             return True
         if len(self._rest) + len(data) > STDIN_BUFFER_BYTES:
             return False
@@ -228,11 +254,17 @@ class _Stdin:
             with contextlib.suppress(OSError):
                 self._pipe.close()
 
+    def _tell(self) -> None:
+        if self.taken - self._reported >= STDIN_REPORT_BYTES:
+            self._reported = self.taken
+            self.report()
+
     def _write(self) -> None:
         try:
             while self._rest and not self._closed:
                 written = os.write(self._fd, bytes(self._rest[:FRAME_BYTES]))
                 del self._rest[:written]
+                self._tell()
         except BlockingIOError:
             if not self._waiting:
                 self._waiting = True
@@ -240,6 +272,8 @@ class _Stdin:
             return
         except OSError:  # the command closed its stdin, which it may
             self._rest.clear()
+            self._finishing = True
+            self._tell()
         if self._waiting:
             self._loop.remove_writer(self._fd)
             self._waiting = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Literal
 
 import nats.errors
@@ -18,6 +19,8 @@ from natskit.stream import (
     KIND_HEADER,
     SEQ_HEADER,
     SILENCE_SECONDS,
+    STDIN_HEADER,
+    STDIN_MISSING_HEADER,
     WINDOW_BYTES,
 )
 
@@ -31,6 +34,7 @@ class Sender:
         self, connection: Connection, reader: str, control: str, own_inbox: str, window: int = WINDOW_BYTES
     ) -> None:
         self.gone = asyncio.Event()
+        self.input_taken: Callable[[], int] = lambda: 0
         self._connection = connection
         self._reader = reader
         self._control = control
@@ -114,9 +118,9 @@ class Sender:
         for frame in again:
             await self._publish(*frame)
         if not again:
-            await self._heartbeat()
+            await self.heartbeat()
 
-    async def _publish(self, seq: int, kind: str, data: bytes) -> None:
+    async def _publish(self, seq: int, kind: str, data: bytes, more: dict[str, str] | None = None) -> None:
         if not self._connection.is_connected:
             return  # the reader asks again once it is heard
         with contextlib.suppress(nats.errors.Error):
@@ -124,11 +128,15 @@ class Sender:
                 self._reader,
                 data,
                 reply=self._own_inbox,
-                headers={KIND_HEADER: kind, SEQ_HEADER: str(seq)},
+                headers={KIND_HEADER: kind, SEQ_HEADER: str(seq), **(more or {})},
             )
 
-    async def _heartbeat(self) -> None:
-        await self._publish(self._next, "heartbeat", b"")
+    async def heartbeat(self, *, missing_from: int | None = None) -> None:
+        """Say that the stream lives, how far it is, and how much of the reader's input was taken."""
+        headers = {STDIN_HEADER: str(self.input_taken())}
+        if missing_from is not None:
+            headers[STDIN_MISSING_HEADER] = str(missing_from)
+        await self._publish(self._next, "heartbeat", b"", headers)
 
     def _tick(self) -> None:
         now = self._loop.time()
@@ -148,6 +156,6 @@ class Sender:
         due = IDLE_SECONDS if self._unacked else HEARTBEAT_SECONDS
         if now - max(self._heard, self._beaten) >= due * 0.99:
             self._beaten = now
-            beat = self._loop.create_task(self._heartbeat())
+            beat = self._loop.create_task(self.heartbeat())
             self._beats.add(beat)
             beat.add_done_callback(self._beats.discard)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
+import random
 
 import pytest
 
@@ -87,8 +89,6 @@ async def test_stdin_text(client: Client, project: Project) -> None:
     text = "grüße\n" * 50_000
     async with client.exec(project.project_id, ["sha256sum"], stdin=text) as run:
         out, _ = await run.output()
-    import hashlib
-
     assert out.split()[0].decode() == hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -101,6 +101,25 @@ async def test_stdin_stream(client: Client, project: Project) -> None:
         assert await anext(output) == ("stdout", b"two")
         await run.close_stdin()
         assert [frame async for frame in output] == []
+    assert run.exit_code == 0
+
+
+async def test_stdin_of_any_size(client: Client, project: Project) -> None:
+    """More than all the buffers on the way, to a command that is slow to begin."""
+    data = random.Random(1).randbytes(24 * 1024 * 1024)
+    async with client.exec(project.project_id, command="sleep 0.5; sha256sum", stdin_stream=True) as run:
+        await run.write(data)
+        await run.close_stdin()
+        out, _ = await run.output()
+    assert out.split()[0].decode() == hashlib.sha256(data).hexdigest()
+    assert project.peak() < 100 * 1024 * 1024
+
+
+async def test_stdin_that_nobody_reads(client: Client, project: Project) -> None:
+    async with client.exec(project.project_id, command="exec <&-; echo closed", stdin_stream=True) as run:
+        await run.write(b"x" * 20 * 1024 * 1024)
+        await run.close_stdin()
+        assert await run.output() == (b"closed\n", b"")
     assert run.exit_code == 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import random
 import re
 import tempfile
 import uuid
@@ -122,6 +123,17 @@ async def test_cut_reader_goes_on(client: Client, project: Project, server: Serv
                 await kick(server, client.connection.client_id, server_id(client))
     assert kicks == 4
     assert (got, sha.hexdigest()) == (size, expected(size))
+
+
+async def test_cut_writer_goes_on(client: Client, project: Project, server: Server) -> None:
+    data = random.Random(2).randbytes(24 * MIB)
+    async with client.exec(project.project_id, ["sha256sum"], stdin_stream=True) as run:
+        for start in range(0, len(data), 4 * MIB):
+            await run.write(data[start : start + 4 * MIB])
+            await kick(server, client.connection.client_id, server_id(client))
+        await run.close_stdin()
+        out, _ = await run.output()
+    assert out.split()[0].decode() == hashlib.sha256(data).hexdigest()
 
 
 async def test_server_restart_in_the_middle(client: Client, project: Project, server: Server) -> None:
