@@ -73,6 +73,7 @@ class Hub:
         self.accounts = Accounts(self.state, self._passwords, self.sessions)
         self.projects = Projects(self.state, platform, self._ask, self.program.max_projects_per_account)
         self.services = Services(self, self._methods, self.metrics)
+        self.metrics.watch(self.gauges, self.services.pings)
         self._callout = Callout(self._nats["auth"], self.state, self.tokens, self.metrics)
         self._spawn(self.state.follow())
         for bucket in self.state.buckets:

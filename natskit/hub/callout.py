@@ -70,7 +70,7 @@ class Callout:
         began = time.perf_counter()
         assert self._subscription is not None
         if self._subscription.pending_msgs * self._cost > PATIENCE_SECONDS:
-            self._metrics.count("natskit_hub_callouts_total", result="shed")
+            self._metrics.callouts.labels("shed").inc()
             await message.respond(b"")
             return
         answer = self._answer(message.data, patient=True)
@@ -80,7 +80,7 @@ class Callout:
             await message.respond(answer)
         done = time.perf_counter()
         self._cost += (done - began - self._cost) / 50
-        self._metrics.observe("natskit_hub_callout_seconds", done - began)
+        self._metrics.callout_seconds.observe(done - began)
         if done - self._slice_began > SLICE_SECONDS:
             await asyncio.sleep(0)
             self._slice_began = time.perf_counter()
@@ -108,7 +108,7 @@ class Callout:
         await message.respond(answer)
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        self._metrics.count("natskit_hub_callouts_total", result="waited")
+        self._metrics.callouts.labels("waited").inc()
         task = asyncio.create_task(work)
         self._late.add(task)
         task.add_done_callback(self._late.discard)
@@ -124,7 +124,7 @@ class Callout:
             user_nkey, server_id = str(asked["user_nkey"]), str(asked["server_id"]["id"])
             token = str((asked.get("connect_opts") or {}).get("jwt") or "")
         except (ValueError, KeyError, TypeError, IndexError):
-            self._metrics.count("natskit_hub_callouts_total", result="malformed")
+            self._metrics.callouts.labels("malformed").inc()
             return b""
         try:
             holder, public_key, issued_at = self._tokens.holder(token, now)
@@ -135,9 +135,9 @@ class Callout:
                 raise ClaimsError(f"{holder.kind} {holder.id} may not connect (any more)")
         except ClaimsError as error:
             log.info("connect refused: %s", error)
-            self._metrics.count("natskit_hub_callouts_total", result="refused")
+            self._metrics.callouts.labels("refused").inc()
             return self._tokens.response(user_nkey=user_nkey, server_id=server_id, now=now, error="not authorized")
-        self._metrics.count("natskit_hub_callouts_total", result="granted")
+        self._metrics.callouts.labels("granted").inc()
         jwt = self._tokens.grant(holder, rights, user_nkey, now)
         return self._tokens.response(user_nkey=user_nkey, server_id=server_id, now=now, jwt=jwt)
 

@@ -158,7 +158,7 @@ class Connections:
 
     async def _cut(self, server: str, cid: int, name: str) -> None:
         log.debug("cut connection %d of %s", cid, name)
-        self._metrics.count("natskit_hub_connections_cut_total")
+        self._metrics.cut.inc()
         # Without a reply subject nats-server ignores the request (events.go, ``zReq``); nobody needs the answer.
         await self._connection.publish(
             f"$SYS.REQ.SERVER.{server}.KICK", json.dumps({"cid": cid}).encode(), reply=self._connection.new_inbox()

@@ -72,12 +72,12 @@ class Pages:
                 email, password, _address(request), request.headers.get("user-agent", "")
             )
         except SignInError as error:
-            self._hub.metrics.count("natskit_hub_sign_ins_total", result="refused")
+            self._hub.metrics.sign_ins.labels("refused").inc()
             log.info("sign-in refused from %s", _address(request))
             raise _RefusedError(401, "wrong_credentials", str(error)) from None
         except RpcError as error:
             raise _RefusedError(503, error.kind, error.message) from None
-        self._hub.metrics.count("natskit_hub_sign_ins_total", result="ok")
+        self._hub.metrics.sign_ins.labels("ok").inc()
         log.info("signed in: account %s from %s", signed_in.session.account_id, _address(request))
         return self._signed_in(signed_in)
 
@@ -118,7 +118,7 @@ class Pages:
 
     async def metrics(self, _: Request) -> Response:
         """Prometheus. The proxy does not forward this."""
-        return PlainTextResponse(self._hub.metrics.text(self._hub.gauges()), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(self._hub.metrics.text(), media_type="text/plain; version=0.0.4")
 
     def _signed_in(self, signed_in: SignedIn) -> Response:
         session, account = signed_in.session, signed_in.account

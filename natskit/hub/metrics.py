@@ -1,39 +1,54 @@
-"""A few counters and gauges in Prometheus' text format."""
+"""What a hub counts, for Prometheus. The ping's fast path counts for itself and is read when asked for."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-_Key = tuple[str, tuple[tuple[str, str], ...]]
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+Numbers = Callable[[], Mapping[str, float]]
+
+_FAST = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.5)
+_SLOW = (0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0)
 
 
 class Metrics:
-    """Counters, and sums with a count (``_sum``, ``_count``)."""
+    """The metrics of one hub, in a registry of its own."""
 
     def __init__(self) -> None:
-        self._values: dict[_Key, float] = defaultdict(float)
+        self._registry = CollectorRegistry()
+        self.callouts = Counter(
+            "natskit_hub_callouts", "Connections asked about, by outcome", ["result"], registry=self._registry
+        )
+        self.callout_seconds = Histogram(
+            "natskit_hub_callout_seconds", "Time to answer a callout", buckets=_FAST, registry=self._registry
+        )
+        self.requests = Histogram(
+            "natskit_hub_request_seconds",
+            "Time to answer a request, by who asked and outcome",
+            ["kind", "outcome"],
+            buckets=_SLOW,
+            registry=self._registry,
+        )
+        self.sign_ins = Counter("natskit_hub_sign_ins", "Sign-ins, by outcome", ["result"], registry=self._registry)
+        self.cut = Counter("natskit_hub_connections_cut", "Connections cut", registry=self._registry)
 
-    def count(self, name: str, **labels: str) -> None:
-        """Add one to a counter."""
-        self._values[name, tuple(labels.items())] += 1
+    def watch(self, gauges: Numbers, counters: Numbers) -> None:
+        """Numbers that are kept elsewhere and read when Prometheus asks."""
+        self._registry.register(_Watched(gauges, counters))
 
-    def observe(self, name: str, value: float, **labels: str) -> None:
-        """Add a measurement."""
-        key = tuple(labels.items())
-        self._values[f"{name}_sum", key] += value
-        self._values[f"{name}_count", key] += 1
+    def text(self) -> bytes:
+        """Everything, in Prometheus' text format."""
+        return generate_latest(self._registry)
 
-    def text(self, gauges: Mapping[str, float]) -> str:
-        """Everything, with ``gauges`` of this moment."""
-        lines: list[str] = []
-        typed: set[str] = set()
-        rows = [(key, value, "counter") for key, value in sorted(self._values.items())]
-        rows += [((name, ()), value, "gauge") for name, value in gauges.items()]
-        for (name, labels), value, kind in rows:
-            if name not in typed:
-                typed.add(name)
-                lines.append(f"# TYPE {name} {kind}")
-            inner = ",".join(f'{k}="{v}"' for k, v in labels)
-            lines.append(f"{name}{{{inner}}} {value:g}" if inner else f"{name} {value:g}")
-        return "\n".join(lines) + "\n"
+
+class _Watched:
+    def __init__(self, gauges: Numbers, counters: Numbers) -> None:
+        self._gauges, self._counters = gauges, counters
+
+    def collect(self) -> Iterable[Metric]:
+        for name, value in self._gauges().items():
+            yield GaugeMetricFamily(name, name.replace("_", " "), value=value)
+        for name, value in self._counters().items():
+            yield CounterMetricFamily(name, name.replace("_", " "), value=value)

@@ -146,9 +146,12 @@ class Projects:
     async def start(self, project_id: str) -> None:
         """Start a project; returns when its agent answers. Raises :class:`RpcError` with what went wrong."""
         project = self.get(project_id)
+        runner_id = project.runner_id or self._place()
+        runner = self._state.runners.get(runner_id)
+        if runner is None or not runner.alive(time.time()):
+            raise RpcError("unavailable", "the runner that has the project's files is not alive at this moment")
         if project.state == "running" and project.desired == "running":
             return
-        runner_id = project.runner_id or self._place()
         await self._update(project_id, desired="running", state="starting", detail="", runner_id=runner_id)
         await self._announce(self._state.members_of(project_id))
         try:
@@ -171,7 +174,10 @@ class Projects:
         """Take what a runner says about a project."""
         if self.get(project_id).state == state and self.get(project_id).detail == detail:
             return
-        await self._update(project_id, state=state, detail=detail[:500])
+        fields: dict[str, Any] = {"state": state, "detail": detail[:500]}
+        if state == "stopped" and self.get(project_id).desired == "stopped":
+            fields["public_key"] = ""  # not before: an agent that stops says so to those who read its output
+        await self._update(project_id, **fields)
         await self._announce(self._state.members_of(project_id))
 
     async def set_public_key(self, project_id: str, public_key: str) -> None:

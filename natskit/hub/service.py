@@ -98,6 +98,10 @@ class Services:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
 
+    def pings(self) -> dict[str, float]:
+        """How many pings were answered without a detour."""
+        return {f"natskit_hub_{kind}_pings": float(count) for kind, count in self._pings.items()}
+
     async def over_http(self, caller: Caller, body: bytes) -> bytes | None:
         """The answer to a request of a signed-in person; ``None`` for a notification."""
         started = time.perf_counter()
@@ -167,7 +171,7 @@ class Services:
         except Exception as caught:
             error = _as_rpc_error(caught, request)
             outcome, answer = error.kind, encode_error(request.id, error)
-        self._metrics.observe("natskit_hub_requests", time.perf_counter() - started, kind=kind, outcome=outcome)
+        self._metrics.requests.labels(kind, outcome).observe(time.perf_counter() - started)
         return None if request.is_notification else answer
 
     def _caller(self, kind: Kind, subject: str) -> Caller:

@@ -138,7 +138,7 @@ class State:
                 return Rights(tags, name, session.expires_at, "")
             case "project":
                 project = self.projects.get(holder.id)
-                if project is None or not project.public_key or project.desired != "running":
+                if project is None or not project.public_key:
                     return None
                 return _fixed_rights("project", holder.id, project.public_key)
             case "runner":
@@ -178,7 +178,7 @@ class State:
             for account_id in self._members_of.get(key, ()):
                 self._changed(self._browser_names(account_id))
                 self._tags.pop(account_id, None)
-        if old and old.public_key and (new is None or (old.public_key, old.desired) != (new.public_key, new.desired)):
+        if old and old.public_key and (new is None or old.public_key != new.public_key):
             self._locked_out({_fixed_rights("project", key, old.public_key).name})
 
     def _on_membership(self, key: str, new: Membership | None) -> None:
