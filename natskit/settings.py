@@ -7,10 +7,11 @@ why.
 from __future__ import annotations
 
 import difflib
+import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -20,7 +21,14 @@ from natskit.permissions import MAX_PROJECTS_PER_ACCOUNT
 Port = Annotated[int, Field(ge=1, le=65535)]
 Bytes = Annotated[int, Field(ge=0)]
 Seconds = Annotated[int, Field(ge=1)]
+Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$")]
+"""A DNS name or an IPv4 address."""
+Package = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$")]
 
+MAX_ROOT = 107 - len("/supervisor/supervisor.sock.4194304")
+"""unix(7): the path of a socket has at most 107 bytes; supervisor makes its own under a name that ends in its pid."""
+
+_ID_OR_NOTHING = r"^([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$"
 _RUNNER_NAMESPACE = uuid.UUID("6e617473-6b69-7400-8000-72756e6e6572")
 
 
@@ -29,7 +37,8 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-Words = Annotated[list[str], BeforeValidator(_split)]
+Hosts = Annotated[list[Host], BeforeValidator(_split), Field(min_length=1)]
+Packages = Annotated[list[Package], BeforeValidator(_split)]
 
 
 class _Role(BaseModel):
@@ -48,15 +57,25 @@ class PlatformSettings(_Role):
     def _absolute(self) -> Self:
         if not self.platform_root.is_absolute():
             raise ValueError("platform_root must be an absolute path")
+        if re.search(r"[\s%;\"'$]", str(self.platform_root)):
+            raise ValueError(
+                f"platform_root {self.platform_root} has a character that supervisor or nginx read as more than a name "
+                "(space, quote, %, ;, $): put it elsewhere, locally with NATSKIT_LOCAL"
+            )
+        if len(str(self.platform_root)) > MAX_ROOT:
+            raise ValueError(
+                f"platform_root {self.platform_root} is longer than {MAX_ROOT} characters, and the path of a Unix "
+                "socket in it would not fit: put it elsewhere, locally with NATSKIT_LOCAL"
+            )
         return self
 
 
 class NatsSettings(_Role):
     """nats-server. Names and units follow its configuration (docs.nats.io, "Configuration")."""
 
-    nats_host: str = "127.0.0.1"
+    nats_host: Host = "127.0.0.1"
     nats_port: Port = 4222
-    nats_websocket_host: str = "127.0.0.1"
+    nats_websocket_host: Host = "127.0.0.1"
     """Loopback, because it speaks no TLS: the proxy in front of it does."""
     nats_websocket_port: Port = 5004
     nats_monitor_port: Port = 8222
@@ -77,7 +96,7 @@ class NatsSettings(_Role):
     """Seconds over which clients are moved away before the server stops; 30 is the server's minimum."""
     nats_jetstream_max_file: Bytes = 10 * 1024**3
     nats_jetstream_max_memory: Bytes = 256 * 1024**2
-    nats_sync_interval: Literal["always"] | str = "always"
+    nats_sync_interval: Annotated[str, Field(pattern=r"^(always|[1-9][0-9]*(ms|s|m))$")] = "always"
     """Not the server's 2m, which loses acknowledged writes at power loss (Jepsen, NATS 2.12.1, 2025)."""
     nats_debug: bool = False
     nats_extra: str = ""
@@ -100,7 +119,7 @@ class HubSettings(_Role):
     hub_password_concurrency: Annotated[int, Field(ge=1, le=64)] = 1
     """Passwords hashed at the same time; each takes a core for 0.1 s and 64 MiB, and callouts must not wait for it."""
     hub_max_projects_per_account: Annotated[int, Field(ge=1, le=MAX_PROJECTS_PER_ACCOUNT)] = MAX_PROJECTS_PER_ACCOUNT
-    hub_api_packages: Words = []
+    hub_api_packages: Packages = []
     """Python packages that add methods to the hub (README, "Your own API")."""
     hub_state_replicas: Annotated[int, Field(ge=1, le=5)] = 1
     """Copies of the state: 1 on one machine, 3 on a cluster."""
@@ -109,11 +128,11 @@ class HubSettings(_Role):
 class ProxySettings(_Role):
     """nginx."""
 
-    proxy_name: str = "localhost"
+    proxy_name: Host = "localhost"
     """The host name in the address bar; the site's origin is made of it and the port."""
-    proxy_listen: str = "127.0.0.1"
+    proxy_listen: Host = "127.0.0.1"
     proxy_port: Port = 4043
-    proxy_certificate_hosts: Words = ["localhost", "127.0.0.1"]
+    proxy_certificate_hosts: Hosts = ["localhost", "127.0.0.1"]
     """DNS names and addresses in the certificate from the local CA."""
     proxy_websocket_buffer: Bytes = 65_536
     """Bytes for each direction of each open WebSocket that is busy: bulk speed against memory (bench/RESULTS.md)."""
@@ -129,7 +148,7 @@ class RunnerSettings(_Role):
     """The runner of one host, and the limits of each process of its projects."""
 
     runner_name: str = "local"
-    runner_id: str = ""
+    runner_id: Annotated[str, Field(pattern=_ID_OR_NOTHING)] = ""
     """Lower-case UUID; made from the name where none is given."""
     runner_project_memory: Annotated[int, Field(ge=256 * 1024**2)] | None = 4 * 1024**3
     """Bytes of data of one process (RLIMIT_DATA)."""
@@ -139,7 +158,7 @@ class RunnerSettings(_Role):
     """Bytes of one file (RLIMIT_FSIZE)."""
     runner_project_window: Annotated[int, Field(ge=128 * 1024)] = 2 * 1024**2
     """Bytes of output of one command that may be on their way, unacknowledged."""
-    runner_project_api_packages: Words = []
+    runner_project_api_packages: Packages = []
     """Python packages that add methods to the project agent (README, "Your own API")."""
 
 
@@ -160,6 +179,8 @@ class Settings(RunnerSettings, ProxySettings, HubSettings, NatsSettings, Platfor
             if port in ports:
                 raise ValueError(f"{key} and {ports[port]} are both {port}: give each its own port")
             ports[port] = key
+        if self.hub_ports[-1] > 65535:
+            raise ValueError(f"hub_port = {self.hub_port}: no room below 65536 for the {self.hub_count} of hub_count")
         return self
 
     @model_validator(mode="after")
