@@ -13,8 +13,10 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import random
 import ssl
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +29,7 @@ from nats.aio.transport import WebSocketTransport
 from nats.protocol.parser import PERMISSIONS_ERR
 from pydantic import BaseModel, ConfigDict, Field
 
-from natskit.errors import ConnectionLostError, SignInError
+from natskit.errors import ConnectionLostError, NatskitError, SignInError
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,10 @@ CONNECT_TIMEOUT = 5
 
 LONGEST_PAUSE = 3.0
 """Seconds between attempts, at most; half of it is random, so that thousands of clients do not come back at once."""
+
+SHORT_LIFE = 2.0
+FREE_RETURNS = 6
+"""Several changes of rights in a row are normal; being cut more often than this at once is not, and is slowed down."""
 
 PING_INTERVAL = 20
 """Seconds. A half-open connection is noticed after two unanswered pings."""
@@ -64,6 +70,8 @@ class Connection(NatsClient):
         self._on_status = on_status
         self._came_back: list[Callable[[], None]] = []
         self._reason = ""
+        self._connected_at = -SHORT_LIFE
+        self._cut_short = 0
         self._closing: asyncio.Task[None] | None = None
 
     def on_reconnect(self, callback: Callable[[], None]) -> Callable[[], None]:
@@ -93,8 +101,11 @@ class Connection(NatsClient):
             old.close()  # type: ignore[no-untyped-call]
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(old.wait_closed(), 1)  # type: ignore[no-untyped-call]
-        pause = min(LONGEST_PAUSE, 0.1 * 2 ** min(s.reconnects, 10))
-        self.options["reconnect_time_wait"] = random.uniform(pause / 2, pause)
+        self.options["reconnect_time_wait"] = _pause(s.reconnects)
+        # A connection that is cut as soon as it is accepted counts as an attempt that failed.
+        self._cut_short = self._cut_short + 1 if time.monotonic() - self._connected_at < SHORT_LIFE else 0
+        if self._cut_short > FREE_RETURNS:
+            await asyncio.sleep(_pause(self._cut_short - FREE_RETURNS))
         self._report("connecting")
         try:
             headers = await self._before_connect() if self._before_connect else {}
@@ -107,6 +118,8 @@ class Connection(NatsClient):
         await super()._connect_to_server(s)
 
     def _report(self, status: Status) -> None:
+        if status == "connected":
+            self._connected_at = time.monotonic()
         if self._on_status is not None:
             self._on_status(status, self._reason)
 
@@ -127,6 +140,11 @@ class Connection(NatsClient):
         self._report("closed")
 
 
+def _pause(attempts: int) -> float:
+    pause = min(LONGEST_PAUSE, 0.1 * 2 ** min(attempts, 10))
+    return random.uniform(pause / 2, pause)
+
+
 async def connect(
     servers: NatsServers,
     *,
@@ -139,8 +157,12 @@ async def connect(
 ) -> Connection:
     """Connect and stay connected. Without a ``timeout``, the first connect is tried until it succeeds.
 
-    Raises :class:`ConnectionLostError` when the timeout is over.
+    Raises :class:`ConnectionLostError` when the timeout is over, and :class:`NatskitError` at once for what no attempt
+    can make good: an unreadable file, a malformed URL.
     """
+    for file in (creds, servers.ca_file):
+        if file is not None and not os.access(file, os.R_OK):
+            raise NatskitError(f"{file} cannot be read: it does not exist, or belongs to somebody else")
     connection = Connection(before_connect, on_status)
     options: dict[str, Any] = {}
     if servers.ca_file is not None:
@@ -165,6 +187,8 @@ async def connect(
         )
     except BaseException as error:
         reason = connection._reason
+        if isinstance(error, nats.errors.Error):
+            raise NatskitError(f"{', '.join(servers.urls)}: {error}") from error
         await connection.close()
         if isinstance(error, TimeoutError):
             raise ConnectionLostError(

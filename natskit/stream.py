@@ -1,13 +1,26 @@
 """Long answers over NATS: many numbered frames to one reader, each of them delivered or the stream ends with an error.
 
-NATS alone delivers at most once. Here the sender keeps what the reader has not yet acknowledged, up to a window, and
-stops producing when the window is full, so that a flood is bounded in memory at every hop; the reader asks again for
-what it missed. ARCHITECTURE.md, "Streams", has the protocol; ``web/src/natskit.js`` speaks the same one.
+NATS alone delivers at most once. Here the sender (``natskit/project/sender.py``) keeps what the reader has not yet
+acknowledged, up to a window, and stops producing when the window is full, so that a flood is bounded in memory at every
+hop; the reader asks again for what it missed. ``web/src/stream.js`` speaks the same protocol:
+
+1. The caller subscribes ``{base}.*`` (a new inbox) and publishes a JSON-RPC request to ``projects.{p}.api`` with the
+   reply subject ``{base}.0``. A refusal is an ordinary JSON-RPC response.
+2. The project answers with frames. Header ``Natskit-Stream``: ``start``, ``stdout``, ``stderr``, ``heartbeat`` or
+   ``end``; header ``Natskit-Seq``: the number of the frame, from 0. A heartbeat carries the number of the *next* frame
+   and uses none up. The body of ``end`` is the JSON-RPC response. Each frame's reply subject is the project's own inbox
+   and ends in the id of the stream; nats-server reports there when nobody listens (503).
+3. The caller sends JSON to ``projects.{p}.streams.{id}``: ``ack`` (all frames up to ``seq`` are consumed; at least each
+   256 KiB, and in answer to each heartbeat), ``resume`` (send again from ``seq``), ``stdin`` (base64 ``data``, its
+   ``offset``), ``stdin_end``, ``cancel``. It sends ``resume`` when a number is missing, when a heartbeat is ahead, when
+   its own connection is back, when ``events.project.{p}.agent`` says that the project's is, and after silence.
+4. Heartbeats also say how much input was taken (``Natskit-Stdin``), which is what holds a fast writer back, and from
+   where on input was lost (``Natskit-Stdin-Missing``).
+5. A reader that is away for 10 s, or answers nothing for 30 s, is gone: its command is ended.
 
 The right to answer: a project may publish to the reply subject of a message it received, for 60 s, and nats-server
-does not prolong a right that is still valid (client.go, ``deliverMsg``). So the reader listens on ``{base}.*`` and
-puts a new last token into the reply subject of its control messages every :data:`ROTATE_SECONDS`; the sender always
-answers to the newest one.
+does not prolong a right that is still valid (client.go, ``deliverMsg``). So the reader puts a new last token into the
+reply subject of its control messages every :data:`ROTATE_SECONDS`; the sender always answers to the newest one.
 """
 
 from __future__ import annotations

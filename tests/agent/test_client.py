@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -167,6 +168,27 @@ async def test_an_expired_authorisation_is_no_end(websocket_server: Server) -> N
     await until_async(lambda: statuses[-1:] == ["connected"], "the client is back")
     assert statuses[0] == "disconnected"
     await client.connection.flush()
+    await client.close()
+
+
+async def test_what_no_attempt_can_make_good() -> None:
+    with pytest.raises(NatskitError, match=r"/missing\.creds cannot be read"):
+        await Client.admin("nats://127.0.0.1:1", "/missing.creds")
+    with pytest.raises(NatskitError, match="invalid"):
+        await Client.admin("nats://", None)
+
+
+async def test_being_cut_at_once_again_and_again_is_slowed_down(websocket_server: Server) -> None:
+    client = await Client.admin(websocket_server.url("admin"), None)
+    began, returns = time.monotonic(), 0
+    while time.monotonic() - began < 2:
+        back = asyncio.Event()
+        forget = client.connection.on_reconnect(back.set)
+        await client.connection._process_err("'something'")
+        await back.wait()
+        forget()
+        returns += 1
+    assert returns <= 12
     await client.close()
 
 
