@@ -4,7 +4,7 @@ from pyinfra import host
 
 from roles import hub, nats, platform, proxy, runner, service
 
-settings = platform.validate(host.data.dict())
+settings = platform.validate(host.data.dict())  # type: ignore[no-untyped-call]
 identity = platform.identity(settings)
 
 service.install(settings)

@@ -80,12 +80,12 @@ class NatsSettings(_Role):
     nats_websocket_port: Port = 5004
     nats_monitor_port: Port = 8222
     """Always on loopback: monitoring names every connection and its subjects."""
-    nats_max_payload: Bytes = 1024 * 1024
-    """Bytes. The server's own default; larger messages hold up everybody behind them."""
-    nats_max_control_line: Bytes = 4096
+    nats_max_payload: Annotated[int, Field(ge=65_536, le=64 * 1024**2)] = 1024 * 1024
+    """Bytes. The server's own default and its maximum; larger messages hold up everybody behind them."""
+    nats_max_control_line: Annotated[int, Field(ge=512)] = 4096
     """Bytes. The server's own default; the longest subject of ours has 90."""
     nats_max_connections: Annotated[int, Field(ge=1)] = 65_536
-    nats_max_pending: Bytes = 64 * 1024 * 1024
+    nats_max_pending: Annotated[int, Field(ge=1024**2)] = 64 * 1024 * 1024
     """Bytes the server holds for a reader that is too slow before it is cut off: the server's own default."""
     nats_write_deadline: Seconds = 10
     nats_ping_interval: Seconds = 20
@@ -181,6 +181,12 @@ class Settings(RunnerSettings, ProxySettings, HubSettings, NatsSettings, Platfor
             ports[port] = key
         if self.hub_ports[-1] > 65535:
             raise ValueError(f"hub_port = {self.hub_port}: no room below 65536 for the {self.hub_count} of hub_count")
+        return self
+
+    @model_validator(mode="after")
+    def _messages_fit(self) -> Self:
+        if self.nats_max_payload > self.nats_max_pending:
+            raise ValueError("nats_max_payload must not be higher than nats_max_pending: nats-server would not start")
         return self
 
     @model_validator(mode="after")

