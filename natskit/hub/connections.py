@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 0.1
 """Between a changed grant and the cut: whoever made the change gets the answer to it on the connection it asked on."""
+BACK_SECONDS = 0.25
+"""By then a client that was cut is back: natskit's clients wait for 0.1 s, and connecting takes a few milliseconds."""
 AGAIN_SECONDS = 0.5
 """After a change: by then every hub's view has it, and what was authorised meanwhile is found."""
 EVERY_SECONDS = 30.0
@@ -44,15 +46,31 @@ class Connections:
         self._metrics = metrics
         self._outdated: set[str] = set()
         self._servers: set[str] = set()
+        self._back_at: dict[str, float] = {}
         self._wake = asyncio.Event()
         self._all_soon = asyncio.Event()
         self._lock = asyncio.Lock()
 
     def cut_now(self, names: set[str]) -> None:
         """Connections with these names are outdated from now on: somebody was locked out."""
-        if names:
-            self._outdated |= names
-            self._wake.set()
+        if not names:
+            return
+        self._outdated |= names
+        self._wake.set()
+        loop = asyncio.get_running_loop()
+        for holder in {name.split(".")[1] for name in names}:
+            self._back_at[holder] = loop.time() + BACK_SECONDS
+            loop.call_later(BACK_SECONDS, self._back, holder)
+
+    async def wait_back(self, holder: str) -> None:
+        """Give a holder whose connection was just cut the time to come back, so that it hears what it is told."""
+        left = self._back_at.get(holder, 0) - asyncio.get_running_loop().time()
+        if left > 0:
+            await asyncio.sleep(left)
+
+    def _back(self, holder: str) -> None:
+        if self._back_at.get(holder, 0) <= asyncio.get_running_loop().time() + 0.001:
+            self._back_at.pop(holder, None)
 
     def cut_soon(self, names: set[str]) -> None:
         """Connections with these names are outdated from now on: what their holders may use has changed."""

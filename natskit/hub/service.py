@@ -154,7 +154,10 @@ class Services:
 
     async def _work(self, kind: Kind, caller: Caller, request: Request, message: Msg, started: float) -> None:
         try:
-            await _respond(message, await self._call(kind, caller, request, started))
+            answer = await self._call(kind, caller, request, started)
+            if kind == "account":
+                await self._hub.connections.wait_back(caller.id)
+            await _respond(message, answer)
         finally:
             self._leave(caller)
 

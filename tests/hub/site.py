@@ -57,6 +57,7 @@ class Site:
         self.runner_id = str(uuid.uuid4())
         self.runner_creds, self.runner_key = self.identity.runner_creds(self.runner_id, now=int(time.time()))
         self.hubs: dict[str, tuple[subprocess.Popen[bytes], int]] = {}
+        self.python_path = ""
         self._server: subprocess.Popen[bytes] | None = None
         self._connections: list[Connection] = []
 
@@ -130,7 +131,7 @@ class Site:
                 [sys.executable, "-m", "natskit.hub", "--settings", str(folder / "hub.json")],
                 stdout=log,
                 stderr=log,
-                env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+                env=os.environ | {"PYTHONPATH": self.python_path},
             )
         self.hubs[name] = (process, port)
 

@@ -1,0 +1,141 @@
+"""The view of a bucket, against a real nats-server: writers that meet, lost consumers, a server that restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from natskit.hub.bucket import Bucket
+from natskit.hub.records import Membership, Runner
+from tests.hub.site import Site, eventually
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
+    site = Site(tmp_path_factory.mktemp("bucket"))
+    site.start_server()
+    yield site
+    await site.close()
+
+
+@contextlib.asynccontextmanager
+async def view(site: Site, changes: list[tuple[str, Any]] | None = None) -> AsyncIterator[Bucket[Runner]]:
+    """A view of its own connection, as another hub has it."""
+    connection = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+    seen = changes if changes is not None else []
+    bucket: Bucket[Runner] = Bucket(
+        connection,
+        "runners",
+        lambda _, data: Runner.model_validate_json(data),
+        lambda key, new: seen.append((key, new.version if new else None)),
+        1,
+    )
+    task = asyncio.create_task(bucket.follow())
+    try:
+        await bucket.wait_current(10)
+        yield bucket
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await connection.close()
+
+
+def runner(version: str) -> Runner:
+    return Runner(version=version, last_seen=time.time())
+
+
+async def test_two_hubs_start_at_once_and_make_the_bucket(server: Site) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        views = await asyncio.gather(*(stack.enter_async_context(view(server)) for _ in range(4)))
+        await views[0].change("a", lambda _: runner("1"))
+        for other in views:
+            assert (await other.find("a")) is not None
+
+
+async def test_no_increment_is_lost_between_writers(server: Site) -> None:
+    key = str(uuid.uuid4())
+
+    def increment(old: Runner | None) -> Runner:
+        return Runner(version=str(int(old.version) + 1 if old else 1), last_seen=0)
+
+    async with view(server) as one, view(server) as two:
+        await asyncio.gather(*(bucket.change(key, increment) for bucket in (one, two) for _ in range(8)))
+        final = one.get(key)
+        assert final is not None
+        assert final.version == "16"
+
+
+async def test_what_was_deleted_can_be_made_again_by_anyone(server: Site) -> None:
+    key = str(uuid.uuid4())
+    async with view(server) as one, view(server) as two:
+        for bucket, other in ((one, two), (two, one), (one, two)):
+            await bucket.change(key, lambda _: runner("x"))
+            assert bucket.get(key) is not None
+            assert await other.find(key) is not None
+            await other.change(key, lambda _: None)
+            assert other.get(key) is None
+        async with view(server) as late:
+            assert late.get(key) is None
+            await late.change(key, lambda old: old or runner("y"))
+
+
+async def test_changes_missed_during_a_restart_are_seen_after_it(server: Site) -> None:
+    gone, stays, new = (str(uuid.uuid4()) for _ in range(3))
+    changes: list[tuple[str, Any]] = []
+    async with view(server, changes) as follower:
+        async with view(server) as writer:
+            await writer.change(gone, lambda _: runner("1"))
+            await writer.change(stays, lambda _: runner("1"))
+        await follower.find(stays)
+        server.stop_server()
+        server.start_server()
+        async with view(server) as writer:
+            await writer.change(gone, lambda _: None)
+            await writer.change(new, lambda _: runner("2"))
+            await writer.change(stays, lambda _: runner("3"))
+
+        async def caught_up() -> bool:
+            kept = follower.get(stays)
+            return follower.get(gone) is None and follower.get(new) is not None and kept == writer.get(stays)
+
+        await eventually(caught_up, "the follower has caught up")
+        assert follower.current.is_set()
+        assert (gone, None) in changes
+        assert (new, "2") in changes
+        assert (stays, "3") in changes
+
+
+async def test_a_lost_consumer_is_noticed_without_any_reconnect(server: Site) -> None:
+    key = str(uuid.uuid4())
+    async with view(server) as follower, view(server) as writer:
+        listed = await follower._api("STREAM.INFO.KV_runners", {})
+        assert listed["state"]["consumer_count"] >= 2
+        # What a server that lost its memory does: the consumer is gone, the connection is not.
+        assert follower._subscription is not None
+        await follower._connection._send_unsubscribe(follower._subscription._id)
+        await writer.change(key, lambda _: runner("1"))
+
+        async def seen() -> bool:
+            return follower.get(key) is not None
+
+        await eventually(seen, "the follower started over", 20)
+
+
+async def test_unreadable_values_do_not_stop_the_view(server: Site) -> None:
+    key = str(uuid.uuid4())
+    async with view(server) as follower:
+        for body in (b"", b"{", b"[]", b'{"version": 1}', b"\xff"):
+            await follower._connection.request(f"$KV.runners.{key}", body, timeout=2)
+        await follower.change("after", lambda _: runner("1"))
+        assert follower.get(key) is None
+
+
+def test_records_ignore_what_a_newer_hub_wrote() -> None:
+    assert Membership.model_validate_json('{"role": "owner", "since": 1, "new_field": 2}').role == "owner"

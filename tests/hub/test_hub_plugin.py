@@ -1,0 +1,126 @@
+"""A platform's own methods, a limit that is reached, and a caller that asks for too much at once."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from natskit.rpc import RpcError, encode_request
+from tests.hub.conftest import PASSWORD
+from tests.hub.site import Site, call, eventually
+from tests.hub.test_hub_api import person
+
+PLUGIN = """
+import asyncio
+
+from natskit.hub.caller import Caller
+from natskit.rpc import Methods, RpcError
+
+natskit_hub = Methods()
+
+
+@natskit_hub.method()
+async def greet(caller: Caller, greeting: str, times: int = 1) -> str:
+    return " ".join([greeting] * times) + " " + caller.account.email
+
+
+@natskit_hub.method()
+async def sleep(caller: Caller, seconds: float) -> str:
+    await asyncio.sleep(seconds)
+    return "slept"
+
+
+@natskit_hub.method()
+async def refuse(caller: Caller) -> None:
+    raise RpcError("conflict", "not today", weekday=3)
+
+
+@natskit_hub.method()
+async def crash(caller: Caller) -> None:
+    raise ZeroDivisionError("secret detail")
+
+
+@natskit_hub.method()
+async def strange(caller: Caller) -> object:
+    return object()
+"""
+
+
+@pytest.fixture(scope="module")
+def package(site: Site) -> str:
+    (Path(site.root) / "my_package.py").write_text(PLUGIN)
+    return "my_package"
+
+
+async def test_own_methods_limits_and_a_crowd(site: Site, package: str) -> None:
+    for name in ("hub-1", "hub-2"):
+        site.kill_hub(name)
+    site.python_path = str(site.root)
+    site.start_hub("hub-1", api_packages=[package], max_projects_per_account=2)
+    await site.healthy("hub-1")
+    admin = await site.admin()
+    email, account_id, cookie = await person(site, admin)
+    browser = await site.browser(account_id, cookie)
+    subject = f"hub.api.{account_id}"
+
+    assert await call(browser, subject, "greet", greeting="hello", times=2) == f"hello hello {email}"
+    over_http = await site.http("hub-1", "POST", "/api/rpc", encode_request("greet", {"greeting": "hi"}), cookie=cookie)
+    assert over_http.json()["result"] == f"hi {email}"
+    for method, kind in (("refuse", "conflict"), ("crash", "internal_error"), ("strange", "internal_error")):
+        with pytest.raises(RpcError) as caught:
+            await call(browser, subject, method)
+        assert caught.value.kind == kind
+        assert "secret" not in caught.value.message
+
+    slow = [asyncio.create_task(call(browser, subject, "sleep", seconds=1.0)) for _ in range(80)]
+    await asyncio.sleep(0.1)
+    began = asyncio.get_running_loop().time()
+    assert (await call(browser, subject, "ping"))["pong"]
+    assert asyncio.get_running_loop().time() - began < 0.2
+    results = await asyncio.gather(*slow, return_exceptions=True)
+    assert results.count("slept") == 50
+    assert {r.kind for r in results if isinstance(r, RpcError)} == {"unavailable"}
+
+    for title in ("one", "two"):
+        await call(browser, subject, "create_project", title=title)
+    with pytest.raises(RpcError, match="already uses 2 projects") as limit:
+        await call(browser, subject, "create_project", title="three")
+    assert (limit.value.kind, limit.value.data["limit"]) == ("limit", 2)
+
+
+async def test_an_unknown_package_is_an_error_at_start(site: Site) -> None:
+    site.start_hub("hub-3", api_packages=["no_such_package"])
+    process, _ = site.hubs["hub-3"]
+    assert await asyncio.to_thread(process.wait, 15) == 2
+    assert "no_such_package" in site.log("hub-3")
+
+
+async def test_thousands_of_projects_in_one_session(site: Site) -> None:
+    """4,000 projects fit into what nats-server expands, so the connect still works at the limit."""
+    from natskit.hub.records import Membership, Project
+
+    admin = await site.admin()
+    email, account_id, cookie = await person(site, admin)
+    hub = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+    project = Project(title="p", created_at=0).model_dump_json().encode()
+    member = Membership(role="owner", since=0).model_dump_json().encode()
+    identifiers = [f"00000000-0000-4000-8000-{n:012x}" for n in range(4000)]
+
+    async def write(identifier: str) -> None:
+        await hub.request(f"$KV.projects.{identifier}", project, timeout=30)
+        await hub.request(f"$KV.memberships.{account_id}.{identifier}", member, timeout=30)
+
+    for start in range(0, len(identifiers), 500):
+        await asyncio.gather(*(write(i) for i in identifiers[start : start + 500]))
+
+    async def counted() -> bool:
+        rows = await call(admin, "hub.admin", "account_list")
+        return next(row["projects"] for row in rows if row["email"] == email) == 4000
+
+    await eventually(counted, "the view has them all", 20)
+    _, cookie = await site.sign_in("hub-1", email, PASSWORD)
+    browser = await site.browser(account_id, cookie)
+    assert (await call(browser, f"hub.api.{account_id}", "ping"))["pong"]
+    assert len(await call(browser, f"hub.api.{account_id}", "list_projects")) == 4000

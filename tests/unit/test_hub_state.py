@@ -1,0 +1,131 @@
+"""The view's indexes and rights follow the buckets; every change names the connections it outdates."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+import pytest
+
+from natskit.hub.bucket import Bucket, Entry
+from natskit.hub.program import RunnerEntry
+from natskit.hub.records import Account, EmailClaim, Membership, Project, Session, email_key
+from natskit.hub.state import Holder, State
+
+
+class World:
+    """A state that is fed by hand."""
+
+    def __init__(self) -> None:
+        self.locked_out: set[str] = set()
+        self.changed: set[str] = set()
+        self.runner = str(uuid.uuid4())
+        runners = {self.runner: RunnerEntry(name="r", public_key="UKEY")}
+        self.state = State(None, 1, runners, self.locked_out.update, self.changed.update)  # type: ignore[arg-type]
+        self.account, self.session, self.project = (str(uuid.uuid4()) for _ in range(3))
+        self.put(self.state.accounts, self.account, Account(email="A@b.c", password_hash="", created_at=0))
+        self.put(self.state.accounts, email_key("a@B.c"), EmailClaim(account_id=self.account))
+        self.put(self.state.sessions, self.session, self.a_session(60))
+
+    def a_session(self, left: float) -> Session:
+        now = time.time()
+        return Session(account_id=self.account, created_at=now, expires_at=now + left, absolute_expires_at=now + left)
+
+    def put(self, bucket: Bucket[Any], key: str, value: Any) -> None:
+        bucket._on_change(key, value)
+        if value is None:
+            bucket.entries.pop(key, None)
+        else:
+            bucket.entries[key] = Entry(value, 1)
+
+    @property
+    def browser(self) -> Holder:
+        return Holder("browser", self.account, self.session)
+
+    def name(self) -> str:
+        rights = self.state.rights(self.browser)
+        assert rights is not None
+        return rights.name
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+async def test_a_grant_outdates_the_name_and_adds_the_tag(world: World) -> None:
+    before = world.name()
+    key = f"{world.account}.{world.project}"
+    world.put(world.state.memberships, key, Membership(role="owner", since=0))
+    assert world.name() == before, "a membership without its project gives nothing yet"
+    world.put(world.state.projects, world.project, Project(title="p", created_at=0))
+    rights = world.state.rights(world.browser)
+    assert rights is not None
+    assert rights.tags == [f"account:{world.account}", f"project:{world.project}"]
+    assert rights.name != before
+    assert before in world.changed
+    granted = rights.name
+    world.put(world.state.memberships, key, None)
+    assert granted in world.changed
+    assert world.name() == before
+
+
+async def test_an_unchanged_membership_outdates_nothing(world: World) -> None:
+    key = f"{world.account}.{world.project}"
+    world.put(world.state.memberships, key, Membership(role="owner", since=0))
+    world.changed.clear()
+    world.put(world.state.memberships, key, Membership(role="owner", since=1))
+    assert not world.changed
+
+
+async def test_sessions_end(world: World) -> None:
+    name = world.name()
+    world.put(world.state.sessions, world.session, None)
+    assert world.state.rights(world.browser) is None
+    assert name in world.changed
+    world.put(world.state.sessions, world.session, world.a_session(-1))
+    assert world.state.rights(world.browser) is None
+
+
+async def test_a_session_is_good_for_its_own_account_only(world: World) -> None:
+    other = str(uuid.uuid4())
+    world.put(world.state.accounts, other, Account(email="x", password_hash="", created_at=0))
+    assert world.state.rights(Holder("browser", other, world.session)) is None
+
+
+async def test_a_disabled_account_is_locked_out(world: World) -> None:
+    name = world.name()
+    account = world.state.account(world.account)
+    assert account is not None
+    world.put(world.state.accounts, world.account, account.model_copy(update={"disabled": True}))
+    assert world.state.rights(world.browser) is None
+    assert name in world.locked_out
+
+
+async def test_emails_are_found_in_any_case(world: World) -> None:
+    found = world.state.account_by_email(" a@b.C ")
+    assert found is not None
+    assert found[0] == world.account
+    assert world.state.account_by_email("nobody@b.c") is None
+
+
+async def test_a_project_speaks_with_one_key_only(world: World) -> None:
+    holder = Holder("project", world.project)
+    project = Project(title="p", created_at=0)
+    world.put(world.state.projects, world.project, project)
+    assert world.state.rights(holder) is None
+    world.put(world.state.projects, world.project, project.model_copy(update={"public_key": "U1"}))
+    first = world.state.rights(holder)
+    assert first is not None
+    assert (first.public_key, first.tags) == ("U1", [f"project:{world.project}"])
+    world.put(world.state.projects, world.project, project.model_copy(update={"public_key": "U2"}))
+    second = world.state.rights(holder)
+    assert second is not None
+    assert second.name != first.name
+    assert first.name in world.locked_out
+
+
+async def test_only_known_runners(world: World) -> None:
+    assert world.state.rights(Holder("runner", world.runner)) is not None
+    assert world.state.rights(Holder("runner", str(uuid.uuid4()))) is None
