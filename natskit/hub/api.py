@@ -7,7 +7,9 @@ A platform adds its own methods in the same way: a module with a ``natskit_hub =
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from natskit.hub.caller import Caller
 from natskit.hub.projects import iso
@@ -30,9 +32,11 @@ async def whoami(caller: Caller) -> dict[str, Any]:
 
 
 @natskit_hub.method()
-async def list_projects(caller: Caller) -> list[dict[str, Any]]:
-    """The projects the caller may use."""
-    return caller.hub.projects.list(caller.id)
+async def list_projects(
+    caller: Caller, offset: Annotated[int, Field(ge=0)] = 0, limit: Annotated[int, Field(ge=1)] = 4000
+) -> list[dict[str, Any]]:
+    """The projects the caller may use, oldest first. Some 3,000 fit into one answer; beyond that, ask for parts."""
+    return caller.hub.projects.list(caller.id, offset, limit)
 
 
 @natskit_hub.method()

@@ -90,10 +90,10 @@ class Projects:
                 out.append({"account_id": account_id, "email": account.email, "role": membership.role})
         return sorted(out, key=lambda member: (member["role"] != "owner", member["email"]))
 
-    def list(self, account_id: str) -> list[dict[str, Any]]:
+    def list(self, account_id: str, offset: int = 0, limit: int = 4000) -> list[dict[str, Any]]:
         """The projects an account may use, oldest first."""
         projects = [(self.get(p).created_at, p) for p in self._state.projects_of(account_id)]
-        return [self.describe(project_id, account_id) for _, project_id in sorted(projects)]
+        return [self.describe(project_id, account_id) for _, project_id in sorted(projects)[offset : offset + limit]]
 
     async def create(self, account_id: str, title: str) -> dict[str, Any]:
         """A new, stopped project. Raises :class:`RpcError` at the limit of projects an account may use."""

@@ -157,6 +157,12 @@ class Services:
             answer = await self._call(kind, caller, request, started)
             if kind == "account":
                 await self._hub.connections.wait_back(caller.id)
+            most = message._client.max_payload
+            if answer is not None and len(answer) > most:
+                error = RpcError(
+                    "limit", f"the answer has {len(answer)} bytes, more than the {most} that fit; ask for less"
+                )
+                answer = encode_error(request.id, error)
             await _respond(message, answer)
         finally:
             self._leave(caller)
