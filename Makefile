@@ -6,13 +6,13 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 LOCAL := $(or $(NATSKIT_LOCAL),.local)
 BIN := .venv/bin
-# Extra words for pyinfra, such as DEPLOY="--data proxy_port=8443" or DEPLOY=--dry
+# Extra words for pyinfra, such as DEPLOY="--data proxy_port=8443"
 DEPLOY ?=
 # Extra words for pytest, such as TESTS="tests/unit -k claims"
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs test lint bench clean lock console
+.PHONY: help up plan down status logs test lint bench clean lock console
 
 help: ## Explain the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -20,6 +20,9 @@ help: ## Explain the targets
 up: .venv/platform console ## Bring up the whole platform on this machine, data in .local/
 	@$(BIN)/pyinfra -y inventories/local.py deploy.py $(DEPLOY) 2>&1 | scripts/quietly
 	@$(BIN)/natskit --platform $(LOCAL) ready
+
+plan: .venv/platform console ## Show what `make up` would change, and change nothing
+	@$(BIN)/pyinfra --dry inventories/local.py deploy.py $(DEPLOY)
 
 down: ## Stop all of it; the data stays
 	@scripts/down $(LOCAL)

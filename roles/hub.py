@@ -20,8 +20,7 @@ def deploy(settings: Settings, identity: Identity, runners: dict[str, dict[str, 
     """Install, configure, activate each hub. ``runners`` are those that may connect, by their ids."""
     for name, port in zip(settings.hub_names, settings.hub_ports, strict=True):
         _deploy_one(settings, identity, runners, name, port)
-    gone = [f"hub-{n}" for n in range(settings.hub_count + 1, settings.hub_count + 3)]
-    service.retire(settings, gone)
+    service.retire(settings, prefix="hub-", keep=settings.hub_names)
 
 
 def _deploy_one(
@@ -56,6 +55,7 @@ def _deploy_one(
         command=[sys.executable, "-m", "natskit.hub", "--settings", str(directory / "hub.json")],
         environment={"NATSKIT_BUILD": build_id(settings.hub_api_packages)},
         priority=20,
+        health_url=f"http://127.0.0.1:{port}/healthz",
     )
     service.run(settings, program, restart_on=files)
 

@@ -33,13 +33,16 @@ def validate(data: Mapping[str, Any]) -> Settings:
         raise PyinfraError(str(error)) from None
 
 
+def is_dry() -> bool:
+    """Whether this run only shows what another would change: then the control machine is not written to either."""
+    return "--dry" in sys.argv
+
+
 def identity(settings: Settings) -> Identity:
     """The platform's identity, made at the first deploy; in a dry run only in memory."""
     try:
-        found = Identity.ensure(
-            settings.platform_root / "identity", now=int(time.time()), write="--dry" not in sys.argv
-        )
-        if "--dry" not in sys.argv:
+        found = Identity.ensure(settings.platform_root / "identity", now=int(time.time()), write=not is_dry())
+        if not is_dry():
             ensure_ca(found.directory, now=int(time.time()))
         return found
     except NatskitError as error:

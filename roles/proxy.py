@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from natskit.render import render
 from natskit.settings import Settings
 from roles import service
 from roles.files import checked_file, private_directory, require_directory
+from roles.platform import is_dry
 
 WEB_ROOT = Path(__file__).parent.parent / "web" / "dist"
 
@@ -25,9 +28,7 @@ def deploy(settings: Settings, identity: Identity) -> None:
     for folder in (directory, directory / "tmp"):
         private_directory(folder)
 
-    certificate, key = ensure_server_certificate(
-        identity.directory, "proxy", settings.proxy_certificate_hosts, now=int(time.time())
-    )
+    certificate, key = _certificate(settings, identity)
     files = [
         checked_file(name="Give the proxy its key", content=key, path=str(directory / "tls.key")),
         checked_file(name="Give the proxy its certificate", content=certificate, path=str(directory / "tls.crt")),
@@ -51,6 +52,17 @@ def deploy(settings: Settings, identity: Identity) -> None:
     )
     # nginx reloads everything, listeners included, and keeps open connections.
     service.run(settings, program, reload_on=files, reload_command="{control} signal HUP proxy")
+
+
+def _certificate(settings: Settings, identity: Identity) -> tuple[str, str]:
+    """From the local CA; in a dry run from a copy of it, so that nothing is written."""
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = identity.directory
+        if is_dry():
+            if (directory / "tls").exists():
+                shutil.copytree(directory / "tls", Path(scratch) / "tls")
+            directory = Path(scratch)
+        return ensure_server_certificate(directory, "proxy", settings.proxy_certificate_hosts, now=int(time.time()))
 
 
 def binary() -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from natskit.settings import Settings
 from roles.files import checked_file, private_directory
 
 BIN = Path(sys.prefix) / "bin"
+HEALTHY_SECONDS = "60"
+"""How long a program may take to answer its health check: a hub first waits for nats-server to load its streams."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Program:
     priority: int = 100
     stop_signal: str = "TERM"
     stop_seconds: int = 20
+    health_url: str = ""
+    """Where it answers 200 once it works; a deploy goes on only then, so that a bad change stops at the first hub."""
 
 
 class SupervisorStates(FactBase[dict[str, str]]):
@@ -94,12 +98,20 @@ def install(settings: Settings) -> None:
         path=_configuration(settings),
     )
     server.shell(
-        name="Reload supervisord with its new configuration",
-        commands=[f"{_control(_configuration(settings))} pid >/dev/null 2>&1 && "
-                  f"{_control(_configuration(settings))} reload || true"],
+        name="Stop supervisord for its new configuration",
+        commands=[_stop(settings)],
         _if=configuration.did_change,
-    )  # fmt: skip
+    )
     _supervisord(name="Start supervisord", configuration=_configuration(settings), root=str(root))
+
+
+def _stop(settings: Settings) -> str:
+    """Not ``reload``: supervisord does that in its own time, and answers meanwhile as if it were done."""
+    pid = shlex.quote(str(settings.platform_root / "supervisor" / "supervisord.pid"))
+    return (
+        f"if {control(settings)} shutdown >/dev/null 2>&1; then "
+        f"while kill -0 $(cat {pid} 2>/dev/null) 2>/dev/null; do sleep 0.1; done; fi"
+    )
 
 
 def run(
@@ -109,14 +121,49 @@ def run(
     restart_on: Sequence[OperationMeta] = (),
     reload_on: Sequence[OperationMeta] = (),
     reload_command: str = "",
-) -> None:
+) -> Callable[[], bool]:
     """Keep a program running; restart or reload it if one of those operations changed something.
 
-    A program that was only just started, or restarted because its definition changed, is not restarted again.
+    A program that was only just started, or restarted because its definition changed, is not restarted again;
+    the answer, to be asked during the run, says whether it kept running.
     """
-    root = settings.platform_root
     configuration = _configuration(settings)
-    content = render(
+    manage = control(settings)
+    definition = checked_file(
+        name=f"Define program {program.name}",
+        content=_definition(settings, program),
+        path=str(_definition_path(settings, program.name)),
+    )
+    server.shell(
+        name=f"Start {program.name} by its new definition",
+        commands=[f"{manage} update {program.name}", *_wait(program)],
+        _if=definition.did_change,
+    )
+    started = _started(name=f"Run {program.name}", program=program.name, configuration=configuration)
+
+    def kept_running() -> bool:
+        return not definition.did_change() and not started.did_change()
+
+    def unless_fresh(changes: Sequence[OperationMeta]) -> Callable[[], bool]:
+        return lambda: any(change.did_change() for change in changes) and kept_running()
+
+    if restart_on:
+        server.shell(
+            name=f"Restart {program.name}",
+            commands=[f"{manage} restart {program.name}", *_wait(program)],
+            _if=unless_fresh(restart_on),
+        )
+    if reload_on:
+        server.shell(
+            name=f"Reload {program.name}",
+            commands=[reload_command.replace("{control}", manage)],
+            _if=unless_fresh(reload_on),
+        )
+    return kept_running
+
+
+def _definition(settings: Settings, program: Program) -> str:
+    return render(
         "supervisor-program.conf",
         {
             "program": program.name,
@@ -125,36 +172,20 @@ def run(
             "priority": program.priority,
             "stop_signal": program.stop_signal,
             "stop_seconds": program.stop_seconds,
-            "working_directory": root,
-            "root": root,
+            "working_directory": settings.platform_root,
+            "root": settings.platform_root,
         },
     )
-    path = root / "supervisor" / "programs" / f"{program.name}.conf"
-    definition = checked_file(name=f"Define program {program.name}", content=content, path=str(path))
-    server.shell(
-        name=f"Start {program.name} by its new definition",
-        commands=[f"{_control(configuration)} update {program.name}"],
-        _if=definition.did_change,
-    )
-    started = _started(name=f"Run {program.name}", program=program.name, configuration=configuration)
 
-    def unless_fresh(changes: Sequence[OperationMeta]) -> Any:
-        return lambda: (
-            any(change.did_change() for change in changes) and not definition.did_change() and not started.did_change()
-        )
 
-    if restart_on:
-        server.shell(
-            name=f"Restart {program.name}",
-            commands=[f"{_control(configuration)} restart {program.name}"],
-            _if=unless_fresh(restart_on),
-        )
-    if reload_on:
-        server.shell(
-            name=f"Reload {program.name}",
-            commands=[reload_command.replace("{control}", _control(configuration))],
-            _if=unless_fresh(reload_on),
-        )
+def _definition_path(settings: Settings, name: str) -> Path:
+    return settings.platform_root / "supervisor" / "programs" / f"{name}.conf"
+
+
+def _wait(program: Program) -> list[str]:
+    if not program.health_url:
+        return []
+    return [shlex.join([sys.executable, "-m", "natskit.wait", program.health_url, HEALTHY_SECONDS])]
 
 
 @operation()
@@ -167,20 +198,29 @@ def _started(program: str, configuration: str) -> Generator[StringCommand, None,
     yield StringCommand(f"{_control(configuration)} start {program}")
 
 
-def retire(settings: Settings, names: Sequence[str]) -> None:
-    """Stop and forget programs that are no longer wanted, such as the third hub after a change to two."""
-    for name in names:
-        _retired(
-            name=f"Retire program {name}",
-            program=name,
-            configuration=_configuration(settings),
-            path=str(settings.platform_root / "supervisor" / "programs" / f"{name}.conf"),
-        )
+def control(settings: Settings) -> str:
+    """The command line that controls the programs; the verb and a program's name follow."""
+    return _control(_configuration(settings))
+
+
+def retire(settings: Settings, prefix: str, keep: Sequence[str]) -> None:
+    """Stop and forget the programs with that prefix that are not kept, such as the third hub after a change to two."""
+    _retired(
+        name=f"Retire what is left of {prefix}*",
+        prefix=prefix,
+        keep=list(keep),
+        configuration=_configuration(settings),
+        directory=str(settings.platform_root / "supervisor" / "programs"),
+    )
 
 
 @operation()
-def _retired(program: str, configuration: str, path: str) -> Generator[StringCommand, None, None]:
-    if program not in host.get_fact(SupervisorStates, configuration=configuration):
-        host.noop(f"{program} is not there")
-        return
-    yield StringCommand(f"rm -f {shlex.quote(path)} && {_control(configuration)} update {program}")
+def _retired(prefix: str, keep: list[str], configuration: str, directory: str) -> Generator[StringCommand, None, None]:
+    known = host.get_fact(SupervisorStates, configuration=configuration)
+    gone = sorted(name for name in known if name.startswith(prefix) and name not in keep)
+    if not gone:
+        host.noop(f"nothing is left of {prefix}*")
+    for name in gone:
+        yield StringCommand(
+            f"rm -f {shlex.quote(f'{directory}/{name}.conf')} && {_control(configuration)} update {name}"
+        )
