@@ -128,6 +128,10 @@ class Connection(NatsClient):
         log.info("nats: %s", self._reason)
 
     async def _disconnected(self) -> None:
+        # Nobody can answer what was asked over the connection that is gone: say so now, not at the end of the wait.
+        for answer in list(self._resp_map.values()):
+            if not answer.done():
+                answer.set_exception(nats.errors.ConnectionReconnectingError())
         self._report("disconnected")
 
     async def _reconnected(self) -> None:
@@ -208,6 +212,10 @@ async def request(connection: NatsClient, subject: str, body: bytes, wait: float
         raise ConnectionLostError(f"nobody answers {subject}: it is not running, or not yet") from None
     except nats.errors.TimeoutError:
         raise ConnectionLostError(f"no answer on {subject} within {wait:g} s") from None
+    except nats.errors.ConnectionReconnectingError:
+        raise ConnectionLostError(
+            f"the connection was lost before {subject} answered; what was asked may have been done"
+        ) from None
     except nats.errors.Error as error:
         raise ConnectionLostError(f"{subject}: {error}") from error
     return bytes(answer.data)

@@ -192,6 +192,22 @@ async def test_being_cut_at_once_again_and_again_is_slowed_down(websocket_server
     await client.close()
 
 
+async def test_what_was_asked_over_a_lost_connection_fails_at_once(websocket_server: Server) -> None:
+    client = await Client.admin(websocket_server.url("admin"), None)
+    asked = asyncio.Event()
+
+    async def never_answer(_message: Msg) -> None:
+        asked.set()
+
+    await client.subscribe("hub.admin", never_answer)
+    call = asyncio.ensure_future(client.call_hub("ping", wait=60))
+    await asyncio.wait_for(asked.wait(), 5)
+    await kick(websocket_server, client.connection.client_id, server_id(client))
+    with pytest.raises(ConnectionLostError, match="may have been done"):
+        await asyncio.wait_for(call, 5)
+    await client.close()
+
+
 async def test_wrong_password(front: Front) -> None:
     with pytest.raises(SignInError, match="e-mail or password is wrong"):
         await Client.sign_in(front.url, "a@example.org", "wrong")
