@@ -70,6 +70,7 @@ def _supervisord(configuration: str, root: str) -> Generator[StringCommand, None
     if host.get_fact(SupervisorStates, configuration=configuration) or _is_alive(root):
         host.noop("supervisord runs")
         return
+    yield StringCommand(shlex.join([sys.executable, "-m", "natskit.strays", f"{root}/supervisor/programs"]))
     start = shlex.join([str(BIN / "supervisord"), "-c", configuration])
     yield StringCommand(f"rm -f {pid_file} && {start} </dev/null >/dev/null 2>&1")
 
