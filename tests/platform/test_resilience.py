@@ -83,6 +83,7 @@ async def test_everybody_comes_back_after_nats_server_restarts(site: Site, world
         assert time.monotonic() < deadline, "the subscription did not come back"
         raw.publish(f"events.project.{project}.news", b"hello again")
         await asyncio.sleep(0.05)
+    raw.close()
     assert await browser.call_hub("list_projects")
     await browser.close()
     wait_for(lambda: site.natskit("status", check=False).returncode == 0, "the platform to be whole again")
@@ -96,7 +97,7 @@ async def test_a_runner_that_was_killed_brings_its_projects_back(site: Site, wor
     deadline = time.monotonic() + 30
     while True:
         try:
-            assert await client.call_project(world.names["p"], "ping", timeout=1)
+            assert await client.call_project(world.names["p"], "ping", wait=1)
             break
         except Exception:
             assert time.monotonic() < deadline, "the project did not come back"
