@@ -67,7 +67,14 @@ class Hub:
         for name, creds in self._creds().items():
             self._nats[name] = await self._connect(name, creds)
         platform = self._nats["platform"]
-        self.state = State(platform, self.program.state.replicas, self.program.runners, self._locked_out, self._changed)
+        self.state = State(
+            platform,
+            self.program.state.replicas,
+            self.program.runners,
+            locked_out=lambda names: self.connections.cut_now(names),
+            ended=lambda names: self.connections.cut_ended(names),
+            changed=lambda names: self.connections.cut_soon(names),
+        )
         self.connections = Connections(self._nats["sys"], self.state, self.tokens.platform_account, self.metrics)
         self.sessions = Sessions(self.state, self.tokens, self._passwords, self.program.session)
         self.accounts = Accounts(self.state, self._passwords, self.sessions)
@@ -131,12 +138,6 @@ class Hub:
         return await connect(
             self.program.nats, name=f"{self.program.name}-{name}", inbox_prefix=inbox_prefix("hub"), creds=creds
         )
-
-    def _locked_out(self, names: set[str]) -> None:
-        self.connections.cut_now(names)
-
-    def _changed(self, names: set[str]) -> None:
-        self.connections.cut_soon(names)
 
     async def _ask(self, subject: str, body: bytes, seconds: float) -> bytes:
         return await request(self._nats["platform"], subject, body, seconds)

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 0.1
 """Between a changed grant and the cut: whoever made the change gets the answer to it on the connection it asked on."""
+ENDED_SECONDS = 0.5
+"""Likewise for whoever changes the password over NATS, who cannot come back for the answer."""
 BACK_SECONDS = 0.25
 """By then a client that was cut is back: natskit's clients wait for 0.1 s, and connecting takes a few milliseconds."""
 AGAIN_SECONDS = 0.5
@@ -71,6 +73,11 @@ class Connections:
     def _back(self, holder: str) -> None:
         if self._back_at.get(holder, 0) <= asyncio.get_running_loop().time() + 0.001:
             self._back_at.pop(holder, None)
+
+    def cut_ended(self, names: set[str]) -> None:
+        """The session of these connections has ended. Who signs out is cut at once by the hub that was asked to."""
+        if names:
+            asyncio.get_running_loop().call_later(ENDED_SECONDS, self.cut_now, names)
 
     def cut_soon(self, names: set[str]) -> None:
         """Connections with these names are outdated from now on: what their holders may use has changed."""

@@ -138,9 +138,10 @@ class Projects:
         if project.runner_id is not None:
             await self._runner(project.runner_id, "delete_project", project_id)
         members = self._state.members_of(project_id)
-        await self._state.projects.change(project_id, lambda _: None)
-        for account_id in members:
+        # The owner, who waits for the answer, and the project last: their connections are cut soon after.
+        for account_id in sorted(members, key=lambda member: self._is_owner(member, project_id)):
             await self._state.memberships.change(f"{account_id}.{project_id}", lambda _: None)
+        await self._state.projects.change(project_id, lambda _: None)
         await self._announce(members)
 
     async def start(self, project_id: str) -> None:
@@ -230,6 +231,10 @@ class Projects:
         body = to_json({"type": "projects_changed"})
         for account_id in accounts:
             await self._connection.publish(f"events.account.{account_id}.projects", body)
+
+    def _is_owner(self, account_id: str, project_id: str) -> bool:
+        membership = self._state.membership(account_id, project_id)
+        return membership is not None and membership.role == "owner"
 
     def _check_room(self, account_id: str) -> None:
         if len(self._state.projects_of(account_id)) >= self._most:

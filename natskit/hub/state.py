@@ -37,7 +37,7 @@ class Rights(NamedTuple):
 class State:
     """Answers from memory.
 
-    ``locked_out`` and ``changed`` are called, right before a change is visible, with the names that it outdates.
+    ``locked_out``, ``ended`` and ``changed`` are called, right before a change is visible, with the names it outdates.
     """
 
     def __init__(
@@ -46,10 +46,12 @@ class State:
         replicas: int,
         runners: dict[str, RunnerEntry],
         locked_out: Callable[[set[str]], None],
+        ended: Callable[[set[str]], None],
         changed: Callable[[set[str]], None],
     ) -> None:
         self.known_runners = runners
         self._locked_out = locked_out
+        self._ended = ended
         self._changed = changed
         self._tags: dict[str, tuple[list[str], str]] = {}
         self._projects_of: dict[str, set[str]] = defaultdict(set)
@@ -197,8 +199,7 @@ class State:
     def _on_session(self, key: str, new: Session | None) -> None:
         old = self.sessions.get(key)
         if old is not None and new is None:
-            # Not locked out: the one who changes the password over NATS ends the own session with it.
-            self._changed(self.names_of_session(key))
+            self._ended(self.names_of_session(key))
             self._sessions_of[old.account_id].discard(key)
         elif new is not None:
             self._sessions_of[new.account_id].add(key)

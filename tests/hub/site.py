@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import nats.errors
 
 from natskit.connection import Connection, NatsServers, connect
 from natskit.identity import Identity
@@ -221,8 +222,12 @@ def cookie_of(answer: httpx.Response) -> str:
 
 async def call(connection: Connection, subject: str, method: str, **params: Any) -> Any:
     """One JSON-RPC request over NATS."""
-    answer = await connection.request(subject, encode_request(method, params), timeout=10)
-    return decode_response(answer.data)
+    for _ in range(5):
+        with contextlib.suppress(nats.errors.ConnectionReconnectingError):  # its rights have just changed
+            answer = await connection.request(subject, encode_request(method, params), timeout=10)
+            return decode_response(answer.data)
+        await asyncio.sleep(0.2)
+    raise AssertionError(f"{method}: the connection does not come back")
 
 
 def _write(path: Path, text: str) -> None:

@@ -19,10 +19,11 @@ class World:
 
     def __init__(self) -> None:
         self.locked_out: set[str] = set()
+        self.ended: set[str] = set()
         self.changed: set[str] = set()
         self.runner = str(uuid.uuid4())
         runners = {self.runner: RunnerEntry(name="r", public_key="UKEY")}
-        self.state = State(None, 1, runners, self.locked_out.update, self.changed.update)  # type: ignore[arg-type]
+        self.state = State(None, 1, runners, self.locked_out.update, self.ended.update, self.changed.update)  # type: ignore[arg-type]
         self.account, self.session, self.project = (str(uuid.uuid4()) for _ in range(3))
         self.put(self.state.accounts, self.account, Account(email="A@b.c", password_hash="", created_at=0))
         self.put(self.state.accounts, email_key("a@B.c"), EmailClaim(account_id=self.account))
@@ -83,7 +84,7 @@ async def test_sessions_end(world: World) -> None:
     name = world.name()
     world.put(world.state.sessions, world.session, None)
     assert world.state.rights(world.browser) is None
-    assert name in world.changed
+    assert name in world.ended
     world.put(world.state.sessions, world.session, world.a_session(-1))
     assert world.state.rights(world.browser) is None
 
