@@ -12,13 +12,17 @@ import re
 import socket
 import ssl
 import time
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import nkeys
-from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import ClientConnection, connect
+from websockets.client import ClientProtocol
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Response
+from websockets.protocol import Event, State
+from websockets.typing import Origin
+from websockets.uri import parse_uri
 
 TIMEOUT = 10.0
 
@@ -41,29 +45,82 @@ class _Tcp:
         self._socket.sendall(data)
 
     def receive(self) -> bytes:
-        return self._socket.recv(1 << 16)
+        try:
+            return self._socket.recv(1 << 16)
+        except ConnectionResetError:
+            return b""
 
     def close(self) -> None:
         self._socket.close()
 
 
+class UpgradeRefusedError(Exception):
+    """The WebSocket upgrade was answered with another status than 101."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"HTTP {status}")
+        self.status = status
+
+
 class _WebSocket:
-    def __init__(self, opening: AbstractContextManager[ClientConnection]) -> None:
-        self._opened = ExitStack()
-        self._connection = self._opened.enter_context(opening)
+    """The library's protocol on a socket of our own: no thread in between that could swallow anything."""
+
+    def __init__(self, url: str, context: ssl.SSLContext | None, origin: str | None, headers: dict[str, str]) -> None:
+        uri = parse_uri(url)
+        plain = socket.create_connection((uri.host, uri.port), timeout=TIMEOUT)
+        self._socket = context.wrap_socket(plain, server_hostname=uri.host) if context else plain
+        self._protocol = ClientProtocol(uri, origin=Origin(origin) if origin is not None else None, max_size=None)
+        request = self._protocol.connect()
+        request.headers.update(headers)
+        self._protocol.send_request(request)
+        self._flush()
+        while not (events := self._events()):
+            pass
+        self._pending = events[1:]
+        response = events[0]
+        assert isinstance(response, Response)
+        if response.status_code != 101:
+            self.close()
+            raise UpgradeRefusedError(response.status_code)
 
     def send(self, data: bytes) -> None:
-        self._connection.send(data)
+        self._protocol.send_binary(data)
+        self._flush()
 
     def receive(self) -> bytes:
-        try:
-            data = self._connection.recv(timeout=TIMEOUT)
-        except ConnectionClosed:
-            return b""
-        return data if isinstance(data, bytes) else data.encode()
+        events, self._pending = self._pending, []
+        while not events:
+            if self._protocol.state is State.CLOSED:
+                return b""
+            events = self._events()
+        data = b""
+        for event in events:
+            if isinstance(event, Frame) and event.opcode in (Opcode.BINARY, Opcode.TEXT, Opcode.CONT):
+                data += event.data
+        return data or self.receive()
 
     def close(self) -> None:
-        self._opened.close()
+        self._socket.close()
+
+    def _events(self) -> list[Event]:
+        try:
+            data = self._socket.recv(1 << 16)
+        except (ConnectionResetError, ssl.SSLError):
+            data = b""
+        if data:
+            self._protocol.receive_data(data)
+        else:
+            self._protocol.receive_eof()
+            if self._protocol.handshake_exc is not None:
+                raise ClosedError(str(self._protocol.handshake_exc))
+        with suppress(OSError):  # the server may be gone already: what it said counts, not that it heard us
+            self._flush()
+        return self._protocol.events_received()
+
+    def _flush(self) -> None:
+        for data in self._protocol.data_to_send():
+            if data:
+                self._socket.sendall(data)
 
 
 class RawClient:
@@ -96,6 +153,9 @@ class RawClient:
         self.send(b"CONNECT " + json.dumps(options).encode() + b"\r\n")
         self.ping()
 
+    def __del__(self) -> None:
+        self.close()
+
     @classmethod
     def tcp(cls, host: str, port: int, creds: Path | str | None = None) -> RawClient:
         """Connect over TCP with a creds file (its path or its text), or with nothing."""
@@ -113,27 +173,15 @@ class RawClient:
         jwt: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> RawClient:
-        """Connect over WebSocket. Raises ``websockets`` errors when the upgrade is refused."""
+        """Connect over WebSocket. Raises :class:`UpgradeRefusedError`, or :class:`ClosedError` when NATS says no."""
         context = ssl.create_default_context(cafile=str(ca_file)) if url.startswith("wss:") else None
-        extra = dict(headers or {})
-        if cookie is not None:
-            extra["Cookie"] = cookie
-        opening = connect(
-            url,
-            ssl=context,
-            origin=origin,  # type: ignore[arg-type]
-            additional_headers=extra,
-            compression=None,
-            max_size=None,
-            open_timeout=TIMEOUT,
-            close_timeout=1,
-            proxy=None,
-        )
-        return cls(_WebSocket(opening), jwt)
+        extra = dict(headers or {}) | ({"Cookie": cookie} if cookie is not None else {})
+        return cls(_WebSocket(url, context, origin, extra), jwt)
 
     def send(self, data: bytes) -> None:
-        """Send bytes as they are."""
-        self._transport.send(data)
+        """Send bytes as they are; that the server has gone is found when reading."""
+        with suppress(ConnectionError, ssl.SSLError):
+            self._transport.send(data)
 
     def ping(self, timeout: float = TIMEOUT) -> list[str]:
         """PING, then read up to PONG; the ``-ERR`` texts that came before it. Raises :class:`ClosedError`."""
