@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 import httpx
 import nats.errors
 from nats.aio.msg import Msg
+from pydantic import BaseModel, ValidationError
 
 from natskit import rpc
 from natskit.connection import Connection, NatsServers, OnStatus, Status, connect, request
@@ -251,9 +252,12 @@ class Execution:
     async def __aiter__(self) -> AsyncIterator[tuple[str, bytes]]:
         while (frame := await self._reader.frame()) is not None:
             yield frame
-        result = self._reader.result
-        self.exit_code, self.signal = result["exit_code"], result["signal"]
-        self.timed_out, self.cancelled = result["timed_out"], result["cancelled"]
+        try:
+            outcome = _Outcome.model_validate(self._reader.result)
+        except ValidationError:
+            raise rpc.RpcError("internal_error", "the project did not say how the command ended") from None
+        self.exit_code, self.signal = outcome.exit_code, outcome.signal
+        self.timed_out, self.cancelled = outcome.timed_out, outcome.cancelled
 
     async def output(self) -> tuple[bytes, bytes]:
         """Wait for the end; everything written to stdout and to stderr."""
@@ -281,6 +285,13 @@ class Execution:
     async def _close(self) -> None:
         self._client._readers[self._project_id].discard(self._reader)
         await self._reader.close()
+
+
+class _Outcome(BaseModel):
+    exit_code: int | None
+    signal: str | None
+    timed_out: bool
+    cancelled: bool
 
 
 class _Session:

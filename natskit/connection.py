@@ -124,8 +124,9 @@ class Connection(NatsClient):
             self._on_status(status, self._reason)
 
     async def _error(self, error: Exception) -> None:
-        self._reason = str(error) or type(error).__name__
-        log.info("nats: %s", self._reason)
+        reason = str(error) or type(error).__name__
+        log.log(logging.DEBUG if reason == self._reason else logging.INFO, "nats: %s", reason)
+        self._reason = reason
 
     async def _disconnected(self) -> None:
         # Nobody can answer what was asked over the connection that is gone: say so now, not at the end of the wait.
@@ -219,6 +220,12 @@ async def request(connection: NatsClient, subject: str, body: bytes, wait: float
     except nats.errors.Error as error:
         raise ConnectionLostError(f"{subject}: {error}") from error
     return bytes(answer.data)
+
+
+def log_status(status: Status, reason: str) -> None:
+    """An ``on_status`` for programs: their log says when the connection was lost and when it is back."""
+    level = logging.DEBUG if status == "connecting" else logging.INFO
+    log.log(level, "%s%s", status, f" ({reason})" if reason else "")
 
 
 def to_json(value: Any) -> bytes:

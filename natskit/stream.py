@@ -52,6 +52,8 @@ FRAME_BYTES = 64 * 1024
 """The most one frame carries; also what a pipe holds."""
 WINDOW_BYTES = 2 * 1024 * 1024
 """Unacknowledged output the sender keeps: enough for 200 MB/s at 10 ms round trip."""
+MAX_WINDOW_BYTES = 32 * 1024 * 1024
+"""The largest window a project may be given; what a reader keeps of a project that respects none."""
 ACK_BYTES = 256 * 1024
 """The reader acknowledges at least this often."""
 
@@ -99,7 +101,7 @@ class Reader:
         self._streams = self._control = ""
         self._expected = 0
         self._consumed = self._acked = -1
-        self._unacked_bytes = 0
+        self._unacked_bytes = self._kept_bytes = 0
         self._frames: deque[tuple[int, str, bytes]] = deque()
         self._arrived = asyncio.Event()
         self._failure: Exception | None = None
@@ -130,6 +132,7 @@ class Reader:
         while True:
             if self._frames:
                 seq, kind, data = self._frames.popleft()
+                self._kept_bytes -= len(data)
                 await self._consume(seq, len(data), final=kind == "end")
                 if kind == "end":
                     self.ended = True
@@ -222,7 +225,11 @@ class Reader:
             self._asking_since = self._asked_at = None
             self._expected += 1
             self._frames.append((seq, kind, message.data))
+            self._kept_bytes += len(message.data)
             self._arrived.set()
+            if self._kept_bytes > 2 * MAX_WINDOW_BYTES:
+                self._frames.clear()
+                self._fail(ConnectionLostError("the project sends more than was acknowledged: it was cut off"))
             if kind == "end":
                 self._end_arrived = True
                 self._input.taken.set()

@@ -16,7 +16,7 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from natskit import rpc
-from natskit.connection import Connection, connect, to_json
+from natskit.connection import Connection, connect, log_status, to_json
 from natskit.permissions import inbox_prefix
 from natskit.project.command import Command
 from natskit.project.home import Home
@@ -95,7 +95,7 @@ class Agent:
             name=f"project {project}",
             inbox_prefix=prefix,
             creds=self.program.creds,
-            on_status=lambda status, reason: log.info("connection: %s %s", status, reason),
+            on_status=log_status,
         )
         await self._connection.subscribe(f"projects.{project}.api", cb=self._on_request)
         await self._connection.subscribe(f"projects.{project}.streams.*", cb=self._on_control)

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from natskit.connection import NatsServers
 from natskit.errors import NatskitError
 from natskit.permissions import check_id
-from natskit.stream import FRAME_BYTES, WINDOW_BYTES
+from natskit.stream import FRAME_BYTES, MAX_WINDOW_BYTES, WINDOW_BYTES
 
 
 def _id(value: str) -> str:
@@ -50,7 +50,7 @@ class ProjectProgram(BaseModel):
     creds: Path | None = None
     """``None`` only where the server asks for no credentials: in tests of the agent alone."""
     home: Path
-    window_bytes: int = Field(default=WINDOW_BYTES, ge=2 * FRAME_BYTES)
+    window_bytes: int = Field(default=WINDOW_BYTES, ge=2 * FRAME_BYTES, le=MAX_WINDOW_BYTES)
     max_streams: int = Field(default=100, ge=1)
     """Commands at the same time; each may hold ``window_bytes`` of output."""
     api_packages: list[str] = Field(default_factory=list)

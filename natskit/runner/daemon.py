@@ -12,7 +12,7 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from natskit import __version__, rpc
-from natskit.connection import Connection, connect, request
+from natskit.connection import Connection, connect, log_status, request
 from natskit.errors import NatskitError
 from natskit.permissions import check_id, inbox_prefix
 from natskit.project.program import Id
@@ -63,7 +63,7 @@ class Runner:
             name=f"runner {self.program.name}",
             inbox_prefix=inbox_prefix("runner", runner_id),
             creds=self.program.creds,
-            on_status=lambda status, reason: log.info("connection: %s %s", status, reason),
+            on_status=log_status,
         )
         self._connection.on_reconnect(self._register.set)
         await self._connection.subscribe(f"runners.{runner_id}.api", cb=self._on_request)

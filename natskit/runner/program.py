@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from natskit.connection import NatsServers
 from natskit.project.program import Id, ProjectLimits
-from natskit.stream import FRAME_BYTES, WINDOW_BYTES
+from natskit.stream import FRAME_BYTES, MAX_WINDOW_BYTES, WINDOW_BYTES
 
 
 class ProjectDefaults(ProjectLimits):
@@ -17,7 +17,7 @@ class ProjectDefaults(ProjectLimits):
 
     model_config = ConfigDict(extra="forbid")
 
-    window_bytes: int = Field(default=WINDOW_BYTES, ge=2 * FRAME_BYTES)
+    window_bytes: int = Field(default=WINDOW_BYTES, ge=2 * FRAME_BYTES, le=MAX_WINDOW_BYTES)
     max_streams: int = Field(default=100, ge=1)
     api_packages: list[str] = Field(default_factory=list)
 

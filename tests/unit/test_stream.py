@@ -13,10 +13,12 @@ from nats.aio.msg import Msg
 
 import natskit.project.sender
 import natskit.stream
+from natskit.errors import ConnectionLostError
 from natskit.project.sender import Sender
 from natskit.rpc import encode_result
-from natskit.stream import FRAME_BYTES, Reader, control_message, frame_of
+from natskit.stream import FRAME_BYTES, MAX_WINDOW_BYTES, Reader, control_message, frame_of
 
+MIB = 1024 * 1024
 Callback = Callable[[Msg], Awaitable[None]]
 
 
@@ -135,6 +137,24 @@ async def test_odd_control_messages_are_harmless(body: dict[str, Any]) -> None:
     await sender.on_control(body, "")
     assert len(sender._unacked) == 1
     sender.close()
+
+
+async def test_a_project_that_respects_no_window_is_cut_off() -> None:
+    bus = Bus()
+
+    async def flood(message: Msg) -> None:
+        for seq in range(2 * MAX_WINDOW_BYTES // MIB + 1):
+            headers = {"Natskit-Stream": "stdout", "Natskit-Seq": str(seq)}
+            await bus.publish(message.reply, bytes(MIB), reply="own.s", headers=headers)
+
+    bus.subscriptions["projects.p.api"] = flood
+    reader = Reader(bus)  # type: ignore[arg-type]
+    await reader.open("projects.p.api", b"{}")
+    for _ in range(100):
+        await asyncio.sleep(0)
+    with pytest.raises(ConnectionLostError, match="more than was acknowledged"):
+        await reader.frame()
+    await reader.close()
 
 
 def test_what_is_no_frame() -> None:
