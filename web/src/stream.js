@@ -10,8 +10,8 @@ const SEQ = "Natskit-Seq";
 const ACK_BYTES = 256 * 1024;
 const ACK_FRAMES = 256;
 const TICK = 1_000;
-const QUIET = 12_000;
-const ASK_EVERY = 2_000;
+const QUIET = 6_000;
+const ASK_EVERY = 1_000;
 const ANSWER = 15_000;
 /** The right to answer lasts 60 s for one reply subject, so a new one is used well before that. */
 const ROTATE_EVERY = 20_000;
@@ -60,12 +60,18 @@ export class StreamReader {
     const subscription = client.nats.subscribe(`${this.#base}.*`, {
       callback: (_, message) => this.#take(message),
     });
-    this.#unsubscribe = () => subscription.unsubscribe();
-    this.#forget = client.onReturn(() => {
+    const again = () => {
       this.#heard = performance.now();
       this.#askingSince = 0;
       this.#resume();
-    });
+    };
+    // The project's right to answer ends with its connection: it says when it is back.
+    const news = client.nats.subscribe(`events.project.${subject.split(".")[1]}.agent`, { callback: again });
+    this.#unsubscribe = () => {
+      subscription.unsubscribe();
+      news.unsubscribe();
+    };
+    this.#forget = client.onReturn(again);
     client.nats.publish(subject, body, { reply: `${this.#base}.0` });
     this.#timer = setInterval(() => this.#tick(), TICK);
   }
@@ -125,7 +131,9 @@ export class StreamReader {
     const kind = message.headers?.get(KIND);
     const seq = Number(message.headers?.get(SEQ));
     if (!kind || !Number.isInteger(seq)) {
-      this.#fail(refusal(message));
+      // Once the stream runs, "nobody listens" is about a control message: the project may be reconnecting.
+      if (this.#control && message.headers?.code === 503) this.#askingSince ||= performance.now();
+      else this.#fail(refusal(message));
       return;
     }
     this.#heard = performance.now();
