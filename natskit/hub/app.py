@@ -42,6 +42,8 @@ class Hub:
     """One hub process. Made by :meth:`start`; its attributes are what methods of the API work with."""
 
     program: HubProgram
+    ready: bool
+    """Whether everything was started, and nothing was stopped yet."""
     metrics: Metrics
     state: State
     tokens: Tokens
@@ -55,7 +57,7 @@ class Hub:
         self.program = program
         self.metrics = Metrics()
         self._started = time.time()
-        self._ready = False
+        self.ready = False
         self._tasks: list[asyncio.Task[None]] = []
         self._nats: dict[str, Connection] = {}
         self._methods = load_methods("natskit.hub", "natskit_hub", program.api_packages)
@@ -89,12 +91,12 @@ class Hub:
         self._spawn(self._sweep())
         await self._callout.start()
         await self.services.start(platform)
-        self._ready = True
+        self.ready = True
         log.info("hub %s is ready", self.program.name)
 
     async def stop(self) -> None:
         """Hand over to the other hubs: take nothing new, finish what was taken, then go."""
-        self._ready = False
+        self.ready = False
         log.info("hub %s stops", self.program.name)
         with contextlib.suppress(nats.errors.Error, TimeoutError):
             await asyncio.wait_for(self._callout.stop(), 1)
@@ -113,8 +115,8 @@ class Hub:
         problems = [
             f"not connected to NATS account {name.upper()}" for name, c in self._nats.items() if not c.is_connected
         ]
-        if not self._ready:
-            problems.append("starting")
+        if not self.ready:
+            problems.append("starting, or stopping")
         elif not self.state.current:
             problems.append("the view of the state is not current")
         return problems

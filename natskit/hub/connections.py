@@ -115,12 +115,14 @@ class Connections:
     async def _run_all(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            if not (self._state.current and self._connection.is_connected):
+                await asyncio.sleep(AGAIN_SECONDS)
+                continue
             began = loop.time()
-            if self._state.current and self._connection.is_connected:
-                try:
-                    await self._compare({})
-                except nats.errors.Error as error:
-                    log.warning("connections: %s", error)
+            try:
+                await self._compare({})
+            except nats.errors.Error as error:
+                log.warning("connections: %s", error)
             # Comparing everything may take at most a tenth of the time.
             await asyncio.sleep(max(AGAIN_SECONDS, 9 * (loop.time() - began - ANSWER_SECONDS)))
             with contextlib.suppress(TimeoutError):

@@ -59,7 +59,7 @@ class Pages:
             SignInError: lambda _, error: _RefusedError(401, "signed_out", str(error)).response,
             StateError: lambda _, error: _RefusedError(503, "unavailable", str(error)).response,
         }
-        return _NoStore(Starlette(routes=routes, exception_handlers=handlers))
+        return _Front(Starlette(routes=routes, exception_handlers=handlers), self._hub)
 
     async def sign_in(self, request: Request) -> Response:
         """Open a session; the cookie is its name."""
@@ -158,11 +158,12 @@ class Pages:
         return body
 
 
-class _NoStore:
-    """Nothing the hub says may be cached."""
+class _Front:
+    """Nothing the hub says may be cached, and before it is ready only its health can be asked."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, hub: Hub) -> None:
         self._app = app
+        self._hub = hub
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_uncached(message: Any) -> None:
@@ -170,7 +171,10 @@ class _NoStore:
                 message["headers"] = [*message.get("headers", []), (b"cache-control", b"no-store")]
             await send(message)
 
-        await self._app(scope, receive, send_uncached if scope["type"] == "http" else send)
+        app = self._app
+        if scope["type"] == "http" and scope["path"].startswith("/api/") and not self._hub.ready:
+            app = _RefusedError(503, "unavailable", "this hub is starting; try again in a moment").response
+        await app(scope, receive, send_uncached if scope["type"] == "http" else send)
 
 
 def _set_cookie(response: Response, value: str, max_age: int) -> None:

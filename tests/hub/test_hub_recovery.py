@@ -92,3 +92,22 @@ async def test_a_hub_ends_cleanly(site: Site) -> None:
     assert await stop == 0, site.log("hub-2")
     site.start_hub("hub-2")
     await site.healthy("hub-2")
+
+
+async def test_a_hub_without_nats_says_so_and_waits(site: Site) -> None:
+    """Started before nats-server: HTTP answers at once, and the hub becomes healthy when it can."""
+    site.kill_hub("hub-2")
+    site.stop_server()
+    site.start_hub("hub-2")
+
+    async def unwell() -> bool:
+        answer = await site.http("hub-2", "GET", "/healthz")
+        return answer.status_code == 503 and bool(answer.json()["problems"])
+
+    await eventually(unwell, "the hub answers and is unwell")
+    for method, path in (("POST", "/api/sign-in"), ("GET", "/api/session"), ("POST", "/api/rpc")):
+        assert (await site.http("hub-2", method, path, {})).status_code == 503
+    assert (await site.http("hub-2", "GET", "/metrics")).status_code == 200
+    site.start_server()
+    await site.healthy("hub-2")
+    await site.healthy("hub-1")
