@@ -70,13 +70,14 @@ class Projects:
         """A project as the API shows it."""
         project = self.get(project_id)
         membership = self._state.membership(account_id, project_id) if account_id else None
+        lost = project.state == "running" and not self._is_alive(project.runner_id)
         return {
             "project_id": project_id,
             "title": project.title,
             "role": membership.role if membership else None,
-            "state": project.state,
+            "state": "failed" if lost else project.state,
             "desired": project.desired,
-            "detail": project.detail,
+            "detail": "its runner is not alive" if lost else project.detail,
             "collaborators": self.collaborators(project_id),
             "created_at": iso(project.created_at),
         }
@@ -148,8 +149,7 @@ class Projects:
         """Start a project; returns when its agent answers. Raises :class:`RpcError` with what went wrong."""
         project = self.get(project_id)
         runner_id = project.runner_id or self._place()
-        runner = self._state.runners.get(runner_id)
-        if runner is None or not runner.alive(time.time()):
+        if not self._is_alive(runner_id):
             raise RpcError("unavailable", "the runner that has the project's files is not alive at this moment")
         if project.state == "running" and project.desired == "running":
             return
@@ -231,6 +231,10 @@ class Projects:
         body = to_json({"type": "projects_changed"})
         for account_id in accounts:
             await self._connection.publish(f"events.account.{account_id}.projects", body)
+
+    def _is_alive(self, runner_id: str | None) -> bool:
+        runner = self._state.runners.get(runner_id or "")
+        return runner is not None and runner.alive(time.time())
 
     def _is_owner(self, account_id: str, project_id: str) -> bool:
         membership = self._state.membership(account_id, project_id)
