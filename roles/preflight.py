@@ -34,7 +34,7 @@ def _taken_ports(settings: Settings) -> Iterator[str]:
     owners = _owners(set(taken.values())) if taken else {}
     for port, inode in sorted(taken.items()):
         pid, command = owners.get(inode, (0, ""))
-        if any(str(settings.platform_root) in words for words in (command, _command(_parent(pid)))):
+        if f"{settings.platform_root}/" in command or _working_directory(pid) == settings.platform_root:
             continue
         who = f"process {pid} ({command[:80].strip()})" if pid else "a process of another user"
         yield f"port {port} is taken by {who}: stop it, or set {ports[port]} to a free port"
@@ -72,12 +72,12 @@ def _command(pid: int) -> str:
         return ""
 
 
-def _parent(pid: int) -> int:
-    """The parent's id: nginx's workers do not say whose they are, their master does."""
+def _working_directory(pid: int) -> Path | None:
+    """Where a process works: nginx's workers do not say whose they are, but they work in the platform's folder."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        return Path(f"/proc/{pid}/cwd").readlink()
     except OSError:
-        return 0
+        return None
 
 
 def _full_disk(root: Path) -> Iterator[str]:

@@ -45,7 +45,8 @@ def deploy(settings: Settings, identity: Identity) -> None:
 
     program = service.Program(
         name="proxy",
-        command=[*nginx, "-c", str(directory / "nginx.conf")],
+        # The workers of a master that was killed go on, and hold its ports.
+        command=[*service.without_strays(settings), *nginx, "-c", str(directory / "nginx.conf")],
         priority=30,
         stop_signal="QUIT",
         stop_seconds=10,

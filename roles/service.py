@@ -163,6 +163,12 @@ def run(
     return kept_running
 
 
+def without_strays(settings: Settings) -> list[str]:
+    """What comes before the command of a program whose workers can outlive it."""
+    programs = settings.platform_root / "supervisor" / "programs"
+    return [sys.executable, "-m", "natskit.strays", str(programs), "--"]
+
+
 def _definition(settings: Settings, program: Program) -> str:
     return render(
         "supervisor-program.conf",

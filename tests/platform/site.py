@@ -57,7 +57,8 @@ class Site:
         data = self.data | overrides
         command = [
             str(Path(sys.executable).with_name("pyinfra")),
-            "-y",
+            # With -y a dry run does not even look for what would change.
+            *([] if "--dry" in arguments else ["-y"]),
             "inventories/local.py",
             "deploy.py",
             *[word for key, value in data.items() for word in ("--data", f"{key}={value}")],

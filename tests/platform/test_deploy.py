@@ -1,0 +1,169 @@
+"""What a second deploy does: nothing, where nothing changed, and no more than it must, where something did."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.platform.conftest import PORTS
+from tests.platform.site import Site, free_ports, wait_for
+
+pytestmark = pytest.mark.platform
+
+PROGRAMS = {"nats", "hub-1", "hub-2", "proxy", "runner"}
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A platform of its own: these tests change its settings."""
+    root = Path(tmp_path_factory.mktemp("deploy")) / "local"
+    site = Site(root, dict(zip(PORTS, map(str, free_ports(5)), strict=True)))
+    try:
+        changes(site)
+        site.natskit("ready")
+        yield site
+    finally:
+        site.stop()
+
+
+def changes(site: Site, **settings: str) -> list[str]:
+    """Deploy, and the names of the operations that changed something."""
+    done = site.deploy("--json", **settings)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{site.logs()}"
+    operations = json.loads(done.stdout)["results"]["operations"]
+    return [operation["name"] for operation in operations if operation["success"]]
+
+
+def processes(site: Site) -> dict[str, int]:
+    """The process ids of the programs."""
+    return {part["name"]: part["pid"] for part in site.natskit_json("status")["processes"]}
+
+
+def server_variables(site: Site) -> dict[str, object]:
+    """What nats-server says of itself: the outcome is read from the server, not from its file."""
+    return dict(httpx.get(f"{site.info['monitor_url']}/varz").json())
+
+
+def test_a_second_deploy_changes_nothing(machine: Site) -> None:
+    before = processes(machine)
+    assert set(before) == PROGRAMS
+    assert changes(machine) == []
+    assert processes(machine) == before
+
+
+def test_a_dry_run_says_what_would_change_and_changes_nothing(machine: Site) -> None:
+    before = server_variables(machine)
+    done = machine.deploy("--dry", nats_max_connections="1000")
+    assert done.returncode == 0, done.stderr
+    assert "Render nats-server.conf" in done.stdout + done.stderr
+    assert server_variables(machine)["config_load_time"] == before["config_load_time"]
+    assert changes(machine) == []
+
+
+def test_a_dry_run_on_a_clean_machine_leaves_it_clean(tmp_path: Path) -> None:
+    site = Site(tmp_path / "local", dict(zip(PORTS, map(str, free_ports(5)), strict=True)))
+    done = site.deploy("--dry")
+    assert done.returncode == 0, done.stderr
+    assert not site.root.exists()
+
+
+def test_what_nats_server_can_reload_is_reloaded(machine: Site) -> None:
+    before = processes(machine)
+    assert changes(machine, nats_max_connections="1000") == ["Render nats-server.conf", "Reload nats"]
+    assert server_variables(machine)["max_connections"] == 1000
+    assert processes(machine) == before
+    changes(machine)
+
+
+def test_what_nats_server_cannot_reload_restarts_it_alone(machine: Site) -> None:
+    before = processes(machine)
+    (port,) = free_ports(1)
+    changes(machine, nats_websocket_port=str(port))
+    after = processes(machine)
+    assert {name for name in PROGRAMS if before[name] != after[name]} == {"nats"}
+    machine.natskit("ready")
+    changes(machine)
+    machine.natskit("ready")
+
+
+def test_a_bad_configuration_never_replaces_a_good_one(machine: Site) -> None:
+    path = machine.root / "nats" / "nats-server.conf"
+    good, before = path.read_text(), processes(machine)
+    done = machine.deploy(nats_extra="max_paylod: 1")
+    assert done.returncode != 0
+    assert 'unknown field "max_paylod"' in done.stdout + done.stderr
+    assert path.read_text() == good
+    assert [other.name for other in path.parent.glob("nats-server.conf*")] == [path.name]
+    assert processes(machine) == before
+    assert changes(machine) == []
+
+
+def test_a_wrong_setting_is_refused_before_anything_is_touched(machine: Site) -> None:
+    done = machine.deploy(proxy_prot="1", nats_port="0")
+    assert done.returncode != 0
+    said = done.stdout + done.stderr
+    assert "unknown setting proxy_prot: did you mean proxy_port?" in said
+    assert "nats_port = 0: input should be greater than or equal to 1" in said
+    assert "Starting operation" not in said
+    assert changes(machine) == []
+
+
+def test_a_taken_port_is_named_with_the_process_that_has_it(machine: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = machine.deploy(proxy_port=str(port))
+    assert done.returncode != 0
+    assert f"port {port} is taken by process {os.getpid()} " in done.stdout + done.stderr
+    assert changes(machine) == []
+
+
+def test_a_hub_fewer_is_retired_and_comes_back(machine: Site) -> None:
+    before = processes(machine)
+    changes(machine, hub_count="1")
+    assert set(processes(machine)) == PROGRAMS - {"hub-2"}
+    assert processes(machine)["nats"] == before["nats"]
+    changes(machine)
+    machine.natskit("ready")
+    assert set(processes(machine)) == PROGRAMS
+
+
+@pytest.mark.parametrize("program", sorted(PROGRAMS))
+def test_a_killed_program_comes_back(machine: Site, program: str) -> None:
+    victim = processes(machine)[program]
+    os.kill(victim, signal.SIGKILL)
+    wait_for(lambda: processes(machine)[program] not in {0, victim}, f"{program} to be started again")
+    machine.natskit("ready")
+
+
+def test_secrets_are_readable_by_their_owner_alone(machine: Site) -> None:
+    assert stat.S_IMODE(machine.root.stat().st_mode) == 0o700
+    seen = 0
+    for path in machine.root.rglob("*"):
+        if (path.is_file() and b"PRIVATE KEY" in path.read_bytes()) or path.suffix in {
+            ".nk",
+            ".creds",
+            ".json",
+            ".key",
+        }:
+            assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+            seen += 1
+    assert seen > 10
+
+
+def test_down_stops_everything_and_up_finds_its_data(machine: Site) -> None:
+    machine.natskit("account", "add", "kept@example.org", "--password-stdin", stdin="correct horse battery staple")
+    pids = processes(machine).values()
+    machine.stop()
+    assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
+    changes(machine)
+    machine.natskit("ready")
+    assert "kept@example.org" in {account["email"] for account in machine.natskit_json("account", "list")}
+    assert changes(machine) == []
