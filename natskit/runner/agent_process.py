@@ -70,6 +70,13 @@ class AgentProcess:
         if self.state != "running":
             raise RpcError("unavailable", f"the project did not start: {self.detail or 'it is still starting'}")
 
+    async def interrupt(self) -> None:
+        """Let a :meth:`start` that waits for the agent give up, so that a stop need not wait for it."""
+        if self.state in ("starting", "failed"):
+            await self._stop_keeping()
+            self._set("failed", "it was stopped while it was starting")
+            self._settled.set()
+
     async def stop(self) -> None:
         """Stop the agent and everything it started."""
         await self._stop_keeping()
@@ -82,10 +89,10 @@ class AgentProcess:
         await asyncio.to_thread(_remove, self._directory)
 
     async def _stop_keeping(self) -> None:
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.wait({self._keeper})
-            self._keeper = None
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.cancel()
+            await asyncio.wait({keeper})
 
     async def _keep(self) -> None:
         pause = FIRST_PAUSE
@@ -112,6 +119,7 @@ class AgentProcess:
                 pause = FIRST_PAUSE
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)
+            self._settled.clear()
             self._set("starting", detail)
 
     async def _launch(self) -> asyncio.Future[None]:

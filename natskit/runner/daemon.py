@@ -237,6 +237,7 @@ async def start_project(runner: Runner, project_id: Id) -> dict[str, str]:
 async def stop_project(runner: Runner, project_id: Id) -> dict[str, str]:
     """Stop a project's agent and everything it started."""
     project = runner.project(project_id)
+    await project.interrupt()
     async with project.lock:
         await project.stop()
     return {"state": project.state}
@@ -246,6 +247,7 @@ async def stop_project(runner: Runner, project_id: Id) -> dict[str, str]:
 async def restart_project(runner: Runner, project_id: Id) -> dict[str, str]:
     """Stop and start."""
     project = runner.project(project_id)
+    await project.interrupt()
     async with project.lock:
         await project.stop()
         await project.start()
@@ -256,6 +258,7 @@ async def restart_project(runner: Runner, project_id: Id) -> dict[str, str]:
 async def delete_project(runner: Runner, project_id: Id) -> dict[str, str]:
     """Stop a project and remove its files."""
     project = runner.project(project_id)
+    await project.interrupt()
     async with project.lock:
         await project.delete()
     runner.forget(project_id)

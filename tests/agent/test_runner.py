@@ -34,7 +34,9 @@ class Hub:
         self.wanted: list[str] = []
         self.states: list[tuple[str, str]] = []
         self.heartbeats: list[list[str]] = []
-        self.keys: list[tuple[str, str]] = []
+        self.asked: set[str] = set()
+        self.answering = asyncio.Event()
+        self.answering.set()
         self.registered = 0
         self.methods: Methods[Hub] = Methods()
         self.methods.method("register")(register)
@@ -63,7 +65,8 @@ async def project_state(hub: Hub, project_id: str, state: str, detail: str) -> N
 
 async def project_credentials(hub: Hub, project_id: str, public_key: str) -> dict[str, str]:
     assert public_key.startswith("U")
-    hub.keys.append((project_id, public_key))
+    hub.asked.add(project_id)
+    await hub.answering.wait()
     return {"jwt": "test"}  # the project user of the test server needs none
 
 
@@ -75,6 +78,7 @@ class Host:
         self.directory = directory / "runner"
         self.client = client
         self.hub = Hub()
+        self.answers: set[asyncio.Task[None]] = set()
         self.process: subprocess.Popen[bytes] | None = None
         self.settings = directory / "runner.json"
         self.settings.write_text(
@@ -92,6 +96,11 @@ class Host:
         )
 
     async def answer(self, message: Msg) -> None:
+        task = asyncio.ensure_future(self._answer(message))
+        self.answers.add(task)
+        task.add_done_callback(self.answers.discard)
+
+    async def _answer(self, message: Msg) -> None:
         body = await self.hub.methods.answer(self.hub, message.data)
         if body is not None:
             await message.respond(body)
@@ -180,6 +189,21 @@ async def test_a_crashed_agent_comes_back(host: Host, client: Client) -> None:
     await until_async(lambda: {s for p, s in host.hub.states[before:] if p == project_id} >= {"running"}, "it is back")
     assert {state for one, state in host.hub.states[before:] if one == project_id} <= heard
     assert await agent_pid(client, project_id) != pid
+    await host.call("stop_project", project_id=project_id)
+
+
+async def test_a_stop_does_not_wait_for_a_start(host: Host) -> None:
+    project_id = str(uuid.uuid4())
+    host.hub.answering.clear()  # the start waits for the agent's credentials
+    try:
+        start = asyncio.ensure_future(host.call("start_project", project_id=project_id))
+        await until_async(lambda: project_id in host.hub.asked, "the runner asks for credentials")
+        assert await asyncio.wait_for(host.call("stop_project", project_id=project_id), 3) == {"state": "stopped"}
+        with pytest.raises(RpcError, match="stopped while it was starting"):
+            await asyncio.wait_for(start, 3)
+    finally:
+        host.hub.answering.set()
+    assert await host.call("start_project", project_id=project_id) == {"state": "running"}
     await host.call("stop_project", project_id=project_id)
 
 
