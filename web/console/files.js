@@ -100,6 +100,7 @@ export class Files {
         this.#path = path;
         this.#version = version;
         status.textContent = `Saved ${path}`;
+        await this.list(this.#directory);
       } catch (error) {
         if (error instanceof NatskitError && error.kind === "conflict") {
           throw new NatskitError(
@@ -110,7 +111,6 @@ export class Files {
         throw error;
       }
     }, "save-button");
-    await this.list(this.#directory);
   }
 
   #forget() {

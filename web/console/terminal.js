@@ -2,18 +2,23 @@
 
 import { element, guard } from "./page.js";
 
-/** Characters of output kept on the page. */
-const KEPT = 500_000;
+/** How much output is kept on the page. Laying out lines is what costs: 5,000 take a few milliseconds. */
+const KEPT_LINES = 5_000;
+const KEPT_CHARACTERS = 500_000;
+/** Milliseconds between two updates of the page while output pours in. */
+const DRAW_EVERY = 80;
 /** Colours and cursor movements of terminals. */
 const ESCAPES = /\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])/g;
+
+/** @typedef {{stream: string, text: string, lines: number}} Part */
 
 export class Terminal {
   #client;
   #project;
   #run = /** @type {import("../src/stream.js").StreamReader | undefined} */ (undefined);
-  #shown = 0;
   #cut = 0;
-  #pending = /** @type {{stream: string, text: string}[]} */ ([]);
+  #shown = /** @type {Part[]} */ ([]);
+  #pending = /** @type {Part[]} */ ([]);
 
   /** @param {() => import("../src/natskit.js").Client} client @param {() => string} project */
   constructor(client, project) {
@@ -85,51 +90,63 @@ export class Terminal {
 
   #empty() {
     element("output").replaceChildren();
-    this.#shown = this.#cut = 0;
+    this.#cut = 0;
+    this.#shown = [];
     this.#pending = [];
   }
 
   /** @param {string} stream @param {string} text */
   #write(stream, text) {
-    if (this.#pending.length === 0) requestAnimationFrame(() => this.#draw());
-    this.#pending.push({ stream, text: text.replace(ESCAPES, "") });
-    // A hidden page draws no frames: what would scroll away anyway is dropped before it is drawn.
-    let waiting = this.#pending.reduce((sum, part) => sum + part.text.length, 0);
-    while (waiting > KEPT && this.#pending.length > 1) {
-      const dropped = /** @type {{text: string}} */ (this.#pending.shift()).text.length;
-      this.#cut += dropped;
-      waiting -= dropped;
-    }
+    if (this.#pending.length === 0) setTimeout(() => this.#draw(), DRAW_EVERY);
+    this.#pending.push(this.#tail({ stream, text: text.replace(ESCAPES, "") }));
+    this.#trim(this.#pending);
   }
 
   #draw() {
     const output = element("output");
     const atEnd = output.scrollHeight - output.scrollTop - output.clientHeight < 40;
-    for (const { stream, text } of this.#pending.splice(0)) {
-      const part = document.createElement("span");
-      part.className = stream;
-      part.textContent = text;
-      output.append(part);
-      this.#shown += text.length;
-    }
-    while (this.#shown > KEPT) {
-      const first = output.querySelector("span:not(.cut)");
-      if (!first || first === output.lastElementChild) break;
-      const size = first.textContent?.length ?? 0;
-      first.remove();
-      this.#shown -= size;
-      this.#cut += size;
+    this.#shown.push(...this.#pending.splice(0));
+    const dropped = this.#trim(this.#shown);
+    if (dropped > 0) output.replaceChildren();
+    for (const part of dropped > 0 ? this.#shown : this.#shown.slice(output.querySelectorAll("span:not(.cut)").length)) {
+      const piece = document.createElement("span");
+      piece.className = part.stream;
+      piece.textContent = part.text;
+      output.append(piece);
     }
     if (this.#cut > 0) {
-      let note = output.querySelector(".cut");
-      if (!note) {
-        note = document.createElement("span");
-        note.className = "cut";
-        output.prepend(note);
-      }
+      output.querySelector(".cut")?.remove();
+      const note = document.createElement("span");
+      note.className = "cut";
       note.textContent = `… ${this.#cut.toLocaleString("en")} characters of earlier output are not shown\n`;
+      output.prepend(note);
     }
     if (atEnd) output.scrollTop = output.scrollHeight;
+  }
+
+  /** Drop parts from the front until the rest is short enough. @param {Part[]} parts @returns {number} parts dropped */
+  #trim(parts) {
+    let lines = 0;
+    let characters = 0;
+    let keep = parts.length;
+    while (keep > 0 && lines < KEPT_LINES && characters < KEPT_CHARACTERS) {
+      keep--;
+      lines += parts[keep].lines;
+      characters += parts[keep].text.length;
+    }
+    for (const part of parts.splice(0, keep)) this.#cut += part.text.length;
+    return keep;
+  }
+
+  /** The end of one piece of output, no more than is kept. @param {{stream: string, text: string}} piece @returns {Part} */
+  #tail({ stream, text }) {
+    let lines = 0;
+    let start = text.length;
+    for (; start > 0 && text.length - start < KEPT_CHARACTERS; start--) {
+      if (text.charCodeAt(start - 1) === 10 && ++lines > KEPT_LINES) break;
+    }
+    this.#cut += start;
+    return { stream, text: text.slice(start), lines };
   }
 }
 

@@ -242,9 +242,10 @@ export class Client {
     if (current === null) {
       this.#closed = true;
       clearInterval(this.#refresh);
-      void this.#nats?.close();
+      // Not thrown, and closed only when the library has the socket, into which it looks without asking if it is there.
+      setTimeout(() => void this.#nats?.close());
       this.#report("signed-out", "the session has ended");
-      throw new NatskitError("signed_out", "the session has ended");
+      return;
     }
     this.session = current;
   }

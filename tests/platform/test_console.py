@@ -1,0 +1,242 @@
+"""The console in a real Chromium, through the proxy, used by clicking and typing as a person does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from tests.platform.site import Site, World
+
+CHROMIUM = "/usr/bin/chromium"
+QUIET = [
+    "--no-sandbox",  # the tests may run as root
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+    "--no-first-run",
+]
+PATIENCE = 20_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if not Path(CHROMIUM).exists():
+        pytest.fail(f"{CHROMIUM} is missing: make test installs it for root, else apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    context = browser.new_context(ignore_https_errors=True)
+    context.set_default_timeout(PATIENCE)
+    expect.set_options(timeout=PATIENCE)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Iterator[Page]:
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda message: problems.append(message.text) if "Content Security" in message.text else None)
+    yield page
+    assert problems == []
+
+
+def sign_in(page: Page, site: Site, email: str, password: str) -> None:
+    page.goto(site.url)
+    page.fill("#email", email)
+    page.fill("#password", password)
+    page.click("#sign-in-button")
+    expect(page.locator("#connection-state")).to_have_text("connected")
+
+
+def open_project(page: Page, site: Site, world: World) -> None:
+    sign_in(page, site, world.email_a, world.password)
+    page.click(f"[data-project-id='{world.names['p']}']")
+    expect(page.locator("#project-state")).to_have_text("running")
+
+
+def run(page: Page, command: str) -> None:
+    page.fill("#command", command)
+    page.click("#run-button")
+
+
+def test_signing_in_and_out(page: Page, context: BrowserContext, site: Site, world: World) -> None:
+    page.goto(site.url)
+    page.fill("#email", world.email_a)
+    page.fill("#password", "wrong password")
+    page.press("#password", "Enter")
+    expect(page.locator("#sign-in-error")).to_contain_text(re.compile("wrong|password", re.I))
+    sign_in(page, site, world.email_a, world.password)
+    expect(page.locator("#who")).to_have_text(world.email_a)
+    expect(page.locator("#round-trip")).to_have_text(re.compile(r"\d+\.\d ms"))
+    assert page.evaluate("document.cookie") == ""
+    assert [cookie["name"] for cookie in context.cookies()] == ["__Host-natskit"]
+    page.reload()
+    expect(page.locator("#connection-state")).to_have_text("connected")
+    page.click("#sign-out")
+    expect(page.locator("#email")).to_be_visible()
+    assert context.cookies() == []
+    page.reload()
+    expect(page.locator("#email")).to_be_visible()
+
+
+def test_a_one_time_password_is_replaced_before_anything_else(page: Page, site: Site) -> None:
+    made = site.natskit_json("account", "add", "first@example.org")
+    page.goto(site.url)
+    page.fill("#email", made["email"])
+    page.fill("#password", made["password"])
+    page.click("#sign-in-button")
+    expect(page.locator("#new-password")).to_be_visible()
+    page.fill("#chosen-password", "a password of my own")
+    page.click("#new-password-button")
+    expect(page.locator("#connection-state")).to_have_text("connected")
+    page.click("#sign-out")
+    page.fill("#email", made["email"])
+    page.fill("#password", made["password"])
+    page.click("#sign-in-button")
+    expect(page.locator("#sign-in-error")).not_to_be_empty()
+    sign_in(page, site, made["email"], "a password of my own")
+
+
+def test_a_project_from_its_creation_to_its_end(page: Page, site: Site, world: World) -> None:
+    sign_in(page, site, world.email_a, world.password)
+    page.fill("#create-title", "<b>Made</b> in the browser")
+    page.click("#create-button")
+    expect(page.locator("#project-title")).to_have_value("<b>Made</b> in the browser")
+    expect(page.locator("#projects b")).to_have_count(0)
+    page.click("#start-button")
+    expect(page.locator("#project-state")).to_have_text("running")
+    run(page, "echo hello from $HOME; echo oh no >&2; exit 3")
+    expect(page.locator("#output")).to_contain_text("hello from /")
+    expect(page.locator("#output .stderr")).to_have_text("oh no\n")
+    expect(page.locator("#command-status")).to_have_text(re.compile(r"exit code 3"))
+    page.fill("#project-title", "Renamed")
+    page.click("#rename-button")
+    expect(page.locator("#projects")).to_contain_text("Renamed")
+    page.click("#stop-button")
+    expect(page.locator("#project-state")).to_have_text("stopped")
+    run(page, "true")
+    expect(page.locator("#command-error")).to_contain_text("started")
+    page.click("#delete-button")
+    page.click("#delete-confirm")
+    expect(page.locator("#projects")).not_to_contain_text("Renamed")
+
+
+def test_sharing_reaches_the_guests_open_page(page: Page, browser: Browser, site: Site, world: World) -> None:
+    guest_context = browser.new_context(ignore_https_errors=True)
+    guest_context.set_default_timeout(PATIENCE)
+    guest = guest_context.new_page()
+    sign_in(guest, site, world.email_b, world.password)
+    open_project(page, site, world)
+    page.fill("#share-email", "nobody@example.org")
+    page.click("#share-button")
+    expect(page.locator("#share-error")).to_contain_text("nobody@example.org")
+    page.fill("#share-email", world.email_b)
+    page.click("#share-button")
+    expect(page.locator("#people")).to_contain_text(world.email_b)
+    shared = guest.locator(f"[data-project-id='{world.names['p']}']")
+    shared.click()
+    run(guest, "echo as a guest")
+    expect(guest.locator("#output")).to_contain_text("as a guest")
+    page.click(f"[aria-label='Remove {world.email_b}']")
+    expect(shared).to_have_count(0)
+    expect(guest.locator("#connection-state")).to_have_text("connected")
+    guest_context.close()
+
+
+def test_output_streams_while_the_command_runs_and_can_be_cancelled(page: Page, site: Site, world: World) -> None:
+    open_project(page, site, world)
+    run(page, "echo first; sleep 600; echo never")
+    expect(page.locator("#output")).to_contain_text("first")
+    expect(page.locator("#command-status")).to_have_text("running")
+    page.click("#cancel-button")
+    expect(page.locator("#command-status")).to_contain_text("cancelled")
+    expect(page.locator("#output")).not_to_contain_text("never")
+
+
+def test_a_flood_leaves_the_page_alive(page: Page, site: Site, world: World) -> None:
+    open_project(page, site, world)
+    page.fill("#command", "yes | head -c 50000000; echo; echo the end")
+    page.press("#command", "Control+Enter")
+    expect(page.locator("#command-status")).to_contain_text("exit code 0")
+    expect(page.locator("#output")).to_contain_text("the end")
+    expect(page.locator("#output .cut")).to_contain_text("not shown")
+    assert int(page.evaluate("document.querySelector('#output').textContent.length")) < 1_500_000
+
+
+def test_files_are_edited_and_never_silently_overwritten(page: Page, site: Site, world: World) -> None:
+    open_project(page, site, world)
+    page.fill("#file-path", "notes.txt")
+    page.fill("#file-text", "first version")
+    page.press("#file-text", "Control+s")
+    expect(page.locator("#file-status")).to_have_text("Saved notes.txt")
+    expect(page.locator("#files")).to_contain_text("notes.txt")
+    site.natskit("exec", world.names["p"], "--", "sh", "-c", "echo somebody else > notes.txt")
+    page.fill("#file-text", "second version")
+    page.click("#save-button")
+    expect(page.locator("#file-error")).to_contain_text("changed by somebody else")
+    page.click("#files button:text-is('notes.txt')")
+    expect(page.locator("#file-text")).to_have_value("somebody else\n")
+    page.fill("#file-text", "third version")
+    page.click("#save-button")
+    expect(page.locator("#file-status")).to_have_text("Saved notes.txt")
+    assert site.natskit("exec", world.names["p"], "--", "cat", "notes.txt").stdout == "third version"
+    page.fill("#file-path", "../../etc/passwd")
+    page.click("#open-button")
+    expect(page.locator("#file-error")).not_to_be_empty()
+
+
+def test_a_million_messages(page: Page, site: Site, world: World) -> None:
+    def taken() -> int:
+        return int(httpx.get(f"{site.info['monitor_url']}/varz", timeout=5).json()["in_msgs"])
+
+    open_project(page, site, world)
+    before = taken()
+    page.click("#bench-button")
+    expect(page.locator("#bench-result")).to_contain_text("messages/s", timeout=60_000)
+    assert taken() - before >= 1_000_000
+
+
+def test_the_page_survives_the_end_of_its_session(page: Page, site: Site) -> None:
+    password = "a password for a while"  # noqa: S105
+    site.natskit("account", "add", "leaving@example.org", "--password-stdin", stdin=password)
+    sign_in(page, site, "leaving@example.org", password)
+    site.natskit("account", "disable", "leaving@example.org")
+    expect(page.locator("#sign-in-error")).to_contain_text("signed out")
+
+
+def test_a_page_of_another_origin_gets_nothing(context: BrowserContext, site: Site, world: World) -> None:
+    """The visitor is signed in; a foreign page can neither open the WebSocket nor use the API in their name."""
+    page = context.new_page()
+    sign_in(page, site, world.email_a, world.password)
+    foreign = context.new_page()
+    foreign.route("https://evil.example/", lambda route: route.fulfill(body="<h1>evil</h1>", content_type="text/html"))
+    foreign.goto("https://evil.example/")
+    opened = foreign.evaluate(
+        """url => new Promise(resolve => {
+            const socket = new WebSocket(url);
+            socket.onmessage = () => resolve("message");
+            socket.onclose = () => resolve("closed");
+        })""",
+        site.websocket_url,
+    )
+    assert opened == "closed"
+    fetched = foreign.evaluate(
+        """url => fetch(url, {method: "POST", credentials: "include", mode: "cors", body: "{}"})
+            .then(answer => answer.status, error => error.name)""",
+        f"{site.url}/api/rpc",
+    )
+    assert fetched == "TypeError"
