@@ -47,6 +47,8 @@ class Connections:
         self._account = platform_account
         self._metrics = metrics
         self._outdated: set[str] = set()
+        self._spared: set[str] = set()
+        """Outdated, but not to be cut just yet, by the comparison of all connections neither."""
         self._servers: set[str] = set()
         self._back_at: dict[str, float] = {}
         self._wake = asyncio.Event()
@@ -57,6 +59,7 @@ class Connections:
         """Connections with these names are outdated from now on: somebody was locked out."""
         if not names:
             return
+        self._spared -= names
         self._outdated |= names
         self._wake.set()
         loop = asyncio.get_running_loop()
@@ -76,13 +79,16 @@ class Connections:
 
     def cut_ended(self, names: set[str]) -> None:
         """The session of these connections has ended. Who signs out is cut at once by the hub that was asked to."""
-        if names:
-            asyncio.get_running_loop().call_later(ENDED_SECONDS, self.cut_now, names)
+        self._cut_after(ENDED_SECONDS, names)
 
     def cut_soon(self, names: set[str]) -> None:
         """Connections with these names are outdated from now on: what their holders may use has changed."""
+        self._cut_after(GRACE_SECONDS, names)
+
+    def _cut_after(self, seconds: float, names: set[str]) -> None:
         if names:
-            asyncio.get_running_loop().call_later(GRACE_SECONDS, self.cut_now, names)
+            self._spared |= names
+            asyncio.get_running_loop().call_later(seconds, self.cut_now, names)
 
     async def run(self) -> None:
         """Cut what is outdated, until cancelled."""
@@ -178,7 +184,7 @@ class Connections:
     def _is_outdated(self, name: str) -> bool:
         kind, _, rest = name.partition(".")
         parts = rest.split(".")
-        if kind not in ("browser", "project", "runner") or len(parts) != 3:
+        if kind not in ("browser", "project", "runner") or len(parts) != 3 or name in self._spared:
             return False
         rights = self._state.rights(Holder(kind, parts[0], parts[1]))  # type: ignore[arg-type]
         return rights is None or rights.name != name
