@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from natskit.rpc import RpcError
 from .conftest import Project
 
 
-async def refused(client: Client, project: Project, method: str, **params: object) -> RpcError:
+async def refused(client: Client, project: Project, method: str, **params: Any) -> RpcError:
     with pytest.raises(RpcError) as caught:
         await client.call_project(project.project_id, method, **params)
     return caught.value

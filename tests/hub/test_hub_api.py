@@ -107,7 +107,7 @@ async def test_two_people_share_a_project(site: Site) -> None:
     await call(owner, f"hub.api.{owner_id}", "unshare_project", project_id=project_id, account_id=friend_id)
 
     async def empty() -> bool:
-        return await call(friend, f"hub.api.{friend_id}", "list_projects") == []
+        return bool(await call(friend, f"hub.api.{friend_id}", "list_projects") == [])
 
     await eventually(empty, "the project is gone from the list")
     with pytest.raises(RpcError, match=r"only the owner|no such project"):

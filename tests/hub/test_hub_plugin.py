@@ -117,7 +117,7 @@ async def test_thousands_of_projects_in_one_session(site: Site) -> None:
 
     async def counted() -> bool:
         rows = await call(admin, "hub.admin", "account_list")
-        return next(row["projects"] for row in rows if row["email"] == email) == 4000
+        return bool(next(row["projects"] for row in rows if row["email"] == email) == 4000)
 
     await eventually(counted, "the view has them all", 20)
     _, cookie = await site.sign_in("hub-1", email, PASSWORD)

@@ -137,7 +137,7 @@ def test_a_cookie_for_a_session_that_does_not_exist_opens_nothing(site: Site, wo
 
 def _session_id(session: Session) -> str:
     payload = json.loads(base64.urlsafe_b64decode(session.cookie.split(".")[1] + "=="))
-    return next(tag.removeprefix("session:") for tag in payload["nats"]["tags"] if tag.startswith("session:"))
+    return next(str(tag).removeprefix("session:") for tag in payload["nats"]["tags"] if tag.startswith("session:"))
 
 
 def test_a_cookie_is_no_use_over_plain_tcp(site: Site, session: Session) -> None:

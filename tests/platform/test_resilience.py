@@ -8,6 +8,7 @@ import signal
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -138,7 +139,8 @@ async def test_a_project_keeps_to_its_home(site: Site, world: World, path: str) 
     async with client.exec(world.names["p"], command="ln -sfn /etc link") as running:
         async for _ in running:
             pass
-    for method, more in (("read_text_file", {}), ("write_text_file", {"text": "x"})):
+    calls: list[tuple[str, dict[str, Any]]] = [("read_text_file", {}), ("write_text_file", {"text": "x"})]
+    for method, more in calls:
         with pytest.raises(rpc.RpcError):
             await client.call_project(world.names["p"], method, path=path, **more)
     await client.close()

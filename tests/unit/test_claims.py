@@ -57,7 +57,8 @@ def test_deeply_nested_json_is_refused(depth: int) -> None:
 
 def test_an_algorithm_of_the_bearers_choice_is_refused() -> None:
     _, body, signature = claims.encode({"iat": NOW, "sub": USER}, SIGNER).split(".")
-    for header in ({"typ": "JWT", "alg": "none"}, {"typ": "JWT"}, []):
+    headers: list[object] = [{"typ": "JWT", "alg": "none"}, {"typ": "JWT"}, []]
+    for header in headers:
         with pytest.raises(ClaimsError, match="ed25519-nkey"):
             claims.decode(f"{claims._base64(json.dumps(header).encode())}.{body}.{signature}")
 
