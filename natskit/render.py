@@ -64,6 +64,7 @@ def values(name: str, given: Mapping[str, Any], identity: Path | None) -> dict[s
         "cookie_name": COOKIE,
         "proxy_user": "",
         "user": "",
+        "open_files": 16_384,
     }
     if identity is not None:
         loaded = Identity.load(identity)

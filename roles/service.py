@@ -7,6 +7,7 @@ changed.
 from __future__ import annotations
 
 import os
+import resource
 import shlex
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -24,6 +25,8 @@ from natskit.settings import Settings
 from roles.files import checked_file, private_directory
 
 BIN = Path(sys.prefix) / "bin"
+OPEN_FILES = 16_384
+"""nginx needs two for each connection of a browser, nats-server one."""
 HEALTHY_SECONDS = "60"
 """How long a program may take to answer its health check: a hub first waits for nats-server to load its streams."""
 
@@ -72,7 +75,8 @@ def _supervisord(configuration: str, root: str) -> Generator[StringCommand, None
         return
     yield StringCommand(shlex.join([sys.executable, "-m", "natskit.strays", f"{root}/supervisor/programs"]))
     start = shlex.join([str(BIN / "supervisord"), "-c", configuration])
-    yield StringCommand(f"rm -f {pid_file} && {start} </dev/null >/dev/null 2>&1")
+    said = shlex.quote(f"{root}/supervisor/start.log")
+    yield StringCommand(f"rm -f {pid_file}; {start} </dev/null >{said} 2>&1 || {{ cat {said} >&2; exit 1; }}")
 
 
 class _Alive(FactBase[bool]):
@@ -95,7 +99,9 @@ def install(settings: Settings) -> None:
         private_directory(folder)
     configuration = checked_file(
         name="Render supervisord.conf",
-        content=render("supervisord.conf", {"root": root, "user": "root" if os.geteuid() == 0 else ""}),
+        content=render(
+            "supervisord.conf", {"root": root, "user": "root" if os.geteuid() == 0 else "", "open_files": _open_files()}
+        ),
         path=_configuration(settings),
     )
     server.shell(
@@ -104,6 +110,12 @@ def install(settings: Settings) -> None:
         _if=configuration.did_change,
     )
     _supervisord(name="Start supervisord", configuration=_configuration(settings), root=str(root))
+
+
+def _open_files() -> int:
+    """As many as the platform may need, or as the user may have: supervisord would not start with more."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
 
 
 def _stop(settings: Settings) -> str:

@@ -114,7 +114,7 @@ def test_a_wrong_setting_is_refused_before_anything_is_rendered() -> None:
 
 
 def test_supervisor_reads_its_files(tmp_path: Path) -> None:
-    text = render("supervisord.conf", {"root": str(tmp_path), "user": "root"})
+    text = render("supervisord.conf", {"root": str(tmp_path), "user": "root", "open_files": 4096})
     text += render(
         "supervisor-program.conf",
         {
