@@ -250,7 +250,7 @@ async function benchmark(count, size) {
   bar.hidden = false;
   try {
     const payload = new Uint8Array(size).fill(120);
-    return await client.publishMany(`projects.${selected}.bench`, payload, count, (sent) => (bar.value = sent));
+    return await client.publishMany(`projects.${selected}.b`, payload, count, (sent) => (bar.value = sent));
   } finally {
     bar.hidden = true;
   }

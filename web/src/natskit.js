@@ -23,6 +23,10 @@ const LONGEST_PAUSE = 3_000;
 /** The session is refreshed this often, in milliseconds, so that it slides while the page is open. */
 const REFRESH_EVERY = 10 * 60_000;
 
+/** Bytes of one WebSocket message of {@link Client.publishMany}, and how many bytes may wait in the socket. */
+const BLOCK_BYTES = 256 * 1024;
+const BUFFER_BYTES = 4 * 1024 * 1024;
+
 /**
  * @typedef {object} Session
  * @property {string} account_id
@@ -83,6 +87,7 @@ export async function connect(current, onStatus = () => {}) {
 /** A connection to the platform as the signed-in account. */
 export class Client {
   #nats = /** @type {import("@nats-io/nats-core").NatsConnection | null} */ (null);
+  #socket = /** @type {WebSocket | undefined} */ (undefined);
   #attempt = 0;
   #refresh = /** @type {ReturnType<typeof setInterval> | undefined} */ (undefined);
   #closed = false;
@@ -116,7 +121,8 @@ export class Client {
       timeout: 8_000,
       wsFactory: async (/** @type {string} */ url) => {
         await this.#beforeConnect();
-        return { socket: new WebSocket(url), encrypted: url.startsWith("wss:") };
+        this.#socket = new WebSocket(url);
+        return { socket: this.#socket, encrypted: url.startsWith("wss:") };
       },
     });
     this.#attempt = 0;
@@ -188,21 +194,30 @@ export class Client {
   /**
    * Publish the same message many times, and wait until the server has taken them all.
    *
-   * Yields to the page between blocks, and only when the socket's buffer is short again: the page stays usable and
-   * memory bounded.
+   * The commands are encoded once and sent in blocks, so that a million messages cost the page next to nothing; it
+   * yields to the page whenever the socket's buffer is full, so memory stays bounded.
    * @param {string} subject @param {Uint8Array} payload @param {number} count
    * @param {(sent: number) => void} [progress]
-   * @returns {Promise<{count: number, seconds: number}>}
+   * @returns {Promise<{count: number, seconds: number}>} rejects with a {@link NatskitError} if the connection breaks
    */
   async publishMany(subject, payload, count, progress = () => {}) {
-    const block = 25_000;
+    await this.nats.flush();
+    const socket = /** @type {WebSocket} */ (this.#socket);
+    const size = Math.max(1, Math.min(count, Math.floor(BLOCK_BYTES / (subject.length + payload.length + 16))));
+    const block = publishCommands(subject, payload, size);
     const started = performance.now();
     for (let sent = 0; sent < count; ) {
-      const end = Math.min(count, sent + block);
-      for (; sent < end; sent++) this.nats.publish(subject, payload);
-      await this.nats.flush();
+      const now = Math.min(size, count - sent);
+      if (socket.readyState !== WebSocket.OPEN) {
+        throw new NatskitError("unavailable", `the connection was lost after ${sent} of ${count} messages`);
+      }
+      socket.send(now === size ? block : publishCommands(subject, payload, now));
+      sent += now;
       progress(sent);
+      while (socket.bufferedAmount > BUFFER_BYTES && socket.readyState === WebSocket.OPEN) await nextTurn();
     }
+    await this.nats.flush();
+    if (socket !== this.#socket) throw new NatskitError("unavailable", "the connection was lost on the way");
     return { count, seconds: (performance.now() - started) / 1000 };
   }
 
@@ -309,6 +324,34 @@ async function http(method, path, body) {
   const fallback =
     answer.status === 429 ? "too many attempts: wait a moment, then try again" : `the site answered ${answer.status}`;
   throw new NatskitError(code, message ?? fallback, { status: answer.status });
+}
+
+/**
+ * The NATS protocol's PUB command, `count` times over. @param {string} subject @param {Uint8Array} payload
+ * @param {number} count @returns {Uint8Array<ArrayBuffer>}
+ */
+function publishCommands(subject, payload, count) {
+  if (/[\s*>]/.test(subject)) throw new NatskitError("invalid_params", `${subject} is no subject to publish to`);
+  const head = new TextEncoder().encode(`PUB ${subject} ${payload.length}\r\n`);
+  const command = new Uint8Array(head.length + payload.length + 2);
+  command.set(head);
+  command.set(payload, head.length);
+  command.set([13, 10], head.length + payload.length);
+  const block = new Uint8Array(command.length * count);
+  for (let n = 0; n < count; n++) block.set(command, n * command.length);
+  return block;
+}
+
+/** Let the page do what waits; unlike setTimeout, without the pause of 4 ms after a few turns. */
+function nextTurn() {
+  return new Promise((resolve) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => {
+      port1.close();
+      resolve(undefined);
+    };
+    port2.postMessage(undefined);
+  });
 }
 
 /** @param {string} method @param {Record<string, unknown>} params */
