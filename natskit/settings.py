@@ -156,7 +156,7 @@ class RunnerSettings(_Role):
     """RLIMIT_NPROC counts all processes of the user the runner runs as, so locally it would count yours: off."""
     runner_project_file: Annotated[int, Field(ge=1024**2)] | None = 2 * 1024**3
     """Bytes of one file (RLIMIT_FSIZE)."""
-    runner_project_window: Annotated[int, Field(ge=128 * 1024)] = 2 * 1024**2
+    runner_project_window: Annotated[int, Field(ge=128 * 1024, le=32 * 1024**2)] = 2 * 1024**2
     """Bytes of output of one command that may be on their way, unacknowledged."""
     runner_project_api_packages: Packages = []
     """Python packages that add methods to the project agent (README, "Your own API")."""

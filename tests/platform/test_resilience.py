@@ -130,7 +130,7 @@ async def test_state_survives_a_restart_of_everything(site: Site, world: World) 
         os.kill(pid_of(site, program), signal.SIGKILL)
     site.natskit("ready")
     assert title in [project["title"] for project in site.natskit_json("project", "list")]
-    site.natskit("project", "delete", created)
+    site.natskit("project", "delete", created, "--yes")
 
 
 @pytest.mark.parametrize("path", ["../../../etc/passwd", "/etc/passwd", "link/passwd"])
