@@ -34,9 +34,9 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 class Responses:
     """``allow_responses``: how many messages, for how long, may be sent to the reply subject of a received message.
 
-    ``max`` is a count of messages, ``ttl`` is in seconds. nats-server starts both anew for a message with the same reply
-    subject only when the right is over (client.go, ``deliverMsg``), so a long answer moves to a fresh reply subject in
-    time: see natskit/stream.py.
+    ``max`` is a count of messages, ``ttl`` is in seconds. nats-server starts both anew for a message with the same
+    reply subject only when the right is over (client.go, ``deliverMsg``), so a long answer moves to a fresh reply
+    subject in time: see natskit/stream.py.
     """
 
     max: int
@@ -88,8 +88,8 @@ SCOPES: Mapping[Role, Permissions] = {
     "project": Permissions(
         publish=("hub.project.{{tag(project)}}", "events.project.{{tag(project)}}.>"),
         subscribe=("projects.{{tag(project)}}.>", "_INBOX.project.{{tag(project)}}.>"),
-        # The default, one message in two minutes, is not enough for the output of a command; nats-server keeps one
-        # entry a reply subject until the time is over, so it is short, and the reader's acknowledgements bring new ones.
+        # The default, one message in two minutes, is not enough for the output of a command; nats-server keeps an
+        # entry for each reply subject until the time is over, so it is short; acknowledgements bring new ones.
         responses=Responses(max=100_000, ttl=60),
     ),
     "runner": Permissions(

@@ -159,7 +159,7 @@ export class Client {
    * Run a command in a project: iterate over the result for `{stream, data}`, await `.done` for the exit code.
    * @param {string} projectId
    * @param {{command?: string, argv?: string[], cwd?: string, env?: Record<string, string>, stdin?: string,
-   *   stdin_stream?: boolean, timeout?: number}} params
+   *   timeout?: number}} params
    */
   exec(projectId, params) {
     return new StreamReader(this, `projects.${projectId}.api`, request("exec", params));

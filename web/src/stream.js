@@ -76,18 +76,6 @@ export class StreamReader {
     this.#timer = setInterval(() => this.#tick(), TICK);
   }
 
-  /** Send input to a command started with `stdin_stream`. @param {Uint8Array} data */
-  write(data) {
-    let binary = "";
-    for (const byte of data) binary += String.fromCharCode(byte);
-    this.#send({ type: "stdin", data: btoa(binary) });
-  }
-
-  /** End the command's input. */
-  endInput() {
-    this.#send({ type: "stdin_end" });
-  }
-
   /** End the command; its stream ends with `cancelled`. */
   cancel() {
     this.#send({ type: "cancel" });
