@@ -23,7 +23,7 @@ from typing import Any, Literal
 from urllib.parse import ParseResult
 
 import nats.errors
-from nats.aio.client import PING_PROTO, Srv
+from nats.aio.client import PING_PROTO, PONG_PROTO, Srv
 from nats.aio.client import Client as NatsClient
 from nats.aio.transport import WebSocketTransport
 from nats.protocol.parser import PERMISSIONS_ERR
@@ -116,6 +116,24 @@ class Connection(NatsClient):
         if s.uri.scheme in ("ws", "wss"):
             self._transport = _WebSocket(headers)
         await super()._connect_to_server(s)
+
+    async def _process_connect_init(self) -> None:
+        # After 2 s nats-server sends a PING, even to a client whose auth callout is still being answered (client.go,
+        # firstPingInterval). nats-py would take it for the answer to its own, and itself for connected.
+        transport: Any = self._transport
+        read = transport.readline
+
+        async def readline() -> bytes:
+            while (line := bytes(await read())).startswith(b"PING"):
+                transport.write(PONG_PROTO)
+                await transport.drain()
+            return line
+
+        transport.readline = readline
+        try:
+            await super()._process_connect_init()
+        finally:
+            del transport.readline
 
     def _report(self, status: Status) -> None:
         if status == "connected":

@@ -1,12 +1,13 @@
 """Wait until a program answers its health check, so that the next one is only touched when this one works.
 
-    python -m natskit.wait URL SECONDS
+    python -m natskit.wait URL SECONDS [-- COMMAND…]
 
-Exits 0 with the first answer of 200, 1 when there was none in time.
+Exits 0 with the first answer of 200, 1 when there was none in time; with a COMMAND, runs that in either case.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import urllib.error
@@ -31,6 +32,16 @@ def wait(url: str, seconds: float) -> str:
     return last
 
 
+def main(arguments: list[str]) -> None:
+    """See the module."""
+    url, seconds, command = arguments[0], arguments[1], arguments[3:]
+    problem = wait(url, float(seconds))
+    if problem:
+        print(f"{url} is not healthy after {seconds} s: {problem}", file=sys.stderr)
+    if command:
+        os.execv(command[0], command)  # noqa: S606
+    sys.exit(1 if problem else 0)
+
+
 if __name__ == "__main__":
-    if problem := wait(sys.argv[1], float(sys.argv[2])):
-        sys.exit(f"{sys.argv[1]} is not healthy after {sys.argv[2]} s: {problem}")
+    main(sys.argv[1:])

@@ -10,8 +10,7 @@ from natskit import __version__
 from natskit.identity import Identity
 from natskit.runner.program import RunnerProgram
 from natskit.settings import Settings
-from roles import service
-from roles.build import build_id
+from roles import build, service
 from roles.files import checked_file, private_directory
 
 
@@ -26,8 +25,12 @@ def deploy(settings: Settings, identity: Identity) -> None:
     ]
     program = service.Program(
         name="runner",
-        command=[sys.executable, "-m", "natskit.runner", "--settings", str(directory / "runner.json")],
-        environment={"NATSKIT_BUILD": build_id(settings.runner_project_api_packages)},
+        # Before a hub listens, nats-server keeps whoever connects waiting for the whole nats_auth_timeout.
+        command=[
+            *service.after(f"http://127.0.0.1:{settings.hub_port}/healthz"),
+            *[sys.executable, "-m", "natskit.runner", "--settings", str(directory / "runner.json")],
+        ],
+        environment=build.environment(settings, settings.runner_project_api_packages),
         priority=40,
     )
     service.run(settings, program, restart_on=files)

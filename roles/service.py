@@ -181,6 +181,14 @@ def without_strays(settings: Settings) -> list[str]:
     return [sys.executable, "-m", "natskit.strays", str(programs), "--"]
 
 
+def after(url: str) -> list[str]:
+    """What comes before the command of a program that another one must have come up for, also when all start at once.
+
+    It is started in any case when the other has not come up in time.
+    """
+    return [sys.executable, "-m", "natskit.wait", url, "20", "--"]
+
+
 def _definition(settings: Settings, program: Program) -> str:
     return render(
         "supervisor-program.conf",
