@@ -39,6 +39,8 @@ def _split(value: Any) -> Any:
 
 Hosts = Annotated[list[Host], BeforeValidator(_split), Field(min_length=1)]
 Packages = Annotated[list[Package], BeforeValidator(_split)]
+Folders = Annotated[list[Annotated[str, Field(pattern=r"^/")]], BeforeValidator(_split)]
+"""Absolute paths."""
 
 
 class _Role(BaseModel):
@@ -50,6 +52,8 @@ class PlatformSettings(_Role):
 
     platform_root: Path
     """Folder of everything that lands on the host; absolute."""
+    platform_python_path: Folders = []
+    """Folders with Python packages of your own, for hub_api_packages and runner_project_api_packages."""
     platform_first_account: str = "admin@localhost"
     """E-mail of the account that is made when there is none yet."""
 

@@ -9,8 +9,7 @@ from natskit import __version__
 from natskit.hub.program import HubProgram
 from natskit.identity import Identity
 from natskit.settings import Settings
-from roles import service
-from roles.build import build_id
+from roles import build, service
 from roles.files import checked_file, private_directory
 
 CREDS = ("SYS", "AUTH", "PLATFORM")
@@ -53,7 +52,7 @@ def _deploy_one(
     program = service.Program(
         name=name,
         command=[sys.executable, "-m", "natskit.hub", "--settings", str(directory / "hub.json")],
-        environment={"NATSKIT_BUILD": build_id(settings.hub_api_packages)},
+        environment=build.environment(settings, settings.hub_api_packages),
         priority=20,
         health_url=f"http://127.0.0.1:{port}/healthz",
     )

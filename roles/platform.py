@@ -15,7 +15,7 @@ from natskit.errors import NatskitError
 from natskit.identity import Identity
 from natskit.identity.tls import ensure_ca
 from natskit.settings import Settings, load
-from roles import preflight
+from roles import build, preflight
 from roles.files import checked_file
 
 CONNECTOR_KEYS = ("ssh_", "docker_", "_")
@@ -27,6 +27,7 @@ def validate(data: Mapping[str, Any]) -> Settings:
     ours = {key: value for key, value in data.items() if not key.startswith(CONNECTOR_KEYS)}
     try:
         settings = load(ours, "inventory")
+        build.environment(settings, [*settings.hub_api_packages, *settings.runner_project_api_packages])
         preflight.check(settings)
         return settings
     except NatskitError as error:

@@ -1,0 +1,77 @@
+"""What the README shows is what happens: its example of an API of your own, put into a platform as it stands there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from natskit.client import Client
+from natskit.rpc import RpcError
+from tests.platform.conftest import PORTS
+from tests.platform.site import REPOSITORY, Site, free_ports
+
+PASSWORD = "correct horse battery staple"  # noqa: S105
+
+
+def example() -> str:
+    """The Python block of the section "Your own API"."""
+    section = (REPOSITORY / "README.md").read_text().split("## Your own API")[1].split("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0]
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A platform whose hub and projects have the README's methods."""
+    root = Path(tmp_path_factory.mktemp("readme"))
+    (root / "my_platform.py").write_text(example())
+    own = {
+        "platform_python_path": str(root),
+        "hub_api_packages": "my_platform",
+        "runner_project_api_packages": "my_platform",
+    }
+    site = Site(root / "local", dict(zip(PORTS, map(str, free_ports(5)), strict=True)) | own)
+    try:
+        done = site.deploy()
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{site.logs()}"
+        site.natskit("ready")
+        yield site
+    finally:
+        site.stop()
+
+
+async def test_the_example_of_an_own_api(extended: Site) -> None:
+    extended.natskit("account", "add", "ada@example.org", "--password-stdin", stdin=PASSWORD)
+    project = extended.natskit_json("project", "create", "ada@example.org", "Words")["project_id"]
+    extended.natskit("exec", project, "--start", "--", "sh", "-c", "echo one two three > text")
+    client = await Client.sign_in(extended.url, "ada@example.org", PASSWORD, ca_file=extended.ca_file)
+    assert await client.call_hub("greet", greeting="Hello") == "Hello, ada@example.org!"
+    assert await client.call_project(project, "count_words", path="text") == 3
+    with pytest.raises(RpcError, match="greet needs the parameter 'greeting'"):
+        await client.call_hub("greet")
+    with pytest.raises(RpcError) as refused:
+        await client.call_hub("greet", greeting="")
+    assert (refused.value.kind, refused.value.message) == ("invalid_params", "say something")
+    await client.close()
+
+
+def test_a_package_that_is_nowhere_is_refused_before_anything_is_touched(extended: Site) -> None:
+    done = extended.deploy(hub_api_packages="my_platfrom")
+    assert done.returncode != 0
+    assert "'my_platfrom'" in done.stdout + done.stderr
+    assert extended.natskit("status", check=False).returncode == 0
+
+
+def test_every_command_of_the_readme_exists(extended: Site) -> None:
+    """Names of targets and subcommands in the README's shell blocks; the blocks as a whole are run by hand."""
+    text = "\n".join(re.findall(r"```(?:sh|console)\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL))
+    targets = set(re.findall(r"^make ([a-z]+)", text, re.MULTILINE))
+    makefile = (REPOSITORY / "Makefile").read_text()
+    assert targets
+    assert {target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)} == set()
+    commands = set(re.findall(r"natskit ((?:account|project) [a-z-]+|exec|status|render|ready)", text))
+    assert commands
+    for command in commands:
+        extended.natskit(*command.split(), "--help")
