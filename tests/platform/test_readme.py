@@ -19,7 +19,7 @@ PASSWORD = "correct horse battery staple"  # noqa: S105
 def example() -> str:
     """The Python block of the section "Your own API"."""
     section = (REPOSITORY / "README.md").read_text().split("## Your own API")[1].split("\n## ")[0]
-    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0]
+    return str(re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0])
 
 
 @pytest.fixture(scope="module")
