@@ -13,8 +13,6 @@ import jinja2.meta
 from natskit.errors import TemplateError
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
-COOKIE = "__Host-natskit"
-"""The session cookie: the prefix makes browsers insist on Secure, Path=/ and no Domain (RFC 6265bis)."""
 
 _environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -48,7 +46,7 @@ def values(name: str, given: Mapping[str, Any], identity: Path | None) -> dict[s
 
     Raises :class:`SettingsError` for a wrong setting and :class:`IdentityError` for a wrong identity directory.
     """
-    from natskit.identity import Identity
+    from natskit.identity import Identity, claims
     from natskit.settings import Settings, load
 
     mine = {key: value for key, value in given.items() if key not in _variables(name) - set(Settings.model_fields)}
@@ -61,7 +59,7 @@ def values(name: str, given: Mapping[str, Any], identity: Path | None) -> dict[s
         "url": settings.url,
         "hub_ports": settings.hub_ports,
         "web_root": str(root / "console"),
-        "cookie_name": COOKIE,
+        "cookie_name": claims.COOKIE,
         "proxy_user": "",
         "user": "",
         "open_files": 16_384,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pyinfra.operations import server
 
-from natskit.identity import NATS_ACCOUNTS, Identity
-from natskit.render import COOKIE, render
+from natskit.identity import NATS_ACCOUNTS, Identity, claims
+from natskit.render import render
 from natskit.settings import Settings
 from roles import service
 from roles.files import checked_file, private_directory
@@ -78,7 +78,7 @@ def values(settings: Settings, identity: Identity) -> dict[str, object]:
     return settings.model_dump() | {
         "directory": str(settings.platform_root / "nats"),
         "url": settings.url,
-        "cookie_name": COOKIE,
+        "cookie_name": claims.COOKIE,
         "operator_jwt": identity.operator_jwt,
         "system_account": identity.account_public_key("SYS"),
     }

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from natskit.errors import NatskitError
 from natskit.hub.app import serve
-from natskit.hub.logs import log_to_stderr
-from natskit.hub.program import load_program
+from natskit.hub.program import HubProgram
+from natskit.program import log_to_stderr, read_settings
 
 
 def main() -> int:
@@ -20,7 +20,7 @@ def main() -> int:
     arguments = parser.parse_args()
     log_to_stderr()
     try:
-        asyncio.run(serve(load_program(arguments.settings)))
+        asyncio.run(serve(read_settings(arguments.settings, HubProgram)))
     except NatskitError as error:
         print(f"natskit hub: {error}", file=sys.stderr)
         return 2

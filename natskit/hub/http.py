@@ -16,6 +16,7 @@ from natskit.errors import SignInError, StateError
 from natskit.hub.caller import Caller
 from natskit.hub.projects import iso
 from natskit.hub.sessions import SignedIn
+from natskit.identity.claims import COOKIE
 from natskit.permissions import inbox_prefix
 from natskit.rpc import RpcError
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-COOKIE = "__Host-natskit"
 NATS_PATH = "/nats"
 LARGEST_BODY = 1024 * 1024
 """The same as nats-server's default ``max_payload``: what fits over NATS fits here."""

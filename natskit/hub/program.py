@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from natskit import __version__
 from natskit.connection import NatsServers
-from natskit.errors import SettingsError
 from natskit.permissions import MAX_PROJECTS_PER_ACCOUNT
 
 
@@ -77,15 +75,3 @@ class HubProgram(_Part):
     api_packages: list[str] = []
     runners: dict[str, RunnerEntry] = {}
     max_projects_per_account: int = Field(default=MAX_PROJECTS_PER_ACCOUNT, ge=1, le=MAX_PROJECTS_PER_ACCOUNT)
-
-
-def load_program(path: Path) -> HubProgram:
-    """Read the settings file. Raises :class:`SettingsError` naming the file, the key and the rule."""
-    try:
-        return HubProgram.model_validate(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            raise SettingsError(f"{path}: {key}: {first['msg']}") from None
-        raise SettingsError(f"{path}: {error}") from None

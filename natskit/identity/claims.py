@@ -24,6 +24,9 @@ Claims = dict[str, Any]
 _HEADER = {"typ": "JWT", "alg": "ed25519-nkey"}
 _NO_LIMIT = -1
 _NANOSECONDS = 1_000_000_000
+COOKIE = "__Host-natskit"
+"""The cookie a browser's AUTH JWT travels in: the prefix makes browsers insist on Secure, Path=/ and no Domain
+(RFC 6265bis)."""
 MAX_TOKEN_LENGTH = 1 << 20
 """Longest JWT that is looked at, in characters; the claims of 4,000 projects take about 200,000."""
 

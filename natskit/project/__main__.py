@@ -16,9 +16,8 @@ import signal
 import sys
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from natskit.errors import NatskitError, SettingsError
+from natskit.program import log_to_stderr, read_settings, until_stopped
 from natskit.project.agent import Agent
 from natskit.project.program import ProjectLimits, ProjectProgram
 from natskit.rpc import load_methods
@@ -28,14 +27,14 @@ PR_SET_PDEATHSIG = 1
 
 def main() -> int:
     """Read the settings, take the limits, answer until told to stop."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    log_to_stderr()
     parser = argparse.ArgumentParser(prog="python -m natskit.project", description=__doc__)
     parser.add_argument("--settings", type=Path, required=True)
     parser.add_argument("--ready-fd", type=int, help="a pipe that is told when the agent answers")
     arguments = parser.parse_args()
     path = arguments.settings
     try:
-        program = read_settings(path)
+        program = read_settings(path, ProjectProgram)
         die_with(program.parent_pid)
         apply_limits(program.limits)
         asyncio.run(serve(program, arguments.ready_fd))
@@ -43,18 +42,6 @@ def main() -> int:
         print(f"natskit project: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def read_settings(path: Path) -> ProjectProgram:
-    """The settings in a file. Raises :class:`SettingsError`."""
-    try:
-        return ProjectProgram.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise SettingsError(f"{path}: {place}: {first['msg']}") from None
 
 
 def die_with(parent: int | None) -> None:
@@ -95,24 +82,15 @@ async def serve(program: ProjectProgram, ready_fd: int | None = None) -> None:
     """Answer until SIGTERM or SIGINT."""
     if ready_fd is not None:
         os.set_inheritable(ready_fd, False)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     agent = Agent(program, load_methods("natskit.project", "natskit_project", program.api_packages))
-    starting = asyncio.ensure_future(agent.start())
-    stopping = asyncio.ensure_future(stop.wait())
-    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    if starting.done():
-        starting.result()
+
+    def started() -> None:
         logging.getLogger("natskit.project").info("project %s answers", program.project_id)
         if ready_fd is not None:
             os.write(ready_fd, b"1")
             os.close(ready_fd)
-    else:
-        starting.cancel()
-    await stopping
-    await agent.close()
+
+    await until_stopped(agent.start(), agent.close, started=started)
 
 
 if __name__ == "__main__":

@@ -5,27 +5,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import fcntl
-import logging
 import os
-import signal
 import sys
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from natskit.errors import NatskitError, SettingsError
+from natskit.program import log_to_stderr, read_settings, until_stopped
 from natskit.runner.daemon import Runner
 from natskit.runner.program import RunnerProgram
 
 
 def main() -> int:
     """Read the settings and run until told to stop."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    log_to_stderr()
     parser = argparse.ArgumentParser(prog="python -m natskit.runner", description=__doc__)
     parser.add_argument("--settings", type=Path, required=True)
     path = parser.parse_args().settings
     try:
-        program = read_settings(path)
+        program = read_settings(path, RunnerProgram)
         lock = take_directory(program.directory)
         try:
             asyncio.run(serve(program))
@@ -35,18 +32,6 @@ def main() -> int:
         print(f"natskit runner: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def read_settings(path: Path) -> RunnerProgram:
-    """The settings in a file. Raises :class:`SettingsError`."""
-    try:
-        return RunnerProgram.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise SettingsError(f"{path}: {place}: {first['msg']}") from None
 
 
 def take_directory(directory: Path) -> int:
@@ -63,20 +48,8 @@ def take_directory(directory: Path) -> int:
 
 async def serve(program: RunnerProgram) -> None:
     """Run until SIGTERM or SIGINT."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     runner = Runner(program)
-    starting = asyncio.ensure_future(runner.start())
-    stopping = asyncio.ensure_future(stop.wait())
-    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    if starting.done():
-        starting.result()
-    else:
-        starting.cancel()
-    await stopping
-    await runner.close()
+    await until_stopped(runner.start(), runner.close, started=lambda: None)
 
 
 if __name__ == "__main__":

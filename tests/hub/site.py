@@ -21,12 +21,12 @@ import nats.errors
 
 from natskit.connection import Connection, NatsServers, connect
 from natskit.identity import Identity
+from natskit.identity.claims import COOKIE
 from natskit.permissions import inbox_prefix
 from natskit.rpc import decode_response, encode_request
 
 T = TypeVar("T")
 ORIGIN = "https://localhost:4043"
-COOKIE = "__Host-natskit"
 FAST_PASSWORDS = {"argon2_concurrency": 1, "time_cost": 1, "memory_kib": 1024}
 
 

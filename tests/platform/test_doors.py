@@ -15,8 +15,6 @@ from natskit.identity import Identity, claims
 from tests.platform.raw import ClosedError, RawClient, UpgradeRefusedError
 from tests.platform.site import Session, Site, World, wait_for
 
-COOKIE = "__Host-natskit"
-
 
 def connect(site: Site, cookie: str | None, origin: str | None = "own", path: str = "") -> RawClient:
     return RawClient.websocket(
@@ -96,9 +94,9 @@ FORGERIES: dict[str, Callable[[str], str]] = {
 def test_a_forged_cookie_opens_nothing(site: Site, session: Session, forgery: str) -> None:
     token = FORGERIES[forgery](session.cookie.split("=", 1)[1])
     with pytest.raises((ClosedError, UpgradeRefusedError)):
-        connect(site, f"{COOKIE}={token}")
+        connect(site, f"{claims.COOKIE}={token}")
     with site.http() as http:
-        assert http.get("/api/session", headers={"Cookie": f"{COOKIE}={token}"}).status_code == 401
+        assert http.get("/api/session", headers={"Cookie": f"{claims.COOKIE}={token}"}).status_code == 401
 
 
 def _minted(site: Site, world: World, session_id: str, expires_at: int) -> str:
@@ -122,17 +120,17 @@ def test_an_expired_cookie_opens_nothing(site: Site, world: World, session: Sess
     session_id = _session_id(session)
     expired = _minted(site, world, session_id, int(time.time()) - 10)
     with pytest.raises(ClosedError):
-        connect(site, f"{COOKIE}={expired}")
+        connect(site, f"{claims.COOKIE}={expired}")
     with site.http() as http:
-        assert http.get("/api/session", headers={"Cookie": f"{COOKIE}={expired}"}).status_code == 401
+        assert http.get("/api/session", headers={"Cookie": f"{claims.COOKIE}={expired}"}).status_code == 401
     fresh = _minted(site, world, session_id, int(time.time()) + 60)
-    connect(site, f"{COOKIE}={fresh}").close()
+    connect(site, f"{claims.COOKIE}={fresh}").close()
 
 
 def test_a_cookie_for_a_session_that_does_not_exist_opens_nothing(site: Site, world: World) -> None:
     unknown = _minted(site, world, "00000000-0000-4000-8000-000000000000", int(time.time()) + 60)
     with pytest.raises(ClosedError):
-        connect(site, f"{COOKIE}={unknown}")
+        connect(site, f"{claims.COOKIE}={unknown}")
 
 
 def _session_id(session: Session) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from natskit.errors import SettingsError
-from natskit.hub.program import HubProgram, load_program
+from natskit.hub.program import HubProgram
+from natskit.program import read_settings
 
 
 def good() -> dict[str, Any]:
@@ -46,7 +47,7 @@ def test_mistakes_are_named(tmp_path: Path, change: dict[str, Any], said: str) -
     path = tmp_path / "hub.json"
     path.write_text(json.dumps(good() | change))
     with pytest.raises(SettingsError, match=said) as caught:
-        load_program(path)
+        read_settings(path, HubProgram)
     assert str(path) in str(caught.value)
 
 
@@ -55,6 +56,6 @@ def test_what_is_no_settings_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "hub.json"
     path.write_text(text)
     with pytest.raises(SettingsError, match=r"hub\.json"):
-        load_program(path)
+        read_settings(path, HubProgram)
     with pytest.raises(SettingsError, match="missing"):
-        load_program(tmp_path / "missing.json")
+        read_settings(tmp_path / "missing.json", HubProgram)
