@@ -7,25 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.platform.site import Site, World, free_ports, populate
-
-PORTS = ("nats_port", "nats_websocket_port", "nats_monitor_port", "proxy_port", "hub_port")
+from tests.platform.site import Site, World, deployed, populate
 
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A platform that stands for the whole run and is taken down at its end."""
     root = Path(tmp_path_factory.mktemp("platform")) / "local"
-    data = dict(zip(PORTS, map(str, free_ports(5)), strict=True))
     # The tests sign in far more often than people do.
-    site = Site(root, data | {"proxy_sign_in_rate": "300", "proxy_sign_in_burst": "40"})
-    try:
-        done = site.deploy()
-        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{site.logs()}"
-        site.natskit("ready")
+    with deployed(root, proxy_sign_in_rate="300", proxy_sign_in_burst="40") as site:
         yield site
-    finally:
-        site.stop()
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ import httpx
 
 from tests.platform.raw import RawClient
 
+PORTS = ("nats_port", "nats_websocket_port", "nats_monitor_port", "proxy_port", "hub_port")
 REPOSITORY = Path(__file__).parents[2]
 T = TypeVar("T")
 
@@ -137,6 +139,19 @@ class Site:
         for log in sorted((self.root / "log").glob("*.log")):
             parts.append(f"---- {log.name}\n{log.read_text(errors='replace')[-3000:]}")
         return "\n".join(parts)
+
+
+@contextlib.contextmanager
+def deployed(root: Path, **data: str) -> Iterator[Site]:
+    """A platform on free ports, ready for use, and taken down at the end."""
+    site = Site(root, dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True)) | data)
+    try:
+        done = site.deploy()
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{site.logs()}"
+        site.natskit("ready")
+        yield site
+    finally:
+        site.stop()
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.platform.conftest import PORTS
-from tests.platform.site import Site, free_ports, wait_for
+from tests.platform.site import PORTS, Site, deployed, free_ports, wait_for
 
 pytestmark = pytest.mark.platform
 
@@ -25,13 +24,8 @@ PROGRAMS = {"nats", "hub-1", "hub-2", "proxy", "runner"}
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A platform of its own: these tests change its settings."""
     root = Path(tmp_path_factory.mktemp("deploy")) / "local"
-    site = Site(root, dict(zip(PORTS, map(str, free_ports(5)), strict=True)))
-    try:
-        changes(site)
-        site.natskit("ready")
+    with deployed(root) as site:
         yield site
-    finally:
-        site.stop()
 
 
 def changes(site: Site, **settings: str) -> list[str]:

@@ -10,8 +10,7 @@ import pytest
 
 from natskit.client import Client
 from natskit.rpc import RpcError
-from tests.platform.conftest import PORTS
-from tests.platform.site import REPOSITORY, Site, free_ports
+from tests.platform.site import REPOSITORY, Site, deployed
 
 PASSWORD = "correct horse battery staple"  # noqa: S105
 
@@ -27,19 +26,9 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A platform whose hub and projects have the README's methods."""
     root = Path(tmp_path_factory.mktemp("readme"))
     (root / "my_platform.py").write_text(example())
-    own = {
-        "platform_python_path": str(root),
-        "hub_api_packages": "my_platform",
-        "runner_project_api_packages": "my_platform",
-    }
-    site = Site(root / "local", dict(zip(PORTS, map(str, free_ports(5)), strict=True)) | own)
-    try:
-        done = site.deploy()
-        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{site.logs()}"
-        site.natskit("ready")
+    own = {"platform_python_path": str(root), "hub_api_packages": "my_platform"}
+    with deployed(root / "local", **own, runner_project_api_packages="my_platform") as site:
         yield site
-    finally:
-        site.stop()
 
 
 async def test_the_example_of_an_own_api(extended: Site) -> None:
