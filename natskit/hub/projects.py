@@ -121,7 +121,8 @@ class Projects:
         self._check_room(account_id)
         new = Membership(role="collaborator", since=time.time())
         await self._state.memberships.change(f"{account_id}.{project_id}", lambda old: old or new)
-        await self._announce(self._state.members_of(project_id))
+        # Not to the newcomer: their connection is about to be cut, and tells them by coming back with the new right.
+        await self._announce(member for member in self._state.members_of(project_id) if member != account_id)
 
     async def unshare(self, project_id: str, account_id: str) -> None:
         """Take the project from a collaborator, whose connections are cut."""

@@ -20,6 +20,8 @@ import { StreamReader } from "./stream.js";
 const CALL_TIMEOUT = 15_000;
 /** The longest pause between two attempts to connect, in milliseconds; half of it is random, against stampedes. */
 const LONGEST_PAUSE = 3_000;
+/** How long to wait for the connection that brings a right just granted, in milliseconds. */
+export const GRANT_PATIENCE = 1_500;
 /** The session is refreshed this often, in milliseconds, so that it slides while the page is open. */
 const REFRESH_EVERY = 10 * 60_000;
 
@@ -93,6 +95,7 @@ export class Client {
   #closed = false;
   #onStatus;
   #returned = /** @type {Set<() => void>} */ (new Set());
+  #refused = /** @type {Set<(subject: string) => void>} */ (new Set());
 
   /** @param {Session} current @param {(state: State, reason: string) => void} onStatus */
   constructor(current, onStatus) {
@@ -184,6 +187,12 @@ export class Client {
     return () => this.#returned.delete(listener);
   }
 
+  /** Call `listener` when the server refuses a publish. @param {(subject: string) => void} listener @returns {() => void} undo */
+  onRefused(listener) {
+    this.#refused.add(listener);
+    return () => this.#refused.delete(listener);
+  }
+
   /** The round trip to nats-server in milliseconds. @returns {Promise<number>} */
   async roundTrip() {
     const started = performance.now();
@@ -237,13 +246,32 @@ export class Client {
   /** @param {string} subject @param {string} method @param {Record<string, unknown>} params @param {{timeout?: number}} options */
   async #call(subject, method, params, options) {
     const timeout = options.timeout ?? CALL_TIMEOUT;
-    let message;
+    const ask = () => this.nats.request(subject, request(method, params), { timeout });
     try {
-      message = await this.nats.request(subject, request(method, params), { timeout });
+      return readResponse((await ask().catch((error) => this.#askAgain(error, ask))).data);
     } catch (error) {
-      throw explain(error, method, subject, timeout);
+      throw error instanceof NatskitError ? error : explain(error, method, subject, timeout);
     }
-    return readResponse(message.data);
+  }
+
+  /**
+   * A right that was just granted comes with the next connection, which is moments away; what the server refused to
+   * take was never done, so it may be asked again.
+   * @template T @param {unknown} error @param {() => Promise<T>} ask @returns {Promise<T>}
+   */
+  async #askAgain(error, ask) {
+    if (!(error instanceof Error) || error.name !== "PermissionViolationError") throw error;
+    const returned = await new Promise((resolve) => {
+      const undo = this.onReturn(() => finish(true));
+      const timer = setTimeout(() => finish(false), GRANT_PATIENCE);
+      const finish = (/** @type {boolean} */ answer) => {
+        clearTimeout(timer);
+        undo();
+        resolve(answer);
+      };
+    });
+    if (!returned) throw error;
+    return await ask();
   }
 
   async #beforeConnect() {
@@ -280,7 +308,13 @@ export class Client {
   async #watch(nats) {
     let reason = "";
     for await (const status of nats.status()) {
-      if (status.type === "error") reason = status.error.message;
+      if (status.type === "error") {
+        reason = status.error.message;
+        const { error } = status;
+        if (error.name === "PermissionViolationError" && "subject" in error) {
+          for (const listener of this.#refused) listener(String(error.subject));
+        }
+      }
       else if (status.type === "disconnect" || status.type === "staleConnection") {
         if (this.state === "connected") this.#attempt = Math.max(this.#attempt, 1);
         this.#report("reconnecting", reason);

@@ -3,7 +3,7 @@
  * The sender's end, and the protocol, are in natskit/stream.py.
  */
 
-import { NatskitError, readResponse } from "./natskit.js";
+import { GRANT_PATIENCE, NatskitError, readResponse } from "./natskit.js";
 
 const KIND = "Natskit-Stream";
 const SEQ = "Natskit-Seq";
@@ -42,6 +42,8 @@ export class StreamReader {
   #failure = /** @type {Error | null} */ (null);
   #ended = false;
   #timer;
+  #refusedAt = 0;
+  #ask;
   #unsubscribe;
   #forget;
   #settle = /** @type {{resolve: (result: Result) => void, reject: (error: Error) => void}} */ (
@@ -60,19 +62,11 @@ export class StreamReader {
     const subscription = client.nats.subscribe(`${this.#base}.*`, {
       callback: (_, message) => this.#take(message),
     });
-    const again = () => {
-      this.#heard = performance.now();
-      this.#askingSince = 0;
-      this.#resume();
-    };
-    // The project's right to answer ends with its connection: it says when it is back.
-    const news = client.nats.subscribe(`events.project.${subject.split(".")[1]}.agent`, { callback: again });
-    this.#unsubscribe = () => {
-      subscription.unsubscribe();
-      news.unsubscribe();
-    };
-    this.#forget = client.onReturn(again);
-    client.nats.publish(subject, body, { reply: `${this.#base}.0` });
+    this.#unsubscribe = () => subscription.unsubscribe();
+    const forget = [client.onReturn(() => this.#again()), client.onRefused((refused) => this.#refuse(refused))];
+    this.#forget = () => forget.forEach((undo) => undo());
+    this.#ask = () => client.nats.publish(subject, body, { reply: `${this.#base}.0` });
+    this.#ask();
     this.#timer = setInterval(() => this.#tick(), TICK);
   }
 
@@ -131,6 +125,7 @@ export class StreamReader {
       const stream = message.reply?.split(".").at(-1);
       this.#control = `${this.#subject.replace(/\.api$/, "")}.streams.${stream}`;
       for (const waiting of this.#waiting.splice(0)) this.#send(waiting);
+      this.#listenToProject();
     }
     if (kind === "heartbeat") {
       if (seq > this.#expected) this.#resume();
@@ -144,6 +139,35 @@ export class StreamReader {
       this.#frames.push({ seq, kind, data: message.data });
       this.#wake();
     } else if (seq > this.#expected && !this.#askedAt) this.#resume();
+  }
+
+  /** The project's right to answer ends with its connection: it says when it is back. */
+  #listenToProject() {
+    const news = this.#client.nats.subscribe(`events.project.${this.#subject.split(".")[1]}.agent`, {
+      callback: (error) => {
+        if (!error) this.#again();
+      },
+    });
+    const unsubscribe = this.#unsubscribe;
+    this.#unsubscribe = () => {
+      news.unsubscribe();
+      unsubscribe();
+    };
+  }
+
+  #again() {
+    this.#heard = performance.now();
+    this.#askingSince = 0;
+    if (this.#refusedAt) {
+      // What the server refused to take never ran: with the right that came meanwhile it is asked for once more.
+      this.#refusedAt = 0;
+      this.#ask();
+    } else this.#resume();
+  }
+
+  /** @param {string} subject what the server did not let this client publish to */
+  #refuse(subject) {
+    if (subject === this.#subject && !this.#control) this.#refusedAt = performance.now();
   }
 
   /** @param {number} seq @param {number} size @param {boolean} final */
@@ -189,6 +213,8 @@ export class StreamReader {
     } else if (this.#client.state !== "connected") {
       this.#heard = now;
       this.#askingSince = 0;
+    } else if (this.#refusedAt && now - this.#refusedAt > GRANT_PATIENCE) {
+      this.#fail(new NatskitError("forbidden", "you may not use this project"));
     } else if (!this.#control) {
       if (now - this.#heard > ANSWER) this.#fail(new NatskitError("timeout", "the project did not answer"));
     } else if (this.#askingSince && now - this.#askingSince > ANSWER) {
