@@ -232,6 +232,9 @@ async def request(connection: NatsClient, subject: str, body: bytes, wait: float
     except nats.errors.TimeoutError:
         raise ConnectionLostError(f"no answer on {subject} within {wait:g} s") from None
     except nats.errors.ConnectionReconnectingError:
+        # nats-py takes the cancellation of a request for the loss of its connection.
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise asyncio.CancelledError from None
         raise ConnectionLostError(
             f"the connection was lost before {subject} answered; what was asked may have been done"
         ) from None
@@ -290,3 +293,14 @@ class _WebSocket(WebSocketTransport):
 
     def writelines(self, payload: list[bytes]) -> None:
         self._pending.put_nowait(b"".join(payload))
+
+    async def wait_closed(self) -> None:
+        # nats-py closes the HTTP session only if the WebSocket was closed politely, which a dead server never does.
+        client, self._client = self._client, None  # type: ignore[assignment]
+        try:
+            if self._ws is not None:
+                await self._close_task
+        finally:
+            self._ws = None
+            if client is not None:
+                await client.close()

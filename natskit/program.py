@@ -15,6 +15,11 @@ from pydantic import BaseModel, ValidationError
 
 from natskit.errors import SettingsError
 
+log = logging.getLogger(__name__)
+
+STOP_SECONDS = 10.0
+"""Less than the service manager waits before it kills."""
+
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -47,7 +52,10 @@ async def until_stopped(
     else:
         starting.cancel()
     await stopping
-    await stop()
+    try:
+        await asyncio.wait_for(stop(), STOP_SECONDS)
+    except TimeoutError:
+        log.warning("stopping took more than %g s and was cut short", STOP_SECONDS)
 
 
 class _OneLine(logging.Formatter):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -20,7 +21,7 @@ from tests.platform.site import Site, World, wait_for
 
 def pid_of(site: Site, program: str) -> int:
     """The process id of one of the platform's programs, as its service manager knows it."""
-    parts = site.natskit_json("status")["processes"]
+    parts = json.loads(site.natskit("status", "--json", check=False).stdout)["processes"]
     return int(next(part["pid"] for part in parts if part["name"] == program))
 
 
