@@ -232,9 +232,6 @@ async def request(connection: NatsClient, subject: str, body: bytes, wait: float
     except nats.errors.TimeoutError:
         raise ConnectionLostError(f"no answer on {subject} within {wait:g} s") from None
     except nats.errors.ConnectionReconnectingError:
-        # nats-py takes the cancellation of a request for the loss of its connection.
-        if (task := asyncio.current_task()) is not None and task.cancelling():
-            raise asyncio.CancelledError from None
         raise ConnectionLostError(
             f"the connection was lost before {subject} answered; what was asked may have been done"
         ) from None

@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,6 +56,19 @@ async def until_stopped(
         await asyncio.wait_for(stop(), STOP_SECONDS)
     except TimeoutError:
         log.warning("stopping took more than %g s and was cut short", STOP_SECONDS)
+
+
+async def cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait until they have ended.
+
+    More than once where it must be: ``asyncio.wait_for`` of Python 3.11 forgets a cancellation that comes together with
+    the result it waits for (cpython #86296).
+    """
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=0.2)
 
 
 class _OneLine(logging.Formatter):

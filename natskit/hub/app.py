@@ -30,6 +30,7 @@ from natskit.hub.state import State
 from natskit.hub.tokens import Tokens
 from natskit.identity import HubKeys
 from natskit.permissions import inbox_prefix
+from natskit.program import cancel
 from natskit.rpc import load_methods
 
 log = logging.getLogger(__name__)
@@ -101,9 +102,7 @@ class Hub:
         with contextlib.suppress(nats.errors.Error, TimeoutError):
             await asyncio.wait_for(self._callout.stop(), 1)
             await self.services.stop(DRAIN_SECONDS)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel(self._tasks)
         for connection in self._nats.values():
             with contextlib.suppress(nats.errors.Error, TimeoutError):
                 await asyncio.wait_for(connection.flush(), 1)
@@ -183,8 +182,7 @@ async def serve(program: HubProgram) -> None:
         starting.result()
         await web
     else:
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
+        await cancel([starting])
     await hub.stop()
 
 

@@ -15,6 +15,7 @@ from natskit import __version__, rpc
 from natskit.connection import Connection, connect, log_status, request
 from natskit.errors import NatskitError
 from natskit.permissions import check_id, inbox_prefix
+from natskit.program import cancel
 from natskit.project.program import Id
 from natskit.rpc import Methods, RpcError
 from natskit.runner.agent_process import AgentProcess, State
@@ -74,9 +75,7 @@ class Runner:
 
     async def close(self) -> None:
         """Stop all agents; the hubs still want them, so they come back with the next start."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel(self._tasks)
         await asyncio.gather(*(project.stop() for project in self._projects.values()))
         if self._connection is not None:
             await self._connection.close()
