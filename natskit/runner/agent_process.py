@@ -18,6 +18,7 @@ from natskit.errors import NatskitError
 from natskit.identity import nkey
 from natskit.identity.claims import format_creds
 from natskit.identity.files import write_private
+from natskit.program import cancel
 from natskit.project.program import ProjectProgram
 from natskit.rpc import RpcError
 from natskit.runner.processes import MARK, end_all
@@ -91,8 +92,7 @@ class AgentProcess:
     async def _stop_keeping(self) -> None:
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
-            keeper.cancel()
-            await asyncio.wait({keeper})
+            await cancel([keeper])
 
     async def _keep(self) -> None:
         pause = FIRST_PAUSE

@@ -70,18 +70,24 @@ class _WebSocket:
         plain = socket.create_connection((uri.host, uri.port), timeout=TIMEOUT)
         self._socket = context.wrap_socket(plain, server_hostname=uri.host) if context else plain
         self._protocol = ClientProtocol(uri, origin=Origin(origin) if origin is not None else None, max_size=None)
+        try:
+            self._pending = self._upgrade(headers)
+        except BaseException:
+            self.close()
+            raise
+
+    def _upgrade(self, headers: dict[str, str]) -> list[Event]:
         request = self._protocol.connect()
         request.headers.update(headers)
         self._protocol.send_request(request)
         self._flush()
         while not (events := self._events()):
             pass
-        self._pending = events[1:]
         response = events[0]
         assert isinstance(response, Response)
         if response.status_code != 101:
-            self.close()
             raise UpgradeRefusedError(response.status_code)
+        return events[1:]
 
     def send(self, data: bytes) -> None:
         self._protocol.send_binary(data)
@@ -154,7 +160,8 @@ class RawClient:
         self.ping()
 
     def __del__(self) -> None:
-        self.close()
+        if hasattr(self, "_transport"):
+            self.close()
 
     @classmethod
     def tcp(cls, host: str, port: int, creds: Path | str | None = None) -> RawClient:
