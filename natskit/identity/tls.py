@@ -52,13 +52,15 @@ def ensure_server_certificate(directory: Path, name: str, hosts: Iterable[str], 
 
     Made anew when the hosts or the CA have changed or fewer than 30 days are left. Raises :class:`IdentityError`.
     """
-    hosts = sorted(set(hosts))
+    hosts = sorted({_normal(host) for host in hosts})
+    if not hosts:
+        raise IdentityError(f"the certificate {name} is for no host: name at least one")
     ca_path = ensure_ca(directory, now=now)
-    ca = x509.load_pem_x509_certificate(ca_path.read_bytes())
+    ca = _load_certificate(ca_path, "restore it from a backup")
     certificate, key = directory / "tls" / f"{name}.crt", directory / "tls" / f"{name}.key"
-    if not (certificate.exists() and key.exists() and _is_good(certificate, ca, hosts, now)):
+    if not (certificate.exists() and key.exists() and _is_good(certificate, key, ca, hosts, now)):
         private = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])])
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0] if len(hosts[0]) <= 64 else name)])
         built = (
             _builder(subject, ca.subject, private.public_key(), now, CERTIFICATE_DAYS)
             .add_extension(x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False)
@@ -76,14 +78,31 @@ def ensure_server_certificate(directory: Path, name: str, hosts: Iterable[str], 
 def _ca_key(directory: Path) -> ec.EllipticCurvePrivateKey:
     path = directory / "tls" / "ca.key"
     check_private(path)
-    key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    return _load_key(path, "restore it from a backup")
+
+
+def _load_key(path: Path, remedy: str) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    except (ValueError, TypeError):  # TypeError: it has a password
+        raise IdentityError(f"{path} is not a private key: {remedy}") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise IdentityError(f"{path} is not an elliptic-curve key: restore it from a backup")
+        raise IdentityError(f"{path} is not an elliptic-curve key: {remedy}")
     return key
 
 
-def _is_good(path: Path, ca: x509.Certificate, hosts: list[str], now: int) -> bool:
-    certificate = x509.load_pem_x509_certificate(path.read_bytes())
+def _load_certificate(path: Path, remedy: str) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except ValueError:
+        raise IdentityError(f"{path} is not a certificate: {remedy}") from None
+
+
+def _is_good(path: Path, key: Path, ca: x509.Certificate, hosts: list[str], now: int) -> bool:
+    remedy = f"remove {path} and deploy again"
+    certificate = _load_certificate(path, remedy)
+    if certificate.public_key() != _load_key(key, remedy).public_key():
+        return False  # whoever wrote them was interrupted in between
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     found = sorted([*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))])
     long_enough = certificate.not_valid_after_utc - _at(now) > timedelta(days=RENEW_DAYS)
@@ -123,6 +142,16 @@ def _key_usage(*, ca: bool) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
+
+
+def _normal(host: str) -> str:
+    """One way to write a host; addresses have several. Raises :class:`IdentityError`."""
+    if not host or not host.isascii() or "%" in host:
+        raise IdentityError(f"{host!r} cannot be in a certificate: write a name in ASCII (xn--…), or an IP address")
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return host
 
 
 def _general_name(host: str) -> x509.GeneralName:
