@@ -29,7 +29,6 @@ STATIC_USERS = (("SYS", "hub"), ("SYS", "admin"), ("AUTH", "hub"), ("PLATFORM", 
 """The users that are minted at deploy time and hold creds files: the hubs, and the one who administers."""
 
 _INDEX = "natskit.json"
-_SIGNING: dict[str, tuple[str, ...]] = {"SYS": tuple(SYSTEM_SCOPES), "AUTH": ("hub",), "PLATFORM": tuple(SCOPES)}
 _KIND_FOLDERS: dict[str, nkey.Kind] = {"O": "operator", "A": "account", "U": "user"}
 
 
@@ -64,6 +63,7 @@ class Identity:
         self._index = index
         self._seeds = seeds
         self._write = write
+        self._loaded = False
         self._jwts: dict[str, str] = {}
 
     @classmethod
@@ -73,13 +73,16 @@ class Identity:
         ``now`` is in Unix seconds. With ``write=False`` nothing is written: what is missing is made in memory.
         Raises :class:`IdentityError` for a directory that is half-written, foreign or readable by others.
         """
+        if directory.exists():
+            check_private(directory)
         with _locked(directory) if write else _unlocked():
             if (directory / _INDEX).exists():
                 identity = cls.load(directory)
-                identity._write = write
+                identity._write, identity._loaded = write, False
             else:
                 _refuse_half_written(directory)
-                identity = cls(directory, *_create_keys(), write=write)
+                identity = cls(directory, {}, {}, write=write)
+            if _create_missing(identity._index, identity._seeds):
                 identity._save_keys()
             identity._refresh(now)
             return identity
@@ -92,12 +95,8 @@ class Identity:
             _refuse_half_written(directory)
             raise IdentityError(f"{directory} holds no identity: a deploy makes one")
         check_private(directory)
-        try:
-            index = json.loads(path.read_text())
-            seeds = {public: _read_seed(directory, public) for public in _public_keys(index)}
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise IdentityError(f"{path} is damaged: restore {directory} from a backup") from None
-        identity = cls(directory, index, seeds, write=False)
+        identity = cls(directory, *_read_index(directory, {}), write=False)
+        identity._loaded = True
         identity._jwts = {name: _read_optional(path) for name, path in identity._jwt_paths().items()}
         return identity
 
@@ -120,12 +119,17 @@ class Identity:
         return self._jwts[name]
 
     def signing_seed(self, account: str, role: str) -> str:
-        """The seed of a NATS account's signing key for a role."""
-        return self._seeds[self._index["accounts"][account]["signing"][role]]
+        """The seed of a NATS account's signing key for a role. Raises :class:`IdentityError` if there is none yet."""
+        public = self._index["accounts"][account]["signing"].get(role)
+        if public is None:
+            raise IdentityError(f"{self.directory} has no signing key for {account}/{role} yet: a deploy makes it")
+        return self._seeds[public]
 
     def creds(self, account: str, user: str) -> str:
-        """The text of the creds file of a static user, one of :data:`STATIC_USERS`."""
+        """The text of the creds file of a static user, one of :data:`STATIC_USERS`. Raises :class:`IdentityError`."""
         name = f"{account}/{user}"
+        if name not in self._index["users"]:
+            raise IdentityError(f"{self.directory} has no user {name} yet: a deploy makes it")
         return claims.format_creds(self._jwts[name], self._seeds[self._index["users"][name]])
 
     def creds_path(self, account: str, user: str) -> Path:
@@ -142,11 +146,19 @@ class Identity:
         )
 
     def runner_creds(self, runner_id: str, *, now: int) -> tuple[str, str]:
-        """The creds text and the public key of a runner, made once. Raises :class:`NatskitError` for a bad id."""
+        """The creds text and the public key of a runner, made once.
+
+        Raises :class:`NatskitError` for a bad id, and :class:`IdentityError` for a runner that is new to an identity
+        that was only loaded.
+        """
         check_id(runner_id, "runner id")
-        runners: dict[str, str] = self._index.setdefault("runners", {})
         with _locked(self.directory) if self._write else _unlocked():
+            if self._write:  # another deploy may have added its runner since
+                self._index, self._seeds = _read_index(self.directory, self._seeds)
+            runners: dict[str, str] = self._index["runners"]
             if runner_id not in runners:
+                if self._loaded:
+                    raise IdentityError(f"{self.directory} knows no runner {runner_id}: a deploy makes its keys")
                 seed = nkey.create_seed("user")
                 runners[runner_id] = nkey.public_key(seed)
                 self._seeds[runners[runner_id]] = seed
@@ -248,26 +260,45 @@ class Identity:
         write_private(self.directory / _INDEX, json.dumps(self._index, indent=2, sort_keys=True) + "\n")
 
 
-def _create_keys() -> tuple[dict[str, Any], dict[str, str]]:
-    seeds: dict[str, str] = {}
+def _create_missing(index: dict[str, Any], seeds: dict[str, str]) -> bool:
+    """Make the keys that are not there: all of them at first, later those of roles and users that are new."""
+    before = len(seeds)
 
-    def create(kind: nkey.Kind) -> str:
-        seed = nkey.create_seed(kind)
-        public = nkey.public_key(seed)
-        seeds[public] = seed
-        return public
+    def ensure(keys: dict[str, str], name: str, kind: nkey.Kind) -> None:
+        if name not in keys:
+            seed = nkey.create_seed(kind)
+            keys[name] = nkey.public_key(seed)
+            seeds[keys[name]] = seed
 
-    index: dict[str, Any] = {
-        "version": 1,
-        "operator": {"identity": create("operator"), "signing": create("operator")},
-        "accounts": {
-            name: {"identity": create("account"), "signing": {role: create("account") for role in roles}}
-            for name, roles in _SIGNING.items()
-        },
-        "users": {f"{account}/{user}": create("user") for account, user in STATIC_USERS},
-        "runners": {},
-    }
-    return index, seeds
+    index.setdefault("version", 1)
+    operator: dict[str, str] = index.setdefault("operator", {})
+    ensure(operator, "identity", "operator")
+    ensure(operator, "signing", "operator")
+    roles = {"SYS": tuple(SYSTEM_SCOPES), "AUTH": ("hub",), "PLATFORM": tuple(SCOPES)}
+    for name in NATS_ACCOUNTS:
+        account: dict[str, Any] = index.setdefault("accounts", {}).setdefault(name, {})
+        ensure(account, "identity", "account")
+        signing: dict[str, str] = account.setdefault("signing", {})
+        for role in roles[name]:
+            ensure(signing, role, "account")
+    users: dict[str, str] = index.setdefault("users", {})
+    for account_name, user in STATIC_USERS:
+        ensure(users, f"{account_name}/{user}", "user")
+    index.setdefault("runners", {})
+    return len(seeds) != before
+
+
+def _read_index(directory: Path, known: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The index, and the seed of every key it names; those in ``known`` are not read again."""
+    path = directory / _INDEX
+    try:
+        index = json.loads(path.read_text())
+        publics = _public_keys(index)
+    except FileNotFoundError:
+        raise IdentityError(f"{path} is missing: restore {directory} from a backup") from None
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise IdentityError(f"{path} is damaged: restore {directory} from a backup") from None
+    return index, {public: known.get(public) or _read_seed(directory, public) for public in publics}
 
 
 def _public_keys(index: dict[str, Any]) -> list[str]:
@@ -290,14 +321,18 @@ def _read_seed(directory: Path, public: str) -> str:
     if not path.exists():
         raise IdentityError(f"{path} is missing, but {directory / _INDEX} names it: restore {directory} from a backup")
     check_private(path)
-    seed = path.read_text().strip()
-    if nkey.public_key(seed) != public:
+    try:
+        seed = path.read_bytes().decode("ascii").strip()
+        found = nkey.public_key(seed)
+    except (UnicodeDecodeError, IdentityError):
+        raise IdentityError(f"{path} holds no nkey seed: restore {directory} from a backup") from None
+    if found != public:
         raise IdentityError(f"{path} holds the seed of another key: restore {directory} from a backup")
     return seed
 
 
 def _read_optional(path: Path) -> str:
-    return path.read_text().strip() if path.exists() else ""
+    return path.read_bytes().decode(errors="replace").strip() if path.exists() else ""
 
 
 def _same_claims(token: str, wanted: claims.Claims, issuer: str) -> bool:

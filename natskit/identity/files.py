@@ -19,7 +19,7 @@ def make_private(directory: Path) -> None:
 
 def write_private(path: Path, content: str) -> None:
     """Write a file with mode 0600, atomically and durably; a file that holds the content already is left alone."""
-    if path.exists() and path.read_text() == content:
+    if path.exists() and path.read_bytes() == content.encode():
         return
     make_private(path.parent)
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

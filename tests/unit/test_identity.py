@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 import natskit.identity
+import natskit.identity.tls
 from natskit.errors import IdentityError, NatskitError
-from natskit.identity import HubKeys, Identity, claims
+from natskit.identity import HubKeys, Identity, claims, nkey
+from natskit.identity.files import write_private
 from natskit.identity.tls import CERTIFICATE_DAYS, RENEW_DAYS, ensure_ca, ensure_server_certificate
 from natskit.permissions import SCOPES, Permissions
 
@@ -167,3 +173,106 @@ def test_half_a_ca_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tls" / "ca.key").unlink()
     with pytest.raises(IdentityError, match=r"ca\.key is missing"):
         ensure_ca(tmp_path, now=NOW)
+
+
+def test_a_first_run_into_a_directory_others_may_read_is_refused(tmp_path: Path) -> None:
+    directory = tmp_path / "identity"
+    directory.mkdir(mode=0o700)
+    directory.chmod(0o755)
+    with pytest.raises(IdentityError, match=r"chmod go= .*identity"):
+        Identity.ensure(directory, now=NOW)
+    assert not list(directory.iterdir())
+    directory.chmod(0o700)
+    Identity.ensure(directory, now=NOW)
+
+
+def test_two_deploys_keep_each_others_runner(tmp_path: Path) -> None:
+    one, two = (Identity.ensure(tmp_path / "identity", now=NOW) for _ in range(2))
+    other = RUNNER.replace("5", "6")
+    first, second = one.runner_creds(RUNNER, now=NOW), two.runner_creds(other, now=NOW)
+    assert two.runner_creds(RUNNER, now=NOW) == first
+    loaded = Identity.load(tmp_path / "identity")
+    assert (loaded.runner_creds(RUNNER, now=NOW), loaded.runner_creds(other, now=NOW)) == (first, second)
+
+
+def test_a_loaded_identity_makes_no_keys(tmp_path: Path) -> None:
+    Identity.ensure(tmp_path / "identity", now=NOW)
+    before = snapshot(tmp_path)
+    with pytest.raises(IdentityError, match=f"no runner {RUNNER}"):
+        Identity.load(tmp_path / "identity").runner_creds(RUNNER, now=NOW)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_new_role_and_a_new_user_get_their_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "identity"
+    before = Identity.ensure(directory, now=NOW)
+    monkeypatch.setattr(natskit.identity, "SCOPES", dict(SCOPES) | {"auditor": Permissions((), ("events.>",))})
+    users = (*natskit.identity.STATIC_USERS, ("PLATFORM", "auditor"))
+    monkeypatch.setattr(natskit.identity, "STATIC_USERS", users)
+    for ask in (before.signing_seed, before.creds):
+        with pytest.raises(IdentityError, match="a deploy makes it"):
+            ask("PLATFORM", "auditor")
+    after = Identity.ensure(directory, now=NOW)
+    assert after.signing_seed("PLATFORM", "hub") == before.signing_seed("PLATFORM", "hub")
+    loaded = Identity.load(directory)
+    assert loaded.creds("PLATFORM", "auditor") == after.creds("PLATFORM", "auditor")
+    signer = nkey.public_key(loaded.signing_seed("PLATFORM", "auditor"))
+    keys = claims.decode(loaded.account_jwt("PLATFORM"))["nats"]["signing_keys"]
+    assert signer in [key["key"] for key in keys]
+    index = json.loads((directory / "natskit.json").read_text())
+    assert nkey.is_public_key(index["users"]["PLATFORM/auditor"], "user")
+
+
+def test_a_seed_file_of_other_bytes_is_named(tmp_path: Path) -> None:
+    Identity.ensure(tmp_path, now=NOW)
+    seed = next((tmp_path / "keys" / "keys" / "U").rglob("*.nk"))
+    seed.write_bytes(b"\xff\xfe")
+    with pytest.raises(IdentityError, match=seed.name):
+        Identity.load(tmp_path)
+
+
+def test_an_interruption_between_key_and_certificate_is_made_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def issue(now: int) -> tuple[str, str]:
+        return ensure_server_certificate(tmp_path, "proxy", ["localhost"], now=now)
+
+    def interrupted(path: Path, content: str) -> None:
+        write_private(path, content)
+        if path.suffix == ".key":
+            raise KeyboardInterrupt
+
+    issue(NOW)
+    with monkeypatch.context() as patch:
+        patch.setattr(natskit.identity.tls, "write_private", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            issue(NOW + CERTIFICATE_DAYS * DAY)
+    certificate, key = issue(NOW)
+    public = x509.load_pem_x509_certificate(certificate.encode()).public_key()
+    assert public == serialization.load_pem_private_key(key.encode(), password=None).public_key()
+    assert issue(NOW) == (certificate, key)
+
+
+def test_every_way_to_write_an_address_is_the_same_host(tmp_path: Path) -> None:
+    ways = (["2001:0db8:0:0:0:0:0:0001"], ["2001:db8::1"], ["2001:DB8::1", "2001:db8:0::1"])
+    assert len({ensure_server_certificate(tmp_path, "proxy", hosts, now=NOW)[0] for hosts in ways}) == 1
+
+
+@pytest.mark.parametrize("host", ["", "bücher.example", "fe80::1%eth0"])
+def test_a_host_no_certificate_can_name(tmp_path: Path, host: str) -> None:
+    with pytest.raises(IdentityError, match=re.escape(repr(host))):
+        ensure_server_certificate(tmp_path, "proxy", ["localhost", host], now=NOW)
+
+
+def test_a_certificate_for_nobody_and_one_with_a_long_name(tmp_path: Path) -> None:
+    with pytest.raises(IdentityError, match="proxy is for no host"):
+        ensure_server_certificate(tmp_path, "proxy", [], now=NOW)
+    assert ensure_server_certificate(tmp_path, "proxy", [f"{'a' * 63}.example.org"], now=NOW)
+
+
+@pytest.mark.parametrize("name", ["proxy.crt", "proxy.key", "ca.crt", "ca.key"])
+def test_an_empty_tls_file_is_named(tmp_path: Path, name: str) -> None:
+    ensure_server_certificate(tmp_path, "proxy", ["localhost"], now=NOW)
+    (tmp_path / "tls" / name).write_text("")
+    with pytest.raises(IdentityError, match=re.escape(name)):
+        ensure_server_certificate(tmp_path, "proxy", ["localhost", "example.org"], now=NOW)
