@@ -17,11 +17,12 @@ _CACHED = 20_000
 
 
 class Ticket(NamedTuple):
-    """What an AUTH user JWT says: whose it is, its public key, and when it was made."""
+    """What an AUTH user JWT says: whose it is, its public key, when it was made, and whether holding it is enough."""
 
     holder: Holder
     public_key: str
     issued_at: int
+    bearer: bool
 
 
 class Tokens:
@@ -54,7 +55,8 @@ class Tokens:
         if kind not in ("browser", "project", "runner"):
             raise ClaimsError("a JWT says no kind")
         holder = Holder(kind, identifier, session_id)  # type: ignore[arg-type]
-        return Ticket(holder, str(body.get("sub", "")), int(body.get("iat", 0)))
+        bearer = body.get("nats", {}).get("bearer_token") is True
+        return Ticket(holder, str(body.get("sub", "")), int(body.get("iat", 0)), bearer)
 
     def grant(self, holder: Holder, rights: Rights, user_nkey: str, now: int) -> str:
         """The PLATFORM user JWT of a holder: the scope of its role, the tags of its rights, a limited time."""
