@@ -91,7 +91,7 @@ def tcp_publish(stage: Stage) -> Row:
         f"{ours / 1e6:.2f} of {theirs / 1e6:.2f} M msg/s",
         "",
         None,
-        "2 processes, 4 M messages encoded once, no subscriber, until both PONGs; ours is a project and its permissions",
+        "2 processes, 4 M messages encoded once, no subscriber, until both PONGs; ours: a project and its permissions",
     )
 
 
