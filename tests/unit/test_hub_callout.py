@@ -56,6 +56,7 @@ def project_jwt() -> str:
         base64.urlsafe_b64encode(SIGNATURE).rstrip(b"=").decode(),
         base64.b64encode(SIGNATURE).decode(),
     ],
+    ids=["base64url", "base64"],
 )
 def test_who_signed_the_nonce_gets_a_jwt(signature: str) -> None:
     assert answer(project_jwt(), signature=signature)["jwt"]
@@ -74,6 +75,7 @@ def test_who_signed_the_nonce_gets_a_jwt(signature: str) -> None:
         base64.b64encode(SIGNATURE[:-1] + bytes([SIGNATURE[-1] ^ 1])).decode(),
         base64.b64encode(nkey.key_pair(nkey.create_seed("user")).sign(NONCE.encode())).decode(),
     ],
+    ids=["none", "empty", "other letters", "not ASCII", "short", "changed", "another's"],
 )
 def test_who_did_not_sign_the_nonce_is_refused(signature: str) -> None:
     assert answer(project_jwt(), signature=signature)["error"] == "not authorized"
