@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import random
+import secrets
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -25,11 +26,13 @@ from urllib.parse import ParseResult
 import nats.errors
 from nats.aio.client import PING_PROTO, PONG_PROTO, Srv
 from nats.aio.client import Client as NatsClient
+from nats.aio.msg import Msg
 from nats.aio.transport import WebSocketTransport
 from nats.protocol.parser import PERMISSIONS_ERR
 from pydantic import BaseModel, ConfigDict, Field
 
 from natskit.errors import ConnectionLostError, NatskitError, SignInError
+from natskit.permissions import answer_prefix
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +81,37 @@ class Connection(NatsClient):
         """Call ``callback`` whenever the connection is back and subscriptions are restored; returns the undo."""
         self._came_back.append(callback)
         return lambda: self._came_back.remove(callback)
+
+    def inbox_for(self, subject: str) -> str:
+        """A new inbox in which whoever serves ``subject`` may answer."""
+        return f"{answer_prefix(self._inbox_prefix.decode(), subject)}.{secrets.token_hex(16)}"
+
+    async def ask(self, subject: str, body: bytes, wait: float) -> Msg:
+        """One request, one answer. Raises what ``request`` of nats-py raises, which asks in one inbox for all."""
+        inbox = self.inbox_for(subject)
+        if inbox.rpartition(".")[0] == self._inbox_prefix.decode():
+            return await self.request(subject, body, timeout=wait)
+        answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+
+        async def arrived(message: Msg) -> None:
+            if not answer.done():
+                answer.set_result(message)
+
+        self._resp_map[inbox] = answer
+        subscription = await self.subscribe(inbox, cb=arrived)
+        try:
+            await self.publish(subject, body, reply=inbox)
+            async with asyncio.timeout(wait):
+                message = await answer
+        except TimeoutError:
+            raise nats.errors.TimeoutError from None
+        finally:
+            self._resp_map.pop(inbox, None)
+            with contextlib.suppress(nats.errors.Error):
+                await subscription.unsubscribe()
+        if (message.headers or {}).get("Status") == "503":
+            raise nats.errors.NoRespondersError
+        return message
 
     async def _process_err(self, err_msg: str) -> None:
         error = nats.errors.Error(f"nats: {err_msg}")
@@ -223,10 +257,10 @@ async def connect(
     return connection
 
 
-async def request(connection: NatsClient, subject: str, body: bytes, wait: float) -> bytes:
+async def request(connection: Connection, subject: str, body: bytes, wait: float) -> bytes:
     """One request, one answer. Raises :class:`ConnectionLostError` if nobody listens or the answer is late."""
     try:
-        answer = await connection.request(subject, body, timeout=wait)
+        answer = await connection.ask(subject, body, wait)
     except nats.errors.NoRespondersError:
         raise ConnectionLostError(f"nobody answers {subject}: it is not running, or not yet") from None
     except nats.errors.TimeoutError:

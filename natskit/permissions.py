@@ -6,6 +6,12 @@ this module. Only allow-lists: in nats-server deny rules are the weaker tool.
 A scope's ``{{tag(x)}}`` is expanded by nats-server from the tags of the user JWT, once for each tag ``x:value``
 (nats-server, ``processUserPermissionsTemplate``; ADR-14 and the docs' "Scoped signing keys"). A subject whose tag is
 missing is dropped from the list, so a user without tags gets nothing, never everything.
+
+Nobody has ``allow_responses``. It lets a user publish to whatever reply subject a message that reached it names, and
+nats-server lets any publisher name any subject there: whoever may write to a project, and has the project's
+credentials, could write ``hub.admin`` as the reply subject and then publish there as the project. So answers have
+subjects of their own (:func:`answer_prefix`), and the hub, which may publish to every inbox and to its buckets,
+answers nowhere but in the inbox of who asked.
 """
 
 from __future__ import annotations
@@ -29,18 +35,7 @@ BUCKETS = ("accounts", "projects", "memberships", "sessions", "runners")
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
-
-@dataclass(frozen=True)
-class Responses:
-    """``allow_responses``: how many messages, for how long, may be sent to the reply subject of a received message.
-
-    ``max`` is a count of messages, ``ttl`` is in seconds. nats-server starts both anew for a message with the same
-    reply subject only when the right is over (client.go, ``deliverMsg``), so a long answer moves to a fresh reply
-    subject in time: see natskit/stream.py.
-    """
-
-    max: int
-    ttl: float
+_SERVED = re.compile(r"(?:projects|runners)\.([^.]+)\.")
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,6 @@ class Permissions:
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
-    responses: Responses | None = None
     connection_types: tuple[str, ...] = ()
     """Where the role may connect (``STANDARD``, ``WEBSOCKET``); empty means anywhere."""
 
@@ -86,23 +80,24 @@ SCOPES: Mapping[Role, Permissions] = {
         connection_types=("WEBSOCKET",),
     ),
     "project": Permissions(
-        publish=("hub.project.{{tag(project)}}", "events.project.{{tag(project)}}.>"),
+        publish=(
+            "hub.project.{{tag(project)}}",
+            "events.project.{{tag(project)}}.>",
+            "_INBOX.account.*.{{tag(project)}}.>",
+            "_INBOX.hub.{{tag(project)}}.>",
+            "_INBOX.admin.{{tag(project)}}.>",
+        ),
         subscribe=("projects.{{tag(project)}}.>", "_INBOX.project.{{tag(project)}}.>"),
-        # The default, one message in two minutes, is not enough for the output of a command; nats-server keeps an
-        # entry for each reply subject until the time is over, so it is short; acknowledgements bring new ones.
-        responses=Responses(max=100_000, ttl=60),
     ),
     "runner": Permissions(
-        publish=("hub.runner.{{tag(runner)}}",),
+        publish=("hub.runner.{{tag(runner)}}", "_INBOX.hub.{{tag(runner)}}.>"),
         subscribe=("runners.{{tag(runner)}}.>", "_INBOX.runner.{{tag(runner)}}.>"),
-        responses=Responses(max=1, ttl=120),
     ),
     "hub": Permissions(
         publish=(
             "events.account.*.>",
             "runners.*.api",
             "projects.*.api",
-            # Not allow_responses: at thousands of requests a second nats-server would keep as many reply entries.
             "_INBOX.account.>",
             "_INBOX.project.>",
             "_INBOX.runner.>",
@@ -169,6 +164,15 @@ def inbox_prefix(role: Role, identifier: str = "") -> str:
             return f"_INBOX.{role}.{identifier}"
         case _:
             return f"_INBOX.{role}"
+
+
+def answer_prefix(own_inbox: str, subject: str) -> str:
+    """Where in one's own inbox the answer to a request on ``subject`` has to arrive.
+
+    A project and a runner may answer in the part of an inbox that carries their id, and nowhere else.
+    """
+    served = _SERVED.match(subject)
+    return f"{own_inbox}.{served[1]}" if served else own_inbox
 
 
 def check_id(value: str, what: str) -> str:

@@ -4,8 +4,8 @@ NATS alone delivers at most once. Here the sender (``natskit/project/sender.py``
 acknowledged, up to a window, and stops producing when the window is full, so that a flood is bounded in memory at every
 hop; the reader asks again for what it missed. ``web/src/stream.js`` speaks the same protocol:
 
-1. The caller subscribes ``{base}.*`` (a new inbox) and publishes a JSON-RPC request to ``projects.{p}.api`` with the
-   reply subject ``{base}.0``. A refusal is an ordinary JSON-RPC response.
+1. The caller subscribes ``{base}.*`` (a new inbox, see below) and publishes a JSON-RPC request to
+   ``projects.{p}.api`` with the reply subject ``{base}.0``. A refusal is an ordinary JSON-RPC response.
 2. The project answers with frames. Header ``Natskit-Stream``: ``start``, ``stdout``, ``stderr``, ``heartbeat`` or
    ``end``; header ``Natskit-Seq``: the number of the frame, from 0. A heartbeat carries the number of the *next* frame
    and uses none up. The body of ``end`` is the JSON-RPC response. Each frame's reply subject is the project's own inbox
@@ -18,9 +18,7 @@ hop; the reader asks again for what it missed. ``web/src/stream.js`` speaks the 
    where on input was lost (``Natskit-Stdin-Missing``).
 5. A reader that is away for 10 s, or answers nothing for 30 s, is gone: its command is ended.
 
-The right to answer: a project may publish to the reply subject of a message it received, for 60 s, and nats-server
-does not prolong a right that is still valid (client.go, ``deliverMsg``). So the reader puts a new last token into the
-reply subject of its control messages every :data:`ROTATE_SECONDS`; the sender always answers to the newest one.
+The base lies in the part of the caller's inbox where this project may answer (``permissions.answer_prefix``).
 """
 
 from __future__ import annotations
@@ -76,10 +74,6 @@ QUIET_SECONDS = 6.0
 ASK_SECONDS = 1.0
 ANSWER_SECONDS = 15.0
 
-ROTATE_SECONDS = 20.0
-ROTATE_FRAMES = 20_000
-"""Well inside the 60 s and 100,000 messages of ``permissions.SCOPES["project"].responses``."""
-
 
 class Reader:
     """The caller's end of one stream.
@@ -93,10 +87,9 @@ class Reader:
         self.result: Any = None
         self.ended = False
         self._connection = connection
-        self._base = connection.new_inbox()
+        self._base = ""
         self._loop = asyncio.get_running_loop()
-        self._rotation = self._rotated_frames = self._received = 0
-        self._rotated_at = self._heard = self._opened = self._loop.time()
+        self._heard = self._opened = self._loop.time()
         self._subscription: Subscription | None = None
         self._streams = self._control = ""
         self._expected = 0
@@ -115,6 +108,7 @@ class Reader:
 
     async def open(self, subject: str, body: bytes) -> None:
         """Send the request and wait until the project has started to answer."""
+        self._base = self._connection.inbox_for(subject)
         self._streams = subject.removesuffix(".api") + ".streams."
         self._subscription = await self._connection.subscribe(f"{self._base}.*", cb=self._on_message)
         self._forget_reconnect = self._connection.on_reconnect(self.ask_again)
@@ -181,7 +175,7 @@ class Reader:
         if self._connection.is_closed:
             raise ConnectionLostError("the connection was closed")
         with contextlib.suppress(nats.errors.Error):
-            await self._connection.publish(self._control, to_json(message), reply=self._reply_subject())
+            await self._connection.publish(self._control, to_json(message), reply=f"{self._base}.0")
 
     async def close(self) -> None:
         """Stop reading; a command that still runs is cancelled."""
@@ -208,7 +202,6 @@ class Reader:
                 self._fail(_refusal(message))
             return
         self._heard = self._loop.time()
-        self._received += 1
         kind, seq = frame
         if not self._control:
             # Every frame names its stream, so that the loss of the first one can be made good.
@@ -291,13 +284,6 @@ class Reader:
             self._failure = failure
         self._arrived.set()
         self._input.taken.set()
-
-    def _reply_subject(self) -> str:
-        now = self._loop.time()
-        if now - self._rotated_at >= ROTATE_SECONDS or self._received - self._rotated_frames >= ROTATE_FRAMES:
-            self._rotation += 1
-            self._rotated_at, self._rotated_frames = now, self._received
-        return f"{self._base}.{self._rotation}"
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)

@@ -25,7 +25,7 @@ from natskit.hub.agents import project_methods, runner_methods
 from natskit.hub.caller import Caller
 from natskit.hub.metrics import Metrics
 from natskit.hub.projects import iso
-from natskit.permissions import check_id
+from natskit.permissions import check_id, inbox_prefix
 from natskit.rpc import Methods, Request, RpcError, encode_error, encode_result, parse
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Services:
         self._pings: dict[Kind, int] = {"account": 0, "project": 0}
         self._pong_made = 0.0
         self._pong_tail = b""
-        self._callers: dict[tuple[Kind, str], Caller] = {}
+        self._callers: dict[tuple[Kind, str], tuple[Caller, str]] = {}
 
     async def start(self, connection: Connection) -> None:
         """Register with the micro framework and begin to answer."""
@@ -121,23 +121,29 @@ class Services:
     def _handler(self, kind: Kind) -> Callable[[Msg], Coroutine[Any, Any, None]]:
         """The endpoint's callback. The common case, a method answered on the spot, is kept short."""
         on_the_spot = ON_THE_SPOT if kind in ("account", "project") else frozenset()
-        callers, pings, pong = self._callers, self._pings, self._pong
+        known, pings, pong = self._callers, self._pings, self._pong
 
         async def handle(message: Msg) -> None:
             ping = _PING.fullmatch(message.data) if on_the_spot else None
-            if ping is not None and (kind, message.subject) in callers and message.reply:
-                pings[kind] += 1
-                await message._client.publish(message.reply, pong(ping[1]))
-                return
+            if ping is not None and message.reply:
+                found = known.get((kind, message.subject))
+                if found is not None and message.reply.startswith(found[1]):
+                    pings[kind] += 1
+                    await message._client.publish(message.reply, pong(ping[1]))
+                    return
             started = time.perf_counter()
+            try:
+                caller, inbox = self._caller(kind, message.subject)
+            except NatskitError as error:
+                log.warning("a request was dropped: %s", error)
+                return
+            if message.reply and not message.reply.startswith(inbox):
+                # The hub may publish where the caller may not: to its buckets, to the inboxes of all others.
+                log.warning("a request of %s %s was dropped: it wants its answer elsewhere", kind, caller.id)
+                return
             request, failure = _parse(message.data)
             if request is None:
                 await _respond(message, failure)
-                return
-            try:
-                caller = self._caller(kind, message.subject)
-            except NatskitError as error:
-                await _respond(message, encode_error(request.id, RpcError("invalid_request", str(error))))
                 return
             if request.method in on_the_spot:
                 await _respond(message, await self._call(kind, caller, request, started))
@@ -183,16 +189,18 @@ class Services:
         self._metrics.requests.labels(kind, outcome).observe(time.perf_counter() - started)
         return None if request.is_notification else answer
 
-    def _caller(self, kind: Kind, subject: str) -> Caller:
-        caller = self._callers.get((kind, subject))
-        if caller is None:
+    def _caller(self, kind: Kind, subject: str) -> tuple[Caller, str]:
+        """Who asks on a subject, and how every reply subject of theirs begins."""
+        found = self._callers.get((kind, subject))
+        if found is None:
             identifier = subject.rpartition(".")[2]
             if kind != "admin":
                 check_id(identifier, f"the {kind} in {subject[:80]}")
             if len(self._callers) > 10_000:
                 self._callers.clear()
-            caller = self._callers[kind, subject] = Caller(self._hub, kind, identifier)
-        return caller
+            inbox = inbox_prefix("browser" if kind == "account" else kind, identifier) + "."
+            found = self._callers[kind, subject] = Caller(self._hub, kind, identifier), inbox
+        return found
 
     def _pong(self, identifier: bytes) -> bytes:
         """The answer of the method ``ping``."""

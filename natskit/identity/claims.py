@@ -194,11 +194,6 @@ def _template(permissions: Permissions) -> dict[str, Any]:
     out: dict[str, Any] = {
         key: {"allow": sorted(subjects)} if subjects else {"deny": [">"]} for key, subjects in allow.items()
     }
-    if permissions.responses:
-        out["resp"] = {
-            "max": permissions.responses.max,
-            "ttl": int(permissions.responses.ttl * _NANOSECONDS),
-        }
     if permissions.connection_types:
         out["allowed_connection_types"] = sorted(permissions.connection_types)
     return out | dict.fromkeys(("subs", "data", "payload"), _NO_LIMIT)

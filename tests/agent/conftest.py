@@ -31,9 +31,8 @@ authorization {{
   users: [
     {{ user: admin, password: admin }}
     {{ user: project, password: project, permissions: {{
-        publish: ["hub.project.>", "events.project.>"]
+        publish: ["hub.project.>", "events.project.>", "_INBOX.account.*.*.>", "_INBOX.hub.*.>", "_INBOX.admin.*.>"]
         subscribe: ["projects.>", "_INBOX.project.>"]
-        allow_responses: {{ max: 100000, expires: "{expires}" }}
     }} }}
   ]
 }}
@@ -68,14 +67,13 @@ async def until_async(condition: Callable[[], Any], what: str, seconds: float = 
 class Server:
     """A nats-server with an administrator, a project user with the real permissions, and a system user."""
 
-    def __init__(self, directory: Path, expires: str = "60s") -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.port = 0
         self.process: subprocess.Popen[bytes] | None = None
         self.websocket_port = 0
         self.extra = ""
         """More configuration; ``PORT`` in it becomes a port of its own."""
-        self._expires = expires
 
     def start(self) -> None:
         ports = self.directory / "ports"
@@ -83,9 +81,7 @@ class Server:
         ports.mkdir()
         config = self.directory / "nats-server.conf"
         config.write_text(
-            CONFIG.format(
-                port=self.port or -1, expires=self._expires, ports=f"ports_file_dir: {json.dumps(str(ports))}"
-            )
+            CONFIG.format(port=self.port or -1, ports=f"ports_file_dir: {json.dumps(str(ports))}")
             + self.extra.replace("PORT", str(self.websocket_port or -1))
         )
         log = (self.directory / "nats-server.log").open("ab")

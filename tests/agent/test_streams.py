@@ -9,7 +9,7 @@ import random
 import re
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -239,30 +239,6 @@ async def test_a_restarted_agent_does_not_know_the_stream(
             command.kill()
 
 
-@pytest.fixture(scope="module")
-def strict_server() -> Iterator[Server]:
-    """A server where the right to answer is over after two seconds instead of sixty."""
-    with tempfile.TemporaryDirectory() as directory:
-        server = Server(Path(directory), expires="2s")
-        server.start()
-        yield server
-        server.stop()
-
-
-async def test_the_right_to_answer_is_renewed_in_time(strict_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(natskit.stream, "ROTATE_SECONDS", 0.5)
-    monkeypatch.setattr(natskit.project.sender, "HEARTBEAT_SECONDS", 0.5)
-    monkeypatch.setattr(natskit.project.sender, "IDLE_SECONDS", 0.3)
-    client = await Client.admin(strict_server.url("admin"), None)
-    async with agent_here(strict_server) as agent:
-        command = "sleep 3; for i in 1 2 3 4 5 6 7 8 9 10; do echo $i; sleep 0.3; done"
-        async with client.exec(agent.program.project_id, command=command) as run:
-            out, _ = await run.output()
-    assert out == b"1\n2\n3\n4\n5\n6\n7\n8\n9\n10\n"
-    assert "violation" not in strict_server.log().lower()
-    await client.close()
-
-
 async def test_too_many_commands(server: Server, client: Client) -> None:
     async with agent_here(server) as agent:
         agent.program.max_streams = 1
@@ -289,5 +265,5 @@ async def test_the_output_of_a_command_is_not_for_others(server: Server, client:
     assert {re.sub(r"[0-9a-f-]{24,36}|[A-Za-z0-9]{22}", "*", one) for one in heard} <= {
         "projects.*.api",
         "projects.*.streams.*",
-        "_INBOX.admin.*.0",
+        "_INBOX.admin.*.*.0",
     }

@@ -26,11 +26,17 @@ ALLOWED: dict[str, dict[str, list[str]]] = {
         ],
     },
     "project": {
-        "publish": ["hub.project.{p}", "events.project.{p}.news"],
+        "publish": [
+            "hub.project.{p}",
+            "events.project.{p}.news",
+            "_INBOX.account.{a}.{p}.1",
+            "_INBOX.hub.{p}.1.0",
+            "_INBOX.admin.{p}.1",
+        ],
         "subscribe": ["projects.{p}.>", "projects.{p}.api", "_INBOX.project.{p}.>"],
     },
     "runner": {
-        "publish": ["hub.runner.{r}"],
+        "publish": ["hub.runner.{r}", "_INBOX.hub.{r}.1"],
         "subscribe": ["runners.{r}.>", "_INBOX.runner.{r}.>"],
     },
     "hub": {
@@ -112,8 +118,11 @@ FORBIDDEN_PUBLISH: dict[str, list[str]] = {
         "events.project.{q}.news",
         "events.account.{a}.projects",
         "_INBOX.account.{a}.x",
+        "_INBOX.account.{a}.{q}.x",
         "_INBOX.project.{q}.x",
         "_INBOX.hub.x",
+        "_INBOX.hub.{q}.x",
+        "_INBOX.admin.x",
         "runners.{r}.api",
         "$SRV.PING",
     ],
@@ -305,15 +314,39 @@ def test_may_not_subscribe_in_a_queue_group(
     assert _refused(client_of(role).subscribe(world.name(subject), queue), "Subscription")
 
 
-def test_a_reply_subject_that_is_not_ones_own_brings_nothing(site: Site, world: World) -> None:
-    """The hub may publish to every inbox: a request that names another account's inbox only annoys its owner."""
-    mine, other = world.connect(site, "browser"), world.connect(site, "other browser")
-    inbox = world.name("_INBOX.account.{b}.spoof")
-    assert other.subscribe(inbox) == []
-    body = rpc.encode_request("ping")
-    mine.publish(world.name("hub.api.{a}"), body, inbox)
-    assert b"pong" in other.wait_for_message(inbox)
-    assert mine.messages == []
+@pytest.mark.parametrize(
+    "reply",
+    ["_INBOX.account.{b}.spoof", "events.account.{b}.x", "_INBOX.project.{q}.x", "$KV.accounts.x", "projects.{q}.api"],
+)
+def test_the_hub_answers_in_the_inbox_of_who_asks_alone(site: Site, world: World, reply: str) -> None:
+    """The hub may publish to every inbox and to its buckets; nobody else gets to do so by naming a reply subject."""
+    mine, own = world.connect(site, "browser"), world.name("_INBOX.account.{a}.me")
+    watcher, subject = world.connect(site, "other browser"), world.name(reply)
+    if reply.startswith(("_INBOX.account", "events")):
+        assert watcher.subscribe(subject) == []
+    for body in (rpc.encode_request("ping"), rpc.encode_request("list_projects"), b"no JSON"):
+        mine.publish(world.name("hub.api.{a}"), body, subject)
+    # What was asked later is answered, so what was asked before would have been.
+    assert mine.subscribe(own) == []
+    assert b"pong" in mine.request(world.name("hub.api.{a}"), rpc.encode_request("ping"), own)
+    watcher.ping()
+    assert watcher.messages == []
+    mine.close()
+    watcher.close()
+
+
+@pytest.mark.parametrize(
+    "reply", ["hub.admin", "hub.api.{b}", "$KV.accounts.x", "$JS.API.STREAM.INFO.KV_accounts", "_INBOX.account.{b}.x"]
+)
+def test_a_reply_subject_gives_a_project_no_right(site: Site, world: World, reply: str) -> None:
+    """Whoever may write to a project, and has its credentials, could name any reply subject and answer there."""
+    mine, project = world.connect(site, "browser"), world.connect(site, "project")
+    assert project.subscribe(world.name("projects.{p}.x")) == []
+    mine.publish(world.name("projects.{p}.x"), b"", world.name(reply))
+    project.wait_for_message(world.name("projects.{p}.x"))
+    assert _refused(project.publish(world.name(reply), b"{}"), "Publish")
+    mine.close()
+    project.close()
 
 
 def test_the_hub_knows_the_caller_by_the_subject_alone(site: Site, world: World) -> None:
@@ -324,6 +357,7 @@ def test_the_hub_knows_the_caller_by_the_subject_alone(site: Site, world: World)
     assert rpc.decode_response(answer)["account_id"] == world.names["a"]
     listed = rpc.decode_response(mine.request(world.name("hub.api.{a}"), rpc.encode_request("list_projects"), inbox))
     assert [project["project_id"] for project in listed] == [world.names["p"]]
+    mine.close()
 
 
 @pytest.mark.parametrize("method", ["rename_project", "delete_project", "share_project", "start_project"])
@@ -334,6 +368,7 @@ def test_the_hub_refuses_a_project_of_somebody_else(site: Site, world: World, me
     params = {"project_id": world.names["q"]}
     params |= {"rename_project": {"title": "mine now"}, "share_project": {"email": world.email_a}}.get(method, {})
     answer = mine.request(world.name("hub.api.{a}"), rpc.encode_request(method, params), inbox)
+    mine.close()
     with pytest.raises(rpc.RpcError, match="project") as refused:
         rpc.decode_response(answer)
     assert refused.value.kind in {"not_found", "forbidden"}
@@ -361,7 +396,7 @@ def test_malformed_json_rpc_gets_an_error_and_harms_nothing(
     client_of: Connect, world: World, subject: str, body: bytes, code: int
 ) -> None:
     client = client_of("browser")
-    inbox = world.name("_INBOX.account.{a}.malformed")
+    inbox = world.name("_INBOX.account.{a}.{p}.malformed")
     assert client.subscribe(inbox) == []
     answer = client.request(world.name(subject), body, inbox)
     with pytest.raises(rpc.RpcError) as refused:

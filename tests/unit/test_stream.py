@@ -33,7 +33,7 @@ class Bus:
         self.log: list[Msg] = []
         self._lose = lose
 
-    def new_inbox(self) -> str:
+    def inbox_for(self, _subject: str) -> str:
         return "inbox"
 
     def on_reconnect(self, _callback: Callable[[], None]) -> Callable[[], None]:

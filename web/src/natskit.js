@@ -238,15 +238,27 @@ export class Client {
     this.#report("closed", "");
   }
 
-  /** A new inbox of this account's own. @returns {string} */
-  newInbox() {
-    return createInbox(this.session.nats.inbox_prefix);
+  /**
+   * A new inbox in which whoever serves the subject may answer: a project may only where its id says so
+   * (natskit/permissions.py). @param {string} subject @returns {string}
+   */
+  inboxFor(subject) {
+    const project = /^projects\.([^.]+)\./.exec(subject)?.[1];
+    const own = this.session.nats.inbox_prefix;
+    return createInbox(project ? `${own}.${project}` : own);
   }
 
   /** @param {string} subject @param {string} method @param {Record<string, unknown>} params @param {{timeout?: number}} options */
   async #call(subject, method, params, options) {
     const timeout = options.timeout ?? CALL_TIMEOUT;
-    const ask = () => this.nats.request(subject, request(method, params), { timeout });
+    const ask = () => {
+      const answered = subject.startsWith("projects.") ? { noMux: true, reply: this.inboxFor(subject) } : {};
+      const options = { timeout, ...answered };
+      // Without the shared inbox the library wraps what the server said into an error of its own.
+      return this.nats.request(subject, request(method, params), options).catch((error) => {
+        throw error.name === "RequestError" && error.cause instanceof Error ? error.cause : error;
+      });
+    };
     try {
       return readResponse((await ask().catch((error) => this.#askAgain(error, ask))).data);
     } catch (error) {

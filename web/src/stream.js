@@ -13,9 +13,6 @@ const TICK = 1_000;
 const QUIET = 6_000;
 const ASK_EVERY = 1_000;
 const ANSWER = 15_000;
-/** The right to answer lasts 60 s for one reply subject, so a new one is used well before that. */
-const ROTATE_EVERY = 20_000;
-const ROTATE_FRAMES = 20_000;
 
 /** @typedef {{stream: "stdout" | "stderr", data: Uint8Array}} Output */
 /** @typedef {{exit_code: number | null, signal: string | null, timed_out: boolean, cancelled: boolean}} Result */
@@ -25,10 +22,6 @@ export class StreamReader {
   #client;
   #subject;
   #base;
-  #rotation = 0;
-  #rotatedAt = performance.now();
-  #rotatedFrames = 0;
-  #received = 0;
   #control = "";
   #expected = 0;
   #consumed = -1;
@@ -55,7 +48,7 @@ export class StreamReader {
   constructor(client, subject, body) {
     this.#client = client;
     this.#subject = subject;
-    this.#base = client.newInbox();
+    this.#base = client.inboxFor(subject);
     /** @type {Promise<Result>} */
     this.done = new Promise((resolve, reject) => (this.#settle = { resolve, reject }));
     this.done.catch(() => {}); // whoever iterates sees the error there
@@ -119,7 +112,6 @@ export class StreamReader {
       return;
     }
     this.#heard = performance.now();
-    this.#received++;
     if (!this.#control) {
       // Every frame names its stream, so that the loss of the first one can be made good.
       const stream = message.reply?.split(".").at(-1);
@@ -197,13 +189,7 @@ export class StreamReader {
       return;
     }
     const now = performance.now();
-    if (now - this.#rotatedAt >= ROTATE_EVERY || this.#received - this.#rotatedFrames >= ROTATE_FRAMES) {
-      this.#rotation++;
-      this.#rotatedAt = now;
-      this.#rotatedFrames = this.#received;
-    }
-    if (this.#client.nats.isClosed()) return;
-    this.#client.nats.publish(this.#control, JSON.stringify(message), { reply: `${this.#base}.${this.#rotation}` });
+    this.#client.nats.publish(this.#control, JSON.stringify(message), { reply: `${this.#base}.0` });
   }
 
   #tick() {
