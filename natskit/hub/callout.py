@@ -126,7 +126,8 @@ class Callout:
             user_nkey, server_id = str(asked["user_nkey"]), str(asked["server_id"]["id"])
             options = asked.get("connect_opts") or {}
             token, signature = str(options.get("jwt") or ""), str(options.get("sig") or "")
-            nonce = str((asked.get("client_info") or {}).get("nonce") or "")
+            client = asked.get("client_info") or {}
+            nonce, transport = str(client.get("nonce") or ""), str(client.get("type") or "")
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             self._metrics.callouts.labels("malformed").inc()
             return b""
@@ -134,6 +135,8 @@ class Callout:
             holder, public_key, issued_at, bearer = self._tokens.holder(token, now)
             if not bearer and not _is_signed(nonce, signature, public_key):
                 raise ClaimsError(f"{holder.kind} {holder.id} did not sign the server's nonce")
+            if bearer and transport != "websocket":
+                raise ClaimsError(f"{holder.kind} {holder.id} came over {transport[:20]!r}, not over WebSocket")
             rights = self._state.rights(holder)
             if rights is None or (rights.public_key and rights.public_key != public_key):
                 if patient and now - issued_at <= YOUNG_SECONDS:

@@ -31,7 +31,7 @@ SIGNATURE = nkey.key_pair(PROJECT).sign(NONCE.encode())
 ID = str(uuid.uuid4())
 
 
-def answer(token: str, *, signature: str = "", nonce: str = NONCE) -> dict[str, Any]:
+def answer(token: str, *, signature: str = "", nonce: str = NONCE, transport: str = "websocket") -> dict[str, Any]:
     """The claims of the answer to a request as nats-server makes it."""
     rights = Rights([], "name", None, "")
     state = SimpleNamespace(rights=lambda _: rights)
@@ -39,7 +39,7 @@ def answer(token: str, *, signature: str = "", nonce: str = NONCE) -> dict[str, 
     server = nkey.key_pair(nkey.create_seed("account"))
     user = nkey.public_key(nkey.create_seed("user"))
     options = {"jwt": token} | ({"sig": signature} if signature else {})
-    client = {"nonce": nonce} if nonce else {}
+    client = {"type": transport} | ({"nonce": nonce} if nonce else {})
     nats = {"user_nkey": user, "server_id": {"id": "N"}, "client_info": client, "connect_opts": options}
     answered = callout._answer(claims.encode({"nats": nats}, server).encode())
     assert answered
@@ -85,3 +85,4 @@ def test_a_bearer_need_not_sign() -> None:
     now = int(time.time())
     session = Session(account_id=ID, created_at=now, expires_at=now + 60, absolute_expires_at=now + 60)
     assert answer(TOKENS.cookie(ID, session, now))["jwt"]
+    assert "error" in answer(TOKENS.cookie(ID, session, now), transport="nats")
