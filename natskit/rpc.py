@@ -12,6 +12,7 @@ import importlib
 import inspect
 import json
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -171,7 +172,7 @@ class Methods(Generic[CallerT]):
 def parse(body: bytes) -> Request:
     """Read a request's bytes. Raises :class:`RpcError` (``parse_error`` or ``invalid_request``)."""
     try:
-        raw = json.loads(body)
+        raw = json.loads(body, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise RpcError("parse_error", "the request is not JSON") from None
     if not isinstance(raw, dict):
@@ -183,7 +184,8 @@ def parse(body: bytes) -> Request:
         raise RpcError("invalid_request", "the request's method must be a string")
     if not isinstance(params, dict):
         raise RpcError("invalid_request", "the request's params must be an object (parameters go by name)")
-    if isinstance(identifier, bool) or not isinstance(identifier, str | int | float | None):
+    infinite = isinstance(identifier, float) and not math.isfinite(identifier)
+    if isinstance(identifier, bool) or not isinstance(identifier, str | int | float | None) or infinite:
         raise RpcError("invalid_request", "the request's id must be a string, a number or null")
     return Request(identifier, method, params, is_notification="id" not in raw)
 
@@ -236,6 +238,10 @@ def load_methods(group: str, attribute: str, packages: Iterable[str]) -> Methods
             raise SettingsError(f"API package {package!r}: {attribute!r} must be a natskit.rpc.Methods")
         methods.include(found, package)
     return methods
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _dump(value: Any) -> bytes:

@@ -354,6 +354,6 @@ def control_message(data: bytes) -> dict[str, Any] | None:
     """The body of a control message; ``None`` if it is not one."""
     try:
         message = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return message if isinstance(message, dict) and isinstance(message.get("type"), str) else None

@@ -23,18 +23,19 @@ class Accounts:
         self._state = state
         self._passwords = passwords
         self._sessions = sessions
+        self._changing: set[str] = set()
 
     async def add(self, email: str, password: str | None) -> dict[str, Any]:
         """Make an account. Without a password a one-time password is made up and returned."""
         email = email.strip()
         if not _EMAIL.fullmatch(email):
             raise RpcError("invalid_params", f"{email[:80]!r} is no e-mail address")
-        given = password or one_time_password()
+        given = one_time_password() if password is None else password
         hashed = await self._passwords.hash(given)
         account_id = await self._claim(email)
         account = Account(email=email, password_hash=hashed, one_time=password is None, created_at=time.time())
         await self._state.accounts.change(account_id, lambda old: old or account)
-        return {"account_id": account_id, "email": email} | ({} if password else {"password": given})
+        return {"account_id": account_id, "email": email} | ({"password": given} if password is None else {})
 
     async def by_email(self, email: str) -> tuple[str, Account]:
         """The account with this e-mail. Raises :class:`RpcError`."""
@@ -58,16 +59,26 @@ class Accounts:
 
     async def set_password(self, account_id: str, password: str | None, keep_session: str | None = None) -> str | None:
         """Set a password and end the sessions that were opened with the old one; returns it if it was made up."""
-        given = password or one_time_password()
+        given = one_time_password() if password is None else password
         hashed = await self._passwords.hash(given)
         await self._update(account_id, password_hash=hashed, one_time=password is None)
         await self._sessions.end_all(account_id, but=keep_session)
-        return None if password else given
+        return given if password is None else None
 
-    async def verify_password(self, account: Account, password: str) -> None:
-        """Raises :class:`RpcError` if the password is wrong."""
-        if not await self._passwords.verify(account.password_hash, password):
-            raise RpcError("forbidden", "the current password is wrong")
+    async def change_password(
+        self, account_id: str, account: Account, current: str, new: str, keep: str | None
+    ) -> None:
+        """Raises :class:`RpcError` if the current password is wrong. One at a time for each account: the threads that
+        look at passwords are there for everybody."""
+        if account_id in self._changing:
+            raise RpcError("unavailable", "the password is being changed already; try again in a moment")
+        self._changing.add(account_id)
+        try:
+            if not await self._passwords.verify(account.password_hash, current):
+                raise RpcError("forbidden", "the current password is wrong")
+            await self.set_password(account_id, new, keep_session=keep)
+        finally:
+            self._changing.discard(account_id)
 
     async def _update(self, account_id: str, **fields: Any) -> Account:
         def mutate(old: AccountRecord | None) -> AccountRecord:

@@ -122,6 +122,7 @@ async def read_text_file_from_project(caller: Caller, project_id: str, path: str
 @natskit_hub.method()
 async def change_password(caller: Caller, current_password: str, new_password: str) -> dict[str, Any]:
     """Set a new password. Every other session ends; over NATS, where the hub does not know the session, every one."""
-    await caller.hub.accounts.verify_password(caller.account, current_password)
-    await caller.hub.accounts.set_password(caller.id, new_password, keep_session=caller.session_id)
+    await caller.hub.accounts.change_password(
+        caller.id, caller.account, current_password, new_password, keep=caller.session_id
+    )
     return {"account_id": caller.id}

@@ -59,7 +59,10 @@ class Pages:
             SignInError: lambda _, error: _RefusedError(401, "signed_out", str(error)).response,
             StateError: lambda _, error: _RefusedError(503, "unavailable", str(error)).response,
         }
-        return _Front(Starlette(routes=routes, exception_handlers=handlers), self._hub)
+        app = Starlette(routes=routes, exception_handlers=handlers)
+        # A redirect would name the host the request named, and http:// behind the proxy.
+        app.router.redirect_slashes = False
+        return _Front(app, self._hub)
 
     async def sign_in(self, request: Request) -> Response:
         """Open a session; the cookie is its name."""

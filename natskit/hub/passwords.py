@@ -39,26 +39,26 @@ class Passwords:
         """The hash to store. Raises :class:`RpcError` for a password that is too short or too long."""
         if not SHORTEST <= len(password) <= LONGEST:
             raise RpcError("invalid_params", f"a password has {SHORTEST} to {LONGEST} characters")
-        return await self._run(self._hasher.hash, password)
+        return await self._run(self._hasher.hash, _bytes(password))
 
     async def verify(self, stored: str | None, password: str) -> bool:
         """Whether the password is right; without a stored hash the same work is done, and the answer is no."""
         if len(password) > LONGEST:
             password, stored = "", None
-        right = await self._run(self._verify, stored or self._nobody, password)
+        right = await self._run(self._verify, stored or self._nobody, _bytes(password))
         return right and stored is not None
 
     def close(self) -> None:
         """Stop the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _verify(self, stored: str, password: str) -> bool:
+    def _verify(self, stored: str, password: bytes) -> bool:
         try:
             return self._hasher.verify(stored, password)
         except (Argon2Error, InvalidHashError):
             return False
 
-    async def _run(self, work: Callable[..., T], *arguments: str) -> T:
+    async def _run(self, work: Callable[..., T], *arguments: str | bytes) -> T:
         if self._pending >= self._limit:
             raise RpcError("unavailable", "too many people are signing in at this moment; try again in a few seconds")
         self._pending += 1
@@ -66,6 +66,11 @@ class Passwords:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
         finally:
             self._pending -= 1
+
+
+def _bytes(password: str) -> bytes:
+    """JSON can carry half a character (a lone surrogate), which is a wrong password like any other."""
+    return password.encode("utf-8", "surrogatepass")
 
 
 def one_time_password() -> str:

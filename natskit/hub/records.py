@@ -82,4 +82,4 @@ class Runner(Record):
 
 def email_key(email: str) -> str:
     """The key of an e-mail's claim in the bucket ``accounts``."""
-    return "email." + hashlib.sha256(email.strip().lower().encode()).hexdigest()
+    return "email." + hashlib.sha256(email.strip().lower().encode("utf-8", "surrogatepass")).hexdigest()

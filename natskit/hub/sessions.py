@@ -64,6 +64,11 @@ class Sessions:
         session_id = str(uuid.uuid4())
         await self._make_room(account_id)
         await self._store(session_id, lambda _: session)
+        now_stored = self._state.account(account_id)
+        if now_stored is None or now_stored.disabled or now_stored.password_hash != account.password_hash:
+            # Changed while the old password was looked at; the sessions it had opened were ended before this one was.
+            await self.end(session_id)
+            raise SignInError("the e-mail or the password is wrong")
         return SignedIn(session_id, session, account, self._tokens.cookie(session_id, session, int(now)))
 
     async def check(self, cookie: str) -> tuple[str, Session, Account]:

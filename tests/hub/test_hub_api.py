@@ -189,6 +189,31 @@ async def test_a_new_password_ends_the_other_sessions(site: Site) -> None:
     assert wrong.json()["error"]["data"]["kind"] == "forbidden"
 
 
+async def test_an_empty_password_is_not_replaced_by_one_that_nobody_knows(site: Site) -> None:
+    admin = await site.admin()
+    email, _, cookie = await person(site, admin)
+    empty = encode_request("change_password", {"current_password": PASSWORD, "new_password": ""})
+    answer = await site.http("hub-1", "POST", "/api/rpc", empty, cookie=cookie)
+    assert answer.json()["error"]["data"]["kind"] == "invalid_params"
+    await site.sign_in("hub-1", email, PASSWORD)
+
+
+async def test_one_account_looks_at_one_password_at_a_time(site: Site) -> None:
+    """The threads for passwords are there for everybody who signs in."""
+    _, _, cookie = await person(site, await site.admin())
+    wrong = encode_request("change_password", {"current_password": "x", "new_password": PASSWORD})
+    answers = await asyncio.gather(*(site.http("hub-1", "POST", "/api/rpc", wrong, cookie=cookie) for _ in range(10)))
+    kinds = [answer.json()["error"]["data"]["kind"] for answer in answers]
+    assert set(kinds) <= {"forbidden", "unavailable"}
+    assert "unavailable" in kinds
+
+
+async def test_odd_requests_to_sign_in_are_refused_not_failed(site: Site) -> None:
+    for body in (b'{"email":"a@example.org","password":"\\ud800"}', b'{"email":"\\ud800@example.org","password":"x"}'):
+        assert (await site.http("hub-1", "POST", "/api/sign-in", body)).status_code == 401
+    assert (await site.http("hub-1", "POST", "/api/sign-in/", b"{}")).status_code == 404
+
+
 async def test_accounts_are_unique_by_email_even_when_two_hubs_are_asked_at_once(site: Site) -> None:
     admin = await site.admin()
     email = f"{uuid.uuid4()}@example.org"
