@@ -172,7 +172,7 @@ class Methods(Generic[CallerT]):
 def parse(body: bytes) -> Request:
     """Read a request's bytes. Raises :class:`RpcError` (``parse_error`` or ``invalid_request``)."""
     try:
-        raw = json.loads(body, parse_constant=_no_constant)
+        raw = json.loads(body)
     except (ValueError, RecursionError):
         raise RpcError("parse_error", "the request is not JSON") from None
     if not isinstance(raw, dict):
@@ -238,10 +238,6 @@ def load_methods(group: str, attribute: str, packages: Iterable[str]) -> Methods
             raise SettingsError(f"API package {package!r}: {attribute!r} must be a natskit.rpc.Methods")
         methods.include(found, package)
     return methods
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _dump(value: Any) -> bytes:
