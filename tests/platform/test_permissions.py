@@ -387,7 +387,7 @@ def test_the_hub_refuses_a_project_of_somebody_else(site: Site, world: World, me
         (b'{"jsonrpc":"2.0","id":{},"method":"ping"}', rpc.INVALID_REQUEST),
         (b'{"jsonrpc":"2.0","id":1,"method":"ping","params":[1]}', rpc.INVALID_REQUEST),
         (b'{"jsonrpc":"2.0","id":1e999,"method":"ping"}', rpc.INVALID_REQUEST),
-        (b'{"jsonrpc":"2.0","id":NaN,"method":"ping"}', rpc.PARSE_ERROR),
+        (b'{"jsonrpc":"2.0","id":NaN,"method":"ping"}', rpc.INVALID_REQUEST),
         (b'{"jsonrpc":"2.0","id":1,"method":"__init__"}', rpc.METHOD_NOT_FOUND),
         (b'{"jsonrpc":"2.0","id":1,"method":"ping","params":{"x":1}}', rpc.INVALID_PARAMS),
         (b'{"jsonrpc":"2.0","id":1,"method":"create_project","params":{"title":5}}', rpc.INVALID_PARAMS),
