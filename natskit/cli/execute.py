@@ -98,10 +98,27 @@ async def _follow(execution: Execution, forward_stdin: bool) -> int:
 
 
 async def _forward(execution: Execution) -> None:
-    while data := await asyncio.to_thread(os.read, 0, STDIN_BLOCK):
+    while data := await _read_stdin():
         await execution.write(data)
     with contextlib.suppress(NatskitError):
         await execution.close_stdin()
+
+
+async def _read_stdin() -> bytes:
+    """What comes next. A terminal or pipe is waited for without a thread that would hold up the end."""
+    if sys.stdin is None:  # closed by whoever started us: 0 may be any file by now
+        return b""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    try:
+        loop.add_reader(0, readable.set)
+    except PermissionError:  # epoll(7) takes no regular file; reading one does not wait
+        return os.read(0, STDIN_BLOCK)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(0)
+    return os.read(0, STDIN_BLOCK)
 
 
 def _write(fd: int, data: bytes) -> None:
