@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 from pyinfra.api.exceptions import PyinfraError
 
 from natskit import __version__
-from natskit.errors import NatskitError
+from natskit.errors import NatskitError, SettingsError
 from natskit.identity import Identity
+from natskit.identity.files import make_private
 from natskit.identity.tls import ensure_ca
 from natskit.settings import Settings, load
 from roles import build, preflight
@@ -20,6 +23,8 @@ from roles.files import checked_file
 
 CONNECTOR_KEYS = ("ssh_", "docker_", "_")
 """Prefixes of data that pyinfra's connectors read, not natskit."""
+
+_locks: dict[Path, IO[str]] = {}
 
 
 def validate(data: Mapping[str, Any]) -> Settings:
@@ -29,9 +34,25 @@ def validate(data: Mapping[str, Any]) -> Settings:
         settings = load(ours, "inventory")
         build.environment(settings, [*settings.hub_api_packages, *settings.runner_project_api_packages])
         preflight.check(settings)
+        if not is_dry():
+            _lock(settings.platform_root)
         return settings
     except NatskitError as error:
         raise PyinfraError(str(error)) from None
+
+
+def _lock(root: Path) -> None:
+    """One deploy at a time: a second would remove the first one's supervisord.pid. Held until this ends."""
+    make_private(root)
+    file = (root / ".deploy.lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        if root not in _locks:
+            raise SettingsError(f"another deploy of {root} is running: wait until it has ended") from None
+    else:
+        _locks[root] = file
 
 
 def is_dry() -> bool:
