@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import unicodedata
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
@@ -272,7 +273,8 @@ def iso(seconds: float) -> str:
 
 
 def _title(title: str) -> str:
-    title = " ".join(title.split()).encode(errors="replace").decode()
+    plain = "".join(" " if unicodedata.category(c) == "Cc" else c for c in title)  # they would command a terminal
+    title = " ".join(plain.split()).encode(errors="replace").decode()
     if not 1 <= len(title) <= TITLE_LENGTH:
         raise RpcError("invalid_params", f"a title has 1 to {TITLE_LENGTH} characters")
     return title
