@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from natskit.errors import SettingsError
+from natskit.errors import ConnectionLostError, SettingsError
 
 if TYPE_CHECKING:
     from natskit.client import Client
@@ -50,7 +51,11 @@ def with_client(directory: str, work: Callable[[Client], Coroutine[Any, Any, T]]
     async def run() -> T:
         from natskit.client import Client
 
-        async with await Client.admin(platform["nats_url"], platform["creds"]["platform_admin"], name="cli") as client:
+        try:
+            client = await Client.admin(platform["nats_url"], platform["creds"]["platform_admin"], name="cli")
+        except ConnectionLostError as error:
+            raise ConnectionLostError(f"{error}: `natskit status` says what runs, `make up` starts it") from None
+        async with client:
             return await work(client)
 
     return asyncio.run(run())
@@ -77,10 +82,11 @@ def show_table(columns: list[str], rows: list[list[str]], empty: str) -> None:
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column == "project")
+        table.add_column(column, overflow="fold", no_wrap=column in {"project", "account"})
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False, markup=False).print(table)
+    width = None if sys.stdout.isatty() else 1000  # what reads a pipe wants a row in a line
+    Console(highlight=False, markup=False, width=width).print(table)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
