@@ -64,11 +64,19 @@ def inspect(platform: Platform) -> Report:
         running = processes(platform["supervisor_socket"])
     except NatskitError as error:
         return Report([Part("supervisor", "failed", str(error))])
-    return asyncio.run(_inspect(platform, running))
+    try:
+        context = ssl.create_default_context(cafile=platform["ca_file"])
+    except OSError as error:
+        detail = f"{platform['ca_file']} cannot be read ({error.strerror or error}): restore it from a backup"
+        return Report([Part("local CA", "failed", detail)], running)
+    return asyncio.run(_inspect(platform, running, context))
 
 
 async def _inspect(platform: Platform, running: list[Process]) -> Report:
-    context = ssl.create_default_context(cafile=platform["ca_file"])
+    try:
+        context = ssl.create_default_context(cafile=platform["ca_file"])
+    except OSError as error:
+        return Report([Part("proxy", "failed", f"the CA {platform['ca_file']} cannot be read ({error})")], running)
     async with (
         httpx.AsyncClient(timeout=TIMEOUT, trust_env=False) as inside,
         httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, verify=context) as outside,
@@ -80,8 +88,8 @@ async def _inspect(platform: Platform, running: list[Process]) -> Report:
         )
         bus, others = await asyncio.gather(_bus(platform), single)
     parts = [*others, *bus]
-    _compare(parts, running, platform["programs"])
-    _one_hub_is_enough(parts, [hub["name"] for hub in platform["hubs"]])
+    compare(parts, running, platform["programs"])
+    one_hub_is_enough(parts, [hub["name"] for hub in platform["hubs"]])
     return Report(parts, running)
 
 
@@ -101,13 +109,23 @@ async def _nats(client: httpx.AsyncClient, platform: Platform) -> Part:
 async def _http(client: httpx.AsyncClient, name: str, url: str) -> Part:
     try:
         answer = await client.get(url)
-        body = answer.json()
-    except (httpx.HTTPError, json.JSONDecodeError) as error:
+    except httpx.HTTPError as error:
         return Part(name, "failed", f"{url} does not answer ({type(error).__name__})")
-    if answer.status_code != httpx.codes.OK:
-        return Part(name, "failed", f"{url} says {body.get('reason') or body}", body.get("version", ""))
-    served = f", answered by {body['hub']}" if name == "proxy" else ""
-    return Part(name, "ok", f"healthy{served}", "" if name == "proxy" else body.get("version", ""))
+    return read_health(name, url, answer.status_code, answer.text)
+
+
+def read_health(name: str, url: str, status: int, text: str) -> Part:
+    """What ``/healthz`` of a hub said, itself or through the proxy, which has a page of its own when no hub answers."""
+    try:
+        body = json.loads(text)
+        hub, version = str(body["hub"]), str(body["version"])
+    except (ValueError, KeyError, TypeError):
+        return Part(name, "failed", f"{url} answers {status}, and not as a hub does")
+    served = f", answered by {hub}" if name == "proxy" else ""
+    version = "" if name == "proxy" else version
+    if status != httpx.codes.OK:
+        return Part(name, "failed", f"unavailable{served}: {', '.join(body.get('problems', ()))}", version)
+    return Part(name, "ok", f"healthy{served}", version)
 
 
 async def _bus(platform: Platform) -> list[Part]:
@@ -120,7 +138,7 @@ async def _bus(platform: Platform) -> list[Part]:
                 status = await client.call_hub("status", wait=TIMEOUT)
                 milliseconds = (time.monotonic() - started) * 1000
     except (NatskitError, TimeoutError) as error:
-        return [Part("bus", "failed", f"no hub answers over NATS ({error or 'timeout'})")]
+        return [Part("bus", "failed", f"no hub answers over NATS ({str(error) or f'not within {TIMEOUT:g} s'})")]
     detail = (
         f"{status['hub']} answered in {milliseconds:.1f} ms: {status['accounts']} accounts, "
         f"{status['projects']} projects, {status['sessions']} sessions"
@@ -130,18 +148,26 @@ async def _bus(platform: Platform) -> list[Part]:
 
 def _runner(runner: dict[str, Any]) -> Part:
     if not runner["alive"]:
-        return Part("runner", "failed", f"{runner['name']} ({runner['runner_id']}) sends no heartbeat")
-    return Part("runner", "ok", f"{runner['name']}, {runner['running']} projects running", runner["version"] or "")
+        return Part("runner", "failed", f"{runner['name']} ({runner['runner_id']}): {_heartbeat(runner)}")
+    detail = f"{runner['name']}, {runner['running']} projects running, {_heartbeat(runner)}"
+    return Part("runner", "ok", detail, runner["version"] or "")
 
 
-def _compare(parts: list[Part], running: list[Process], programs: list[str]) -> None:
+def _heartbeat(runner: dict[str, Any]) -> str:
+    age = runner.get("heartbeat_age")
+    return "no heartbeat yet" if age is None else f"last heartbeat {age:.0f} s ago"
+
+
+def compare(parts: list[Part], running: list[Process], programs: list[str]) -> None:
     """A part that answers although its program does not run answers from elsewhere: say what the manager says."""
     states = {process.name: process for process in running}
     for name in programs:
         process = states.get(name)
         part = next((part for part in parts if part.name == name), None)
         if process is None or process.state not in {"RUNNING", "STARTING"}:
-            detail = process.detail if process else "supervisor does not know it: deploy again"
+            detail = f"supervisor says {process.state}" if process else "supervisor does not know it: deploy again"
+            if process and process.detail:
+                detail += f" ({process.detail})"
             if part is None:
                 parts.append(Part(name, "failed", detail))
             else:
@@ -150,7 +176,8 @@ def _compare(parts: list[Part], running: list[Process], programs: list[str]) -> 
             part.detail += f" (pid {process.pid})"
 
 
-def _one_hub_is_enough(parts: list[Part], hubs: list[str]) -> None:
+def one_hub_is_enough(parts: list[Part], hubs: list[str]) -> None:
+    """While one hub works, another that does not is a warning."""
     mine = [part for part in parts if part.name in hubs]
     if any(part.state == "ok" for part in mine):
         for part in mine:
