@@ -64,12 +64,7 @@ def inspect(platform: Platform) -> Report:
         running = processes(platform["supervisor_socket"])
     except NatskitError as error:
         return Report([Part("supervisor", "failed", str(error))])
-    try:
-        context = ssl.create_default_context(cafile=platform["ca_file"])
-    except OSError as error:
-        detail = f"{platform['ca_file']} cannot be read ({error.strerror or error}): restore it from a backup"
-        return Report([Part("local CA", "failed", detail)], running)
-    return asyncio.run(_inspect(platform, running, context))
+    return asyncio.run(_inspect(platform, running))
 
 
 async def _inspect(platform: Platform, running: list[Process]) -> Report:
