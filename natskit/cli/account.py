@@ -42,7 +42,12 @@ def add(directory: str, email: str, password_stdin: bool, as_json: bool) -> None
 @json_option
 @click.pass_obj
 def list_accounts(directory: str, as_json: bool) -> None:
-    """List the accounts."""
+    """List the accounts.
+
+    \b
+    Example:
+      natskit account list --json | jq -r '.[] | select(.disabled) | .email'
+    """
     accounts = call_hub(directory, "account_list")
     if as_json:
         show_json(accounts)

@@ -22,7 +22,7 @@ TIMED_OUT = 124
 """The exit code of coreutils' ``timeout``."""
 
 
-@click.command("exec", context_settings={"ignore_unknown_options": True})
+@click.command("exec")
 @click.argument("project")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--cwd", metavar="DIR", help="Where to run it, relative to the project's home.")
@@ -44,6 +44,7 @@ def execute(
     """Run COMMAND in PROJECT (an id or a title): its output streams, its exit code is returned.
 
     A signal gives 128 + its number, a timeout 124. Ctrl-C cancels the command.
+    Put -- before a command that has options.
 
     \b
     Examples:

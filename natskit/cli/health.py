@@ -27,6 +27,11 @@ def status(directory: str, as_json: bool) -> None:
 
     Exits 0 when the platform works, if need be with a warning that names what is missing (one hub of two), and 1 when
     it does not.
+
+    \b
+    Examples:
+      natskit status
+      natskit status --json | jq -r '.parts[] | select(.state != "ok") | .name'
     """
     from natskit.cli.checks import inspect
 
@@ -42,7 +47,12 @@ def status(directory: str, as_json: bool) -> None:
 @click.option("--timeout", default=60.0, show_default=True, metavar="SECONDS", help="How long to wait.")
 @click.pass_obj
 def ready(directory: str, timeout: float) -> None:
-    """Wait until every part answers, make the first account if there is none, and say how to go on."""
+    """Wait until every part answers, make the first account if there is none, and say how to go on.
+
+    \b
+    Example:
+      natskit ready --timeout 120
+    """
     from natskit.cli.checks import inspect
 
     platform = Platform.find(directory)
@@ -78,7 +88,11 @@ def _first_account(directory: str, platform: Platform) -> Path | None:
 
 
 def _welcome(platform: Platform, password_file: Path | None) -> None:
-    lines = [f"natskit is up: {platform['url']}", ""]
+    ca, url = platform["ca_file"], platform["url"]
+    command = ".venv/bin/natskit"
+    if platform.directory.resolve() != Path(".local").resolve():
+        command += f" --platform {platform.directory}"
+    lines = [f"natskit is up: {url}", ""]
     if password_file is not None:
         lines += [
             f"  sign in as   {platform['first_account']}",
@@ -86,13 +100,16 @@ def _welcome(platform: Platform, password_file: Path | None) -> None:
             "               (one-time: you choose your own when you sign in)",
         ]
     lines += [
-        f"  local CA     {platform['ca_file']}",
-        "               trust it in your browser (Firefox and Chromium: Settings, Certificates, Authorities, Import),",
-        f"               or for one command: curl --cacert {platform['ca_file']} {platform['url']}/healthz",
+        f"  local CA     {ca}",
+        "    to trust it, one of:",
+        "      Firefox    Settings, Certificates, Authorities, Import",
+        f"      Chromium   certutil -d sql:$HOME/.pki/nssdb -A -t C,, -n natskit -i {ca}",
+        f"      system     sudo cp {ca} /usr/local/share/ca-certificates/natskit.crt && sudo update-ca-certificates",
+        f"      once       curl --cacert {ca} {url}/healthz",
         "",
-        "  try next     .venv/bin/natskit status",
-        f'               .venv/bin/natskit project create {platform["first_account"]} "First steps"',
-        '               .venv/bin/natskit exec "First steps" --start -- uname -a',
+        f"  try next     {command} status",
+        f'               {command} project create {platform["first_account"]} "First steps"',
+        f'               {command} exec "First steps" --start -- uname -a',
     ]
     click.echo("\n".join(lines))
 

@@ -41,7 +41,12 @@ class Platform:
             raise SettingsError(f"{path} cannot be read ({error}): deploy again") from None
 
     def __getitem__(self, key: str) -> Any:
-        return self.content[key]
+        try:
+            return self.content[key]
+        except KeyError:
+            raise SettingsError(
+                f"{self.directory / 'platform.json'} has no {key}: another version wrote it, deploy again"
+            ) from None
 
 
 def with_client(directory: str, work: Callable[[Client], Coroutine[Any, Any, T]]) -> T:

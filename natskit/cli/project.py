@@ -26,7 +26,12 @@ def project() -> None:
 @json_option
 @click.pass_obj
 def list_projects(directory: str, email: str | None, as_json: bool) -> None:
-    """List projects."""
+    """List projects.
+
+    \b
+    Example:
+      natskit project list --account ada@example.org
+    """
     projects = with_client(directory, lambda client: client.call_hub("project_list", email=email))
     if as_json:
         show_json(projects)
@@ -57,7 +62,12 @@ def create(directory: str, email: str, title: str, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def share(directory: str, name: str, email: str, as_json: bool) -> None:
-    """Let the account EMAIL use a project; its open connections have the right at once."""
+    """Let the account EMAIL use a project; its open connections have the right at once.
+
+    \b
+    Example:
+      natskit project share "First steps" bob@example.org
+    """
     changed = _call(directory, "project_share", name, email=email)
     _show(changed, f"{email} may use {changed['title']!r}.", as_json)
 
@@ -68,7 +78,12 @@ def share(directory: str, name: str, email: str, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def unshare(directory: str, name: str, email: str, as_json: bool) -> None:
-    """Take a project from the account EMAIL; its open connections lose the right at once."""
+    """Take a project from the account EMAIL; its open connections lose the right at once.
+
+    \b
+    Example:
+      natskit project unshare "First steps" bob@example.org
+    """
     changed = _call(directory, "project_unshare", name, email=email)
     _show(changed, f"{email} may no longer use {changed['title']!r}.", as_json)
 
@@ -78,7 +93,12 @@ def unshare(directory: str, name: str, email: str, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def start(directory: str, name: str, as_json: bool) -> None:
-    """Start a project and wait until it runs."""
+    """Start a project and wait until it runs.
+
+    \b
+    Example:
+      natskit project start "First steps"
+    """
     changed = _call(directory, "start_project", name)
     _show(changed, f"{changed['title']!r} is {changed['state']}.", as_json)
 
@@ -88,7 +108,12 @@ def start(directory: str, name: str, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def stop(directory: str, name: str, as_json: bool) -> None:
-    """Stop a project and wait until it has stopped."""
+    """Stop a project and wait until it has stopped.
+
+    \b
+    Example:
+      natskit project stop "First steps"
+    """
     changed = _call(directory, "stop_project", name)
     _show(changed, f"{changed['title']!r} is {changed['state']}.", as_json)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from natskit.errors import SettingsError
+from natskit.errors import SettingsError, TemplateError
 
 
 @click.command()
@@ -38,7 +38,13 @@ def render(
         return
     given = _read(file) if file else {}
     given |= dict(_pair(pair) for pair in pairs)
-    click.echo(templates.render(template, templates.values(template, given, identity)), nl=False)
+    try:
+        text = templates.render(template, templates.values(template, given, identity))
+    except TemplateError as error:
+        if "operator_jwt" in str(error) or "system_account" in str(error):
+            raise TemplateError(f"{error}, or the identity of a platform: --identity .local/identity") from None
+        raise
+    click.echo(text, nl=False)
 
 
 def _read(path: Path) -> dict[str, Any]:

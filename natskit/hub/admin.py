@@ -119,6 +119,7 @@ async def status(caller: Caller) -> dict[str, Any]:
                 "runner_id": runner_id,
                 "name": entry.name,
                 "alive": bool(seen and seen.alive(now)),
+                "heartbeat_age": max(0.0, now - seen.last_seen) if seen else None,
                 "version": seen.version if seen else None,
                 "running": len(seen.running) if seen else 0,
             }

@@ -47,8 +47,7 @@ async def register(caller: Caller, version: str) -> dict[str, Any]:
 @runner_methods.method()
 async def heartbeat(caller: Caller, running: list[str]) -> dict[str, Any]:
     """A runner is alive."""
-    known = caller.hub.state.runners.get(caller.id)
-    await _seen(caller, version=known.version if known else "", running=running[:10_000])
+    await _seen(caller, version=None, running=running[:10_000])
     return {}
 
 
@@ -81,8 +80,13 @@ async def _own_project(caller: Caller, project_id: str) -> Project:
     return project
 
 
-async def _seen(caller: Caller, version: str, running: list[str]) -> None:
+async def _seen(caller: Caller, version: str | None, running: list[str]) -> None:
+    """Note that a runner is there. A heartbeat keeps the version, which another hub may just have been told."""
     if caller.id not in caller.hub.state.known_runners:
         raise RpcError("forbidden", "the runner is not known to this platform")
-    runner = Runner(version=version, last_seen=time.time(), running=running)
-    await caller.hub.state.runners.change(caller.id, lambda _: runner)
+
+    def note(known: Runner | None) -> Runner:
+        kept = known.version if known is not None else ""
+        return Runner(version=kept if version is None else version, last_seen=time.time(), running=running)
+
+    await caller.hub.state.runners.change(caller.id, note)
