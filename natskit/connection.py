@@ -286,11 +286,22 @@ def to_json(value: Any) -> bytes:
 
 
 class _WebSocket(WebSocketTransport):
-    """nats-py's transport, with headers of one attempt, and one WebSocket message for each flush."""
+    """nats-py's transport, with headers of one attempt, and one WebSocket message for each flush.
 
-    def __init__(self, headers: Headers) -> None:
-        super().__init__()
+    The HTTP session lives exactly as long as the WebSocket: nats-py's own is left open by a connect that fails or is
+    given up, and when the server dies impolitely.
+    """
+
+    def __init__(self, headers: Headers) -> None:  # not super's: it opens a session before anything is certain
+        self._ws = None
+        self._client: Any = None
+        self._pending: asyncio.Queue[bytes] = asyncio.Queue()
+        self._close_task: Any = None
+        self._using_tls: bool | None = None
         self._sent_headers = headers
+
+    def __bool__(self) -> bool:
+        return True
 
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:  # noqa: ARG002
         await self._open(uri, connect_timeout)
@@ -311,27 +322,35 @@ class _WebSocket(WebSocketTransport):
     async def _open(self, uri: str | ParseResult, connect_timeout: float, **options: Any) -> None:
         import aiohttp  # only needed, and only slow to import, where a WebSocket is used
 
-        self._ws = await asyncio.wait_for(
-            self._client.ws_connect(
-                uri if isinstance(uri, str) else uri.geturl(),
-                timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
-                headers=self._sent_headers,
-                max_msg_size=0,
-                **options,
-            ),
-            connect_timeout,
-        )
+        self._client = aiohttp.ClientSession()
+        try:
+            self._ws = await asyncio.wait_for(
+                self._client.ws_connect(
+                    uri if isinstance(uri, str) else uri.geturl(),
+                    timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
+                    headers=self._sent_headers,
+                    max_msg_size=0,
+                    **options,
+                ),
+                connect_timeout,
+            )
+        except BaseException:
+            await self._client.close()
+            raise
 
     def writelines(self, payload: list[bytes]) -> None:
         self._pending.put_nowait(b"".join(payload))
 
+    def close(self) -> None:
+        if self._ws is not None and self._close_task is None:
+            self._close_task = asyncio.get_running_loop().create_task(self._end(self._ws))
+
     async def wait_closed(self) -> None:
-        # nats-py closes the HTTP session only if the WebSocket was closed politely, which a dead server never does.
-        client, self._client = self._client, None  # type: ignore[assignment]
+        if self._close_task is not None:
+            await asyncio.shield(self._close_task)  # whoever waits may be cancelled, the end may not
+
+    async def _end(self, socket: Any) -> None:
         try:
-            if self._ws is not None:
-                await self._close_task
+            await socket.close()
         finally:
-            self._ws = None
-            if client is not None:
-                await client.close()
+            await self._client.close()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.platform.raw import RawClient
 from tests.platform.site import Site, World, deployed, populate
 
 
@@ -23,6 +24,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def world(site: Site) -> World:
     """Two accounts with a running project each."""
     return populate(site)
+
+
+@pytest.fixture(autouse=True)
+def close_raw_clients() -> Iterator[None]:
+    """A test need not close what it opened: sockets left to the garbage collector warn, in some other test."""
+    yield
+    for client in RawClient.opened:
+        if not client.kept:
+            client.close()
+    RawClient.opened[:] = [client for client in RawClient.opened if client.kept]
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -14,7 +14,7 @@ import ssl
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import nkeys
 from websockets.client import ClientProtocol
@@ -132,8 +132,13 @@ class _WebSocket:
 class RawClient:
     """One connection. ``messages`` are the ``(subject, payload)`` of every MSG or HMSG seen so far."""
 
+    opened: ClassVar[list[RawClient]] = []
+
     def __init__(self, transport: _Transport, jwt: str | None = None, seed: bytes | None = None) -> None:
         self._transport = transport
+        self.kept = False
+        """Whether the test that opened it closes it; all others are closed behind each test."""
+        RawClient.opened.append(self)
         self._buffer = b""
         self.messages: list[tuple[str, bytes]] = []
         self.errors: list[str] = []
@@ -158,10 +163,6 @@ class RawClient:
             options["sig"] = base64.urlsafe_b64encode(signature).rstrip(b"=").decode()
         self.send(b"CONNECT " + json.dumps(options).encode() + b"\r\n")
         self.ping()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_transport"):
-            self.close()
 
     @classmethod
     def tcp(cls, host: str, port: int, creds: Path | str | None = None) -> RawClient:

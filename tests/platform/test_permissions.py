@@ -264,6 +264,7 @@ def client_of(site: Site, world: World) -> Iterator[Connect]:
     def connect(role: str) -> RawClient:
         if role not in clients:
             clients[role] = world.connect(site, role)
+            clients[role].kept = True
         return clients[role]
 
     yield connect
