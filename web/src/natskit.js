@@ -20,6 +20,8 @@ import { StreamReader } from "./stream.js";
 const CALL_TIMEOUT = 15_000;
 /** The longest pause between two attempts to connect, in milliseconds; half of it is random, against stampedes. */
 const LONGEST_PAUSE = 3_000;
+/** Methods of the hub that always change what the caller may do. */
+const CUTTING = new Set(["create_project", "delete_project"]);
 /** How long to wait for the connection that brings a right just granted, in milliseconds. */
 export const GRANT_PATIENCE = 1_500;
 /** The session is refreshed this often, in milliseconds, so that it slides while the page is open. */
@@ -146,7 +148,18 @@ export class Client {
    * @returns {Promise<any>} rejects with a {@link NatskitError}
    */
   async callHub(method, params = {}, options = {}) {
-    return await this.#call(`hub.api.${this.session.account_id}`, method, params, options);
+    const ask = () => this.#call(`hub.api.${this.session.account_id}`, method, params, options);
+    if (!CUTTING.has(method)) return await ask();
+    // The rights to a new project come with a new connection, which the hub brings about: what is called next must not
+    // be on its way when the old one is cut.
+    const { back, undo } = this.#nextReturn(GRANT_PATIENCE);
+    try {
+      const result = await ask();
+      await back;
+      return result;
+    } finally {
+      undo();
+    }
   }
 
   /**
@@ -273,17 +286,25 @@ export class Client {
    */
   async #askAgain(error, ask) {
     if (!(error instanceof Error) || error.name !== "PermissionViolationError") throw error;
-    const returned = await new Promise((resolve) => {
-      const undo = this.onReturn(() => finish(true));
-      const timer = setTimeout(() => finish(false), GRANT_PATIENCE);
+    if (!(await this.#nextReturn(GRANT_PATIENCE).back)) throw error;
+    return await ask();
+  }
+
+  /** Whether the connection comes back within so many milliseconds. @param {number} patience */
+  #nextReturn(patience) {
+    let undo = () => {};
+    /** @type {Promise<boolean>} */
+    const back = new Promise((resolve) => {
+      const forget = this.onReturn(() => finish(true));
+      const timer = setTimeout(() => finish(false), patience);
       const finish = (/** @type {boolean} */ answer) => {
         clearTimeout(timer);
-        undo();
+        forget();
         resolve(answer);
       };
+      undo = () => finish(false);
     });
-    if (!returned) throw error;
-    return await ask();
+    return { back, undo };
   }
 
   async #beforeConnect() {
