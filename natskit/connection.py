@@ -325,7 +325,7 @@ class _WebSocket(WebSocketTransport):
 
         self._client = aiohttp.ClientSession()
         try:
-            self._ws = await asyncio.wait_for(
+            socket = await asyncio.wait_for(
                 self._client.ws_connect(
                     uri if isinstance(uri, str) else uri.geturl(),
                     timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
@@ -336,8 +336,9 @@ class _WebSocket(WebSocketTransport):
                 connect_timeout,
             )
             if self._given_up:  # while the handshake was on its way
-                await self._ws.close()
+                await socket.close()
                 raise ConnectionAbortedError("the connection was closed while it was being made")
+            self._ws = socket
         except BaseException:
             await self._client.close()
             raise
