@@ -83,12 +83,20 @@ class Client:
 
     @classmethod
     async def admin(
-        cls, nats_url: str, creds: Path | str | None, *, ca_file: Path | str | None = None, name: str = "admin"
+        cls,
+        nats_url: str,
+        creds: Path | str | None,
+        *,
+        ca_file: Path | str | None = None,
+        name: str = "admin",
+        patience: float = CONNECT_SECONDS,
     ) -> Client:
         """Connect as the operator with the creds file of ``PLATFORM/admin``; :meth:`call_hub` calls ``hub.admin``."""
         client = cls()
         servers = NatsServers(urls=[nats_url], ca_file=Path(ca_file) if ca_file is not None else None)
-        await client._open(servers, prefix=inbox_prefix("admin"), creds=Path(creds) if creds else None, name=name)
+        await client._open(
+            servers, prefix=inbox_prefix("admin"), creds=Path(creds) if creds else None, name=name, patience=patience
+        )
         return client
 
     @property
@@ -190,7 +198,13 @@ class Client:
         await self.close()
 
     async def _open(
-        self, servers: NatsServers, *, prefix: str, creds: Path | None = None, name: str = "client"
+        self,
+        servers: NatsServers,
+        *,
+        prefix: str,
+        creds: Path | None = None,
+        name: str = "client",
+        patience: float = CONNECT_SECONDS,
     ) -> None:
         self._connection = await connect(
             servers,
@@ -199,7 +213,7 @@ class Client:
             creds=creds,
             before_connect=self._session.headers if self._session is not None else None,
             on_status=self._on_status,
-            timeout=CONNECT_SECONDS,
+            timeout=patience,
         )
 
     def _check_size(self, body: bytes) -> None:

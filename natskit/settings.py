@@ -54,7 +54,7 @@ class PlatformSettings(_Role):
     """Folder of everything that lands on the host; absolute."""
     platform_python_path: Folders = []
     """Folders with Python packages of your own, for hub_api_packages and runner_project_api_packages."""
-    platform_first_account: str = "admin@localhost"
+    platform_first_account: Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+$")] = "admin@localhost"
     """E-mail of the account that is made when there is none yet."""
 
     @model_validator(mode="after")

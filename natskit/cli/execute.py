@@ -13,11 +13,14 @@ import click
 
 from natskit.cli.platform import with_client
 from natskit.errors import NatskitError
+from natskit.rpc import RpcError
 
 if TYPE_CHECKING:
     from natskit.client import Client, Execution
 
 STDIN_BLOCK = 32 * 1024
+NO_COMMAND = 127
+"""The exit code of a shell that finds no such command."""
 TIMED_OUT = 124
 """The exit code of coreutils' ``timeout``."""
 
@@ -43,7 +46,7 @@ def execute(
 ) -> None:
     """Run COMMAND in PROJECT (an id or a title): its output streams, its exit code is returned.
 
-    A signal gives 128 + its number, a timeout 124. Ctrl-C cancels the command.
+    A signal gives 128 + its number, a timeout 124, no such command 127. Ctrl-C cancels the command.
     Put -- before a command that has options.
 
     \b
@@ -70,7 +73,13 @@ def execute(
             stdin_stream=forward_stdin,
             timeout=timeout,
         )
-        return await _follow(execution, forward_stdin)
+        try:
+            return await _follow(execution, forward_stdin)
+        except RpcError as error:
+            if error.data.get("what") != "command":
+                raise
+            click.echo(f"natskit: {error}", err=True)
+            return NO_COMMAND
 
     sys.exit(with_client(directory, work))
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+PATIENCE = 5.0
+"""Seconds to wait for nats-server: one that is restarting is back sooner, and whoever types should not wait longer."""
+
 
 @dataclass(frozen=True)
 class Platform:
@@ -57,7 +60,8 @@ def with_client(directory: str, work: Callable[[Client], Coroutine[Any, Any, T]]
         from natskit.client import Client
 
         try:
-            client = await Client.admin(platform["nats_url"], platform["creds"]["platform_admin"], name="cli")
+            creds = platform["creds"]["platform_admin"]
+            client = await Client.admin(platform["nats_url"], creds, name="cli", patience=PATIENCE)
         except ConnectionLostError as error:
             raise ConnectionLostError(f"{error}: `natskit status` says what runs, `make up` starts it") from None
         async with client:

@@ -60,7 +60,7 @@ class Command:
                 start_new_session=True,
             )
         except FileNotFoundError:
-            raise RpcError("not_found", f"there is no command {argv[0][:200]!r}") from None
+            raise RpcError("not_found", f"there is no command {argv[0][:200]!r}", what="command") from None
         except (OSError, ValueError) as error:
             raise RpcError("invalid_state", f"{argv[0][:200]!r} cannot be started: {_reason(error)}") from None
         self.pid = self._process.pid

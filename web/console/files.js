@@ -1,7 +1,7 @@
 /** The file editor: list a folder, open, edit and save, and never overwrite what somebody else has saved meanwhile. */
 
 import { NatskitError } from "../src/natskit.js";
-import { element, guard } from "./page.js";
+import { element, guard, listItem } from "./page.js";
 
 export class Files {
   #client;
@@ -49,6 +49,7 @@ export class Files {
   /** @param {boolean} running whether the project can be asked */
   running(running) {
     if (running && !this.#running) void this.list(this.#directory);
+    if (!running) element("files").replaceChildren(listItem("", "Start the project to see its files."));
     this.#running = running;
     for (const id of ["refresh-files", "open-button", "save-button"]) {
       element(id, HTMLButtonElement).disabled = !running;
