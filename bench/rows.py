@@ -157,12 +157,15 @@ def hub_method(stage: Stage, method: str, callers: int, processes: int) -> Row:
     body = rpc.encode_request(method)
     inboxes = [stage.world.name(f"_INBOX.account.{{a}}.{{p}}.{n}") for n in range(processes)]
     subjects = {"hub": stage.world.name("hub.api.{a}"), "echo": stage.world.name("projects.{p}.echo")}
+    proofs = {"hub": b'"pong":true' if method == "ping" else b'"account_id"', "echo": body}
     rates: dict[str, list[float]] = {"hub": [], "echo": []}
     times: dict[str, list[float]] = {"hub": [], "echo": []}
     for _ in range(stage.rounds):
         for name, subject in subjects.items():
             each = callers // processes
-            results = wire.in_processes(wire.ask, [(target, subject, body, i, each, 2.0) for i in inboxes])
+            results = wire.in_processes(
+                wire.ask, [(target, subject, body, i, proofs[name], each, 2.0) for i in inboxes]
+            )
             rates[name].append(sum(r[0] for r in results))
             times[name] += [t for r in results for t in r[1]]
     ours, theirs = statistics.median(rates["hub"]), statistics.median(rates["echo"])
@@ -252,7 +255,7 @@ def exec_true(stage: Stage) -> Row:
 
 
 def idle_memory(stage: Stage) -> Iterator[Row]:
-    count = 1000
+    count = 3000
     target = stage.browser(through_proxy=True)
     pids = {p["name"]: p["pid"] for p in stage.site.natskit_json("status")["processes"]}
     proxies = [pids["proxy"], *wire.children(pids["proxy"])]
