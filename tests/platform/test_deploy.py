@@ -152,6 +152,14 @@ def test_secrets_are_readable_by_their_owner_alone(machine: Site) -> None:
     assert seen > 10
 
 
+def test_guessing_passwords_is_slowed_down(machine: Site) -> None:
+    """Here, where nobody else signs in: the limit is for an address, and all tests come from the same one."""
+    with machine.http() as http:
+        answers = [http.post("/api/sign-in", json={}).status_code for _ in range(40)]
+        assert set(answers) == {400, 429}
+        wait_for(lambda: http.post("/api/sign-in", json={}).status_code == 400, "the limit to lift by itself")
+
+
 def test_down_stops_everything_and_up_finds_its_data(machine: Site) -> None:
     machine.natskit("account", "add", "kept@example.org", "--password-stdin", stdin="correct horse battery staple")
     pids = processes(machine).values()
