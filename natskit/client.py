@@ -31,7 +31,7 @@ from pydantic import BaseModel, ValidationError
 
 from natskit import rpc
 from natskit.connection import Connection, NatsServers, OnStatus, Status, connect, request
-from natskit.errors import ConnectionLostError, NatskitError, SignInError
+from natskit.errors import AnswerLostError, ConnectionLostError, NatskitError, SignInError
 from natskit.permissions import check_id, inbox_prefix
 from natskit.stream import Reader
 
@@ -39,6 +39,21 @@ CALL_SECONDS = 10.0
 CONNECT_SECONDS = 20.0
 CUTTING = frozenset({"create_project", "delete_project"})
 """Methods of the hub that always change what the caller may do."""
+REPEATABLE = frozenset(
+    {
+        "ping",
+        "whoami",
+        "list_projects",
+        "start_project",
+        "stop_project",
+        "rename_project",
+        "share_project",
+        "unshare_project",
+        "read_text_file_from_project",
+    }
+)
+"""Methods of the hub that do the same thing when they are done twice."""
+REPEATS = 3
 CUT_SECONDS = 1.0
 """How long to wait for the connection with the new rights; it takes about 0.1."""
 
@@ -109,7 +124,7 @@ class Client:
     async def call_hub(self, method: str, *, wait: float = CALL_SECONDS, **params: Any) -> Any:
         """Call a method of the hub. Raises :class:`RpcError` and :class:`ConnectionLostError`."""
         if method not in CUTTING or self.account_id is None:
-            return await self._call(self._hub_subject, method, params, wait)
+            return await self._call_again(method, params, wait)
         # The rights to a new project come with a new connection, which the hub brings about: what is called next must
         # not be on its way when the old one is cut.
         back = asyncio.Event()
@@ -121,6 +136,13 @@ class Client:
         finally:
             forget()
         return result
+
+    async def _call_again(self, method: str, params: dict[str, Any], wait: float) -> Any:
+        """A change of rights cuts the connection at any moment: what may be done twice is asked again."""
+        for _ in range(REPEATS if method in REPEATABLE else 0):
+            with contextlib.suppress(AnswerLostError):
+                return await self._call(self._hub_subject, method, params, wait)
+        return await self._call(self._hub_subject, method, params, wait)
 
     async def call_project(self, project_id: str, method: str, *, wait: float = CALL_SECONDS, **params: Any) -> Any:
         """Call a method of a project's agent. Raises :class:`RpcError` and :class:`ConnectionLostError`."""

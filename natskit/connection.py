@@ -31,7 +31,7 @@ from nats.aio.transport import WebSocketTransport
 from nats.protocol.parser import PERMISSIONS_ERR
 from pydantic import BaseModel, ConfigDict, Field
 
-from natskit.errors import ConnectionLostError, NatskitError, SignInError
+from natskit.errors import AnswerLostError, ConnectionLostError, NatskitError, SignInError
 from natskit.permissions import answer_prefix
 
 log = logging.getLogger(__name__)
@@ -266,7 +266,7 @@ async def request(connection: Connection, subject: str, body: bytes, wait: float
     except nats.errors.TimeoutError:
         raise ConnectionLostError(f"no answer on {subject} within {wait:g} s") from None
     except nats.errors.ConnectionReconnectingError:
-        raise ConnectionLostError(
+        raise AnswerLostError(
             f"the connection was lost before {subject} answered; what was asked may have been done"
         ) from None
     except nats.errors.Error as error:

@@ -13,7 +13,6 @@ import click
 
 from natskit.cli.platform import with_client
 from natskit.errors import NatskitError
-from natskit.rpc import RpcError
 
 if TYPE_CHECKING:
     from natskit.client import Client, Execution
@@ -59,6 +58,7 @@ def execute(
 
     async def work(client: Client) -> int:
         from natskit.cli.project import find_project
+        from natskit.rpc import RpcError
 
         found = await find_project(client, project)
         if found["state"] != "running":

@@ -15,6 +15,7 @@ import pytest
 from aiohttp import web
 from nats.aio.msg import Msg
 
+from natskit import rpc
 from natskit.client import Client
 from natskit.connection import Status
 from natskit.errors import ConnectionLostError, NatskitError, SignInError
@@ -200,11 +201,28 @@ async def test_what_was_asked_over_a_lost_connection_fails_at_once(websocket_ser
         asked.set()
 
     await client.subscribe("hub.admin", never_answer)
-    call = asyncio.ensure_future(client.call_hub("ping", wait=60))
+    call = asyncio.ensure_future(client.call_hub("not_to_be_repeated", wait=60))
     await asyncio.wait_for(asked.wait(), 5)
     await kick(websocket_server, client.connection.client_id, server_id(client))
     with pytest.raises(ConnectionLostError, match="may have been done"):
         await asyncio.wait_for(call, 5)
+    await client.close()
+
+
+async def test_what_may_be_done_twice_is_asked_again(websocket_server: Server) -> None:
+    client = await Client.admin(websocket_server.url("admin"), None)
+    answers: asyncio.Queue[Msg] = asyncio.Queue()
+
+    async def take(message: Msg) -> None:
+        answers.put_nowait(message)
+
+    await client.subscribe("hub.admin", take)
+    call = asyncio.ensure_future(client.call_hub("ping", wait=60))
+    await asyncio.wait_for(answers.get(), 5)
+    await kick(websocket_server, client.connection.client_id, server_id(client))
+    again = await asyncio.wait_for(answers.get(), 5)
+    await again.respond(rpc.encode_result(1, "pong"))
+    assert await asyncio.wait_for(call, 5) == "pong"
     await client.close()
 
 
