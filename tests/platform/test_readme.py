@@ -46,6 +46,17 @@ async def test_the_example_of_an_own_api(extended: Site) -> None:
     await client.close()
 
 
+async def test_the_example_of_a_program(extended: Site) -> None:
+    """Made, started and used without a pause: the cut that brings the new rights must not fall into the next call."""
+    extended.natskit("account", "add", "grace@example.org", "--password-stdin", stdin=PASSWORD)
+    async with await Client.sign_in(extended.url, "grace@example.org", PASSWORD, ca_file=extended.ca_file) as client:
+        project = await client.call_hub("create_project", title="Demo")
+        await client.call_hub("start_project", project_id=project["project_id"], wait=40)
+        async with client.exec(project["project_id"], command="echo works") as run:
+            assert await run.output() == (b"works\n", b"")
+        assert run.exit_code == 0
+
+
 def test_a_package_that_is_nowhere_is_refused_before_anything_is_touched(extended: Site) -> None:
     done = extended.deploy(hub_api_packages="my_platfrom")
     assert done.returncode != 0

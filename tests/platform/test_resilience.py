@@ -145,15 +145,3 @@ async def test_a_project_keeps_to_its_home(site: Site, world: World, path: str) 
         with pytest.raises(rpc.RpcError):
             await client.call_project(world.names["p"], method, path=path, **more)
     await client.close()
-
-
-async def test_a_project_is_made_started_and_used_without_a_pause(site: Site, world: World) -> None:
-    """What the README's program does: the cut that brings the new rights must not fall into the next call."""
-    async with await Client.sign_in(site.url, world.email_b, world.password, ca_file=site.ca_file) as client:
-        for title in ("one", "two"):
-            project = (await client.call_hub("create_project", title=title))["project_id"]
-            await client.call_hub("start_project", project_id=project, wait=40)
-            async with client.exec(project, command="echo works") as running:
-                assert await running.output() == (b"works\n", b"")
-            await client.call_hub("delete_project", project_id=project)
-            assert project not in [p["project_id"] for p in await client.call_hub("list_projects")]
