@@ -128,6 +128,8 @@ def ask(
     while (now := time.perf_counter()) - started < seconds:
         data = rest + wire.recv(1 << 18)
         new = data.count(b"MSG _INBOX")
+        if b'"error"' in data:
+            raise AssertionError(f"{subject} answers with an error: {data[:400]!r}")
         rest = data[-9:]  # a marker may be cut in two; it has ten bytes, so it is never counted twice
         if new:
             answered += new
