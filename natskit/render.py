@@ -11,6 +11,9 @@ import jinja2
 import jinja2.meta
 
 from natskit.errors import TemplateError
+from natskit.identity import Identity
+from natskit.identity.claims import COOKIE
+from natskit.settings import Settings, load
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 
@@ -41,25 +44,28 @@ def render(name: str, settings: Mapping[str, Any]) -> str:
         raise TemplateError(f"template {name}: {error.message}: give it a value") from None
 
 
+def derived(name: str, settings: Settings) -> dict[str, Any]:
+    """The settings of a deploy and what follows from them for one template, whoever renders it."""
+    root = settings.platform_root
+    folder = {"nats-server.conf": root / "nats", "nginx.conf": root / "proxy"}.get(name, root)
+    return settings.model_dump() | {
+        "root": str(root),
+        "directory": str(folder),
+        "url": settings.url,
+        "hub_ports": settings.hub_ports,
+        "cookie_name": COOKIE,
+    }
+
+
 def values(name: str, given: Mapping[str, Any], identity: Path | None) -> dict[str, Any]:
     """What a template needs beyond what was ``given``: the defaults of a deploy, and what follows from them.
 
     Raises :class:`SettingsError` for a wrong setting and :class:`IdentityError` for a wrong identity directory.
     """
-    from natskit.identity import Identity, claims
-    from natskit.settings import Settings, load
-
     mine = {key: value for key, value in given.items() if key not in _variables(name) - set(Settings.model_fields)}
     settings = load({"platform_root": "/var/lib/natskit"} | mine, "settings")
-    root = settings.platform_root
-    folder = {"nats-server.conf": root / "nats", "nginx.conf": root / "proxy"}.get(name, root)
-    found = settings.model_dump() | {
-        "root": str(root),
-        "directory": str(folder),
-        "url": settings.url,
-        "hub_ports": settings.hub_ports,
-        "web_root": str(root / "console"),
-        "cookie_name": claims.COOKIE,
+    found = derived(name, settings) | {
+        "web_root": str(settings.platform_root / "console"),
         "proxy_user": "",
         "user": "",
         "open_files": 16_384,

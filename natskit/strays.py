@@ -36,10 +36,10 @@ def end_workers(programs: Path, patience: float = PATIENCE) -> list[int]:
 def _end(strays: list[int], patience: float) -> list[int]:
     _signal(strays, signal.SIGTERM)
     deadline = time.monotonic() + patience
-    while (left := [pid for pid in strays if _command(pid)]) and time.monotonic() < deadline:
+    while (left := [pid for pid in strays if command_of(pid)]) and time.monotonic() < deadline:
         time.sleep(0.05)
     _signal(left, signal.SIGKILL)
-    while [pid for pid in left if _command(pid)]:
+    while [pid for pid in left if command_of(pid)]:
         time.sleep(0.05)
     return strays
 
@@ -49,7 +49,7 @@ def find_strays(programs: Path) -> Iterator[int]:
     commands = {" ".join(_defined(path)) for path in programs.glob("*.conf")}
     for process in Path("/proc").glob("[0-9]*"):
         pid = int(process.name)
-        command = _command(pid).removeprefix("nginx: master process ").strip()
+        command = command_of(pid).removeprefix("nginx: master process ").strip()
         if command and command in commands:
             yield pid
 
@@ -64,7 +64,7 @@ def find_workers(programs: Path) -> Iterator[int]:
             ours = (process / "cwd").readlink() == root and (process / "exe").readlink() in executables
         except OSError:  # ended meanwhile, or another user's
             continue
-        if ours and not _command(group):
+        if ours and not command_of(group):
             yield int(process.name)
 
 
@@ -78,7 +78,7 @@ def _defined(path: Path) -> list[str]:
     return []
 
 
-def _command(pid: int) -> str:
+def command_of(pid: int) -> str:
     """Its words, joined by spaces; empty once it has ended, even before its parent has taken note."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pyinfra.operations import server
 
-from natskit.identity import NATS_ACCOUNTS, Identity, claims
-from natskit.render import render
+from natskit.identity import NATS_ACCOUNTS, Identity
+from natskit.render import derived, render
 from natskit.settings import Settings
 from roles import service
 from roles.files import checked_file, private_directory
@@ -75,10 +75,7 @@ def account_file(settings: Settings, identity: Identity, account: str) -> Path:
 
 def values(settings: Settings, identity: Identity) -> dict[str, object]:
     """What the template ``nats-server.conf`` needs."""
-    return settings.model_dump() | {
-        "directory": str(settings.platform_root / "nats"),
-        "url": settings.url,
-        "cookie_name": claims.COOKIE,
+    return derived("nats-server.conf", settings) | {
         "operator_jwt": identity.operator_jwt,
         "system_account": identity.account_public_key("SYS"),
     }

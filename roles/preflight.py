@@ -8,6 +8,7 @@ from pathlib import Path
 
 from natskit.errors import SettingsError
 from natskit.settings import Settings
+from natskit.strays import command_of
 
 LEAST_FREE = 1024**3
 """Bytes. JetStream, logs and the projects' files need room; below this the first day would end with a full disk."""
@@ -59,17 +60,10 @@ def _owners(inodes: set[str]) -> dict[str, tuple[int, str]]:
             links = [str(link.readlink()) for link in (process / "fd").iterdir()]
             held = [wanted[link] for link in links if link in wanted]
             if held:
-                found |= dict.fromkeys(held, (int(process.name), _command(int(process.name))))
+                found |= dict.fromkeys(held, (int(process.name), command_of(int(process.name))))
         except OSError:
             continue
     return found
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
 
 
 def _working_directory(pid: int) -> Path | None:

