@@ -147,9 +147,33 @@ class Connection(NatsClient):
             self._reason = str(error)
             self._closing = asyncio.get_running_loop().create_task(self.close())
             raise
+        await self._stop_if_closed()
         if s.uri.scheme in ("ws", "wss"):
             self._transport = _WebSocket(headers)
         await super()._connect_to_server(s)
+        await self._stop_if_closed()
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        # nats-py sends what is pending before it closes, and when that fails, because the server is gone, it leaves the
+        # socket open and tells nobody.
+        transport: Any = self._transport
+        if transport is not None and not self.is_closed:
+            drain = transport.drain
+
+            async def drain_if_possible() -> None:
+                with contextlib.suppress(OSError):
+                    await drain()
+
+            transport.drain = drain_if_possible
+        await super()._close(status, do_cbs)
+
+    async def _stop_if_closed(self) -> None:
+        """nats-py cancels a reconnect when it is closed; a lost cancellation must not bring it back to life."""
+        if self.is_closed and asyncio.current_task() is self._reconnection_task:
+            if self._transport:
+                self._transport.close()  # type: ignore[no-untyped-call]
+                await self._transport.wait_closed()  # type: ignore[no-untyped-call]
+            raise asyncio.CancelledError
 
     async def _process_connect_init(self) -> None:
         # After 2 s nats-server sends a PING, even to a client whose auth callout is still being answered (client.go,
@@ -315,7 +339,9 @@ class _WebSocket(WebSocketTransport):
         buffer_size: int,  # noqa: ARG002
         connect_timeout: int,
     ) -> None:
-        if self._ws and not self._ws.closed and self._using_tls:
+        if self._ws is not None:  # nats-py asks again after INFO; a transport is for one attempt
+            if self._ws.closed:
+                raise ConnectionAbortedError("the server closed the connection before it spoke NATS")
             return
         await self._open(uri, connect_timeout, ssl=ssl_context)
         self._using_tls = True

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
 
 import aiohttp
 import pytest
@@ -17,7 +20,7 @@ from nats.aio.msg import Msg
 
 from natskit import rpc
 from natskit.client import Client
-from natskit.connection import Status
+from natskit.connection import NatsServers, Status, _WebSocket, connect
 from natskit.errors import ConnectionLostError, NatskitError, SignInError
 
 from .conftest import Server, until_async
@@ -254,3 +257,94 @@ async def test_sign_out(front: Front) -> None:
     await client.sign_out()
     assert front.session == "ended"
     assert client.status == "closed"
+
+
+async def test_a_websocket_that_died_before_nats_spoke_is_not_opened_again() -> None:
+    """nats-py asks for TLS again after INFO: a second session would hide the first, and nobody would close that."""
+
+    async def upgrade_and_leave(request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.close()
+        return socket
+
+    app = web.Application()
+    app.router.add_get("/", upgrade_and_leave)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    uri = urlparse(site.name.replace("http", "ws"))._replace(netloc=f"127.0.0.1:{runner.addresses[0][1]}", path="/")
+    transport = _WebSocket({})
+    await transport.connect(uri, 0, 5)
+    assert await transport.readline() == b""  # type: ignore[no-untyped-call]
+    first = transport._client
+    with pytest.raises(ConnectionError):
+        await transport.connect_tls(uri, ssl.create_default_context(), 0, 5)
+    transport.close()
+    await transport.wait_closed()
+    assert transport._client is first
+    assert first.closed
+    await runner.cleanup()
+
+
+def _url(server: Server, scheme: str) -> str:
+    return f"ws://127.0.0.1:{server.websocket_port}" if scheme == "ws" else server.url("admin")
+
+
+def _is_closed(transport: Any, scheme: str) -> bool:
+    return bool(transport._client.closed if scheme == "ws" else transport._io_writer.is_closing())
+
+
+@pytest.mark.parametrize("scheme", ["ws", "nats"])
+async def test_closing_during_a_reconnect_leaves_nothing_open(websocket_server: Server, scheme: str) -> None:
+    """Whatever awaits in between may forget that it was cancelled (see ``natskit.program.cancel``)."""
+    between, calls = asyncio.Event(), 0
+
+    async def forgetful() -> dict[str, str]:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            between.set()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(30)
+        return {}
+
+    url = _url(websocket_server, scheme)
+    connection = await connect(
+        NatsServers(urls=[url]), name="forgetful", inbox_prefix="_INBOX.admin", before_connect=forgetful
+    )
+    client_id, server = connection.client_id, connection._server_info["server_id"]
+    await kick(websocket_server, client_id, server)
+    await asyncio.wait_for(between.wait(), 5)
+    await connection.close()
+    task = connection._reconnection_task
+    assert task is not None
+    await asyncio.wait({task}, timeout=5)
+    assert task.done()
+    assert connection._transport is None or _is_closed(connection._transport, scheme)
+
+
+@pytest.mark.parametrize("scheme", ["ws", "nats"])
+async def test_closing_with_something_unsent_to_a_dead_server_closes_the_socket(
+    websocket_server: Server, scheme: str
+) -> None:
+    """nats-py sends what is pending before it closes, and would leave the socket open when that fails."""
+    url = _url(websocket_server, scheme)
+    told: list[Status] = []
+    connection = await connect(
+        NatsServers(urls=[url]),
+        name="unsent",
+        inbox_prefix="_INBOX.admin",
+        on_status=lambda status, _reason: told.append(status),
+    )
+    transport: Any = connection._transport
+
+    async def fail() -> None:
+        raise ConnectionResetError("Cannot write to closing transport")
+
+    transport.drain = fail
+    connection._pending, connection._pending_data_size = [b"PUB x 0\r\n\r\n"], 11
+    await connection.close()
+    assert told[-1] == "closed"
+    assert _is_closed(transport, scheme)
