@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import secrets
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
@@ -31,29 +32,34 @@ from pydantic import BaseModel, ValidationError
 
 from natskit import rpc
 from natskit.connection import Connection, NatsServers, OnStatus, Status, connect, request
-from natskit.errors import AnswerLostError, ConnectionLostError, NatskitError, SignInError
+from natskit.errors import AnswerLostError, ConnectionLostError, NatskitError, NotAllowedError, SignInError
 from natskit.permissions import check_id, inbox_prefix
-from natskit.stream import Reader
+from natskit.stream import GRANT_SECONDS, Reader
 
 CALL_SECONDS = 10.0
 CONNECT_SECONDS = 20.0
 CUTTING = frozenset({"create_project", "delete_project"})
-"""Methods of the hub that always change what the caller may do."""
+"""Methods of the hub that always change what the caller may do, and so cut their connection."""
 REPEATABLE = frozenset(
     {
         "ping",
         "whoami",
         "list_projects",
+        "create_project",
+        "delete_project",
         "start_project",
         "stop_project",
         "rename_project",
         "share_project",
         "unshare_project",
         "read_text_file_from_project",
+        "write_text_file_to_project",
+        "read_text_file",
+        "write_text_file",
+        "list_directory",
     }
 )
-"""Methods of the hub that do the same thing when they are done twice."""
-REPEATS = 3
+"""Methods of the hub and of projects that do the same thing when they are done twice."""
 CUT_SECONDS = 1.0
 """How long to wait for the connection with the new rights; it takes about 0.1."""
 
@@ -124,28 +130,26 @@ class Client:
     async def call_hub(self, method: str, *, wait: float = CALL_SECONDS, **params: Any) -> Any:
         """Call a method of the hub. Raises :class:`RpcError` and :class:`ConnectionLostError`."""
         if method not in CUTTING or self.account_id is None:
-            return await self._call_again(method, params, wait)
+            return await self._call(self._hub_subject, method, params, wait)
+        if method == "create_project":
+            params.setdefault("key", secrets.token_hex(16))
         # The rights to a new project come with a new connection, which the hub brings about: what is called next must
         # not be on its way when the old one is cut.
         back = asyncio.Event()
         forget = self.connection.on_reconnect(back.set)
         try:
             result = await self._call(self._hub_subject, method, params, wait)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(back.wait(), CUT_SECONDS)
+            await _is_set(back, CUT_SECONDS)
         finally:
             forget()
         return result
 
-    async def _call_again(self, method: str, params: dict[str, Any], wait: float) -> Any:
-        """A change of rights cuts the connection at any moment: what may be done twice is asked again."""
-        for _ in range(REPEATS if method in REPEATABLE else 0):
-            with contextlib.suppress(AnswerLostError):
-                return await self._call(self._hub_subject, method, params, wait)
-        return await self._call(self._hub_subject, method, params, wait)
-
     async def call_project(self, project_id: str, method: str, *, wait: float = CALL_SECONDS, **params: Any) -> Any:
-        """Call a method of a project's agent. Raises :class:`RpcError` and :class:`ConnectionLostError`."""
+        """Call a method of a project's agent.
+
+        Raises :class:`RpcError`, :class:`ConnectionLostError`, and :class:`NotAllowedError` for a project that is not
+        the caller's.
+        """
         check_id(project_id, "project_id")
         return await self._call(f"projects.{project_id}.api", method, params, wait)
 
@@ -258,9 +262,32 @@ class Client:
         await self.subscribe(f"events.project.{project_id}.agent", on_event)
 
     async def _call(self, subject: str, method: str, params: dict[str, Any], wait: float) -> Any:
+        """Ask, and ask again when a change of rights cut the connection: what may be done twice, or never was."""
         body = rpc.encode_request(method, params)
         self._check_size(body)
-        return rpc.decode_response(await request(self.connection, subject, body, wait))
+        back = asyncio.Event()
+        forget = self.connection.on_reconnect(back.set)
+        loop = asyncio.get_running_loop()
+        lost, deadline = False, loop.time() + wait
+        try:
+            while True:
+                back.clear()
+                left = deadline - loop.time()
+                try:
+                    return rpc.decode_response(await request(self.connection, subject, body, wait))
+                except AnswerLostError:
+                    if left <= 0 or method not in REPEATABLE:
+                        raise
+                    lost = True
+                except NotAllowedError:
+                    if left <= 0 or not await _is_set(back, GRANT_SECONDS):
+                        raise
+                except rpc.RpcError as error:
+                    if lost and method == "delete_project" and error.kind == "not_found":
+                        return {"project_id": params["project_id"]}  # the answer to this was the one that was lost
+                    raise
+        finally:
+            forget()
 
     def _on_status(self, status: Status, reason: str) -> None:
         self.status = status
@@ -338,6 +365,13 @@ class Execution:
     async def _close(self) -> None:
         self._client._readers[self._project_id].discard(self._reader)
         await self._reader.close()
+
+
+async def _is_set(event: asyncio.Event, seconds: float) -> bool:
+    """Whether an event comes within so many seconds."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)
+    return event.is_set()
 
 
 class _Outcome(BaseModel):

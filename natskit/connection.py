@@ -31,7 +31,7 @@ from nats.aio.transport import WebSocketTransport
 from nats.protocol.parser import PERMISSIONS_ERR
 from pydantic import BaseModel, ConfigDict, Field
 
-from natskit.errors import AnswerLostError, ConnectionLostError, NatskitError, SignInError
+from natskit.errors import AnswerLostError, ConnectionLostError, NatskitError, NotAllowedError, SignInError
 from natskit.permissions import answer_prefix
 
 log = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ class Connection(NatsClient):
         self._before_connect = before_connect
         self._on_status = on_status
         self._came_back: list[Callable[[], None]] = []
+        self._refused: list[tuple[str, Callable[[NotAllowedError], None]]] = []
         self._reason = ""
         self._connected_at = -SHORT_LIFE
         self._cut_short = 0
@@ -82,12 +83,21 @@ class Connection(NatsClient):
         self._came_back.append(callback)
         return lambda: self._came_back.remove(callback)
 
+    def on_refused(self, subject: str, callback: Callable[[NotAllowedError], None]) -> Callable[[], None]:
+        """Call ``callback`` when nats-server does not let this client publish to ``subject``; returns the undo."""
+        entry = subject, callback
+        self._refused.append(entry)
+        return lambda: self._refused.remove(entry)
+
     def inbox_for(self, subject: str) -> str:
         """A new inbox in which whoever serves ``subject`` may answer."""
         return f"{answer_prefix(self._inbox_prefix.decode(), subject)}.{secrets.token_hex(16)}"
 
     async def ask(self, subject: str, body: bytes, wait: float) -> Msg:
-        """One request, one answer. Raises what ``request`` of nats-py raises, which asks in one inbox for all."""
+        """One request, one answer. Raises what ``request`` of nats-py raises, which asks in one inbox for all.
+
+        Raises :class:`NotAllowedError` when nats-server says that the subject may not be published to.
+        """
         inbox = self.inbox_for(subject)
         if inbox.rpartition(".")[0] == self._inbox_prefix.decode():
             return await self.request(subject, body, timeout=wait)
@@ -97,7 +107,12 @@ class Connection(NatsClient):
             if not answer.done():
                 answer.set_result(message)
 
+        def refused(error: NotAllowedError) -> None:
+            if not answer.done():
+                answer.set_exception(error)
+
         self._resp_map[inbox] = answer
+        forget = self.on_refused(subject, refused)
         subscription = await self.subscribe(inbox, cb=arrived)
         try:
             await self.publish(subject, body, reply=inbox)
@@ -107,6 +122,7 @@ class Connection(NatsClient):
             raise nats.errors.TimeoutError from None
         finally:
             self._resp_map.pop(inbox, None)
+            forget()
             with contextlib.suppress(nats.errors.Error):
                 await subscription.unsubscribe()
         if (message.headers or {}).get("Status") == "503":
@@ -118,9 +134,16 @@ class Connection(NatsClient):
         self._reason = err_msg.strip("'")
         self._err = error
         if PERMISSIONS_ERR in err_msg:
+            self._refuse(err_msg)
             await self._error_cb(error)
         else:
             await self._process_op_err(error)
+
+    def _refuse(self, err_msg: str) -> None:
+        """Whoever waits for an answer that cannot come is told. nats-py makes what the server says lower-case."""
+        for subject, callback in list(self._refused):
+            if f'for publish to "{subject.lower()}"' in err_msg:
+                callback(NotAllowedError(f"you may not publish to {subject}"))
 
     async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
         # nats-py writes the PING ahead of what is still pending, so that after ``flush`` a subscription may not exist

@@ -29,6 +29,10 @@ class AnswerLostError(ConnectionLostError):
     """The connection was lost between a request and its answer: what was asked may have been done, or not."""
 
 
+class NotAllowedError(NatskitError):
+    """nats-server did not take a message: its sender may not publish there, or not yet."""
+
+
 class StateError(NatskitError):
     """The state in JetStream is unavailable, or changed underneath a write."""
 

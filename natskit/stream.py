@@ -5,7 +5,8 @@ acknowledged, up to a window, and stops producing when the window is full, so th
 hop; the reader asks again for what it missed. ``web/src/stream.js`` speaks the same protocol:
 
 1. The caller subscribes ``{base}.*`` (a new inbox, see below) and publishes a JSON-RPC request to
-   ``projects.{p}.api`` with the reply subject ``{base}.0``. A refusal is an ordinary JSON-RPC response.
+   ``projects.{p}.api`` with the reply subject ``{base}.0``. A refusal is an ordinary JSON-RPC response. While nothing
+   has arrived, the caller publishes the same again when a connection is back: the project takes a reply subject once.
 2. The project answers with frames. Header ``Natskit-Stream``: ``start``, ``stdout``, ``stderr``, ``heartbeat`` or
    ``end``; header ``Natskit-Seq``: the number of the frame, from 0. A heartbeat carries the number of the *next* frame
    and uses none up. The body of ``end`` is the JSON-RPC response. Each frame's reply subject is the project's own inbox
@@ -37,7 +38,7 @@ from nats.aio.subscription import Subscription
 
 from natskit import rpc
 from natskit.connection import Connection, to_json
-from natskit.errors import ConnectionLostError
+from natskit.errors import ConnectionLostError, NotAllowedError
 
 KIND_HEADER = "Natskit-Stream"
 SEQ_HEADER = "Natskit-Seq"
@@ -71,6 +72,8 @@ ACK_FRAMES = 256
 """Many small frames are acknowledged too, so that the sender's list of them stays short."""
 QUIET_SECONDS = 6.0
 """A sender that missed a heartbeat has lost its right to answer (it reconnected) or is gone: the reader asks."""
+GRANT_SECONDS = 1.0
+"""A right that was just granted comes with the next connection, which takes about 0.1."""
 ASK_SECONDS = 1.0
 ANSWER_SECONDS = 15.0
 
@@ -88,6 +91,8 @@ class Reader:
         self.ended = False
         self._connection = connection
         self._base = ""
+        self._subject, self._request = "", b""
+        self._refused: tuple[float, NotAllowedError] | None = None
         self._loop = asyncio.get_running_loop()
         self._heard = self._opened = self._loop.time()
         self._subscription: Subscription | None = None
@@ -104,14 +109,18 @@ class Reader:
         self._asking_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._forget_reconnect: Callable[[], None] | None = None
+        self._forget: list[Callable[[], None]] = []
 
     async def open(self, subject: str, body: bytes) -> None:
         """Send the request and wait until the project has started to answer."""
+        self._subject, self._request = subject, body
         self._base = self._connection.inbox_for(subject)
         self._streams = subject.removesuffix(".api") + ".streams."
         self._subscription = await self._connection.subscribe(f"{self._base}.*", cb=self._on_message)
-        self._forget_reconnect = self._connection.on_reconnect(self.ask_again)
+        self._forget = [
+            self._connection.on_reconnect(self.ask_again),
+            self._connection.on_refused(subject, self._on_refused),
+        ]
         await self._connection.publish(subject, body, reply=f"{self._base}.0")
         self._opened = self._heard = self._loop.time()
         self._timer = self._loop.call_later(1, self._tick)
@@ -181,9 +190,9 @@ class Reader:
         """Stop reading; a command that still runs is cancelled."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._forget_reconnect is not None:
-            self._forget_reconnect()
-            self._forget_reconnect = None
+        for forget in self._forget:
+            forget()
+        self._forget.clear()
         if not self.ended and not self._connection.is_closed:
             await self.control({"type": "cancel"})
         for task in self._tasks:
@@ -258,8 +267,16 @@ class Reader:
     def ask_again(self) -> None:
         """Ask for what is missing: this connection, or the project's, was lost and is back."""
         self._heard = self._loop.time()
-        self._asking_since = None
-        self._spawn(self._resume())
+        self._asking_since = self._refused = None
+        self._spawn(self._resume() if self._control else self._request_again())
+
+    async def _request_again(self) -> None:
+        with contextlib.suppress(nats.errors.Error):
+            await self._connection.publish(self._subject, self._request, reply=f"{self._base}.0")
+
+    def _on_refused(self, error: NotAllowedError) -> None:
+        if not self._control:
+            self._refused = self._loop.time(), error
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(1, self._tick)
@@ -269,6 +286,8 @@ class Reader:
         elif not self._connection.is_connected:
             self._heard = now
             self._asking_since = None
+        elif self._refused is not None and now - self._refused[0] > GRANT_SECONDS:
+            self._fail(self._refused[1])
         elif not self._control:
             if now - self._opened > ANSWER_SECONDS:
                 self._fail(ConnectionLostError(f"the project did not answer within {ANSWER_SECONDS:g} s"))

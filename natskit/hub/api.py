@@ -40,10 +40,12 @@ async def list_projects(
 
 
 @natskit_hub.method()
-async def create_project(caller: Caller, title: str) -> dict[str, Any]:
-    """A new project, owned by the caller."""
+async def create_project(
+    caller: Caller, title: str, key: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+) -> dict[str, Any]:
+    """A new project, owned by the caller. Who did not hear the answer asks again with the same ``key``."""
     _ = caller.account
-    return await caller.hub.projects.create(caller.id, title)
+    return await caller.hub.projects.create(caller.id, title, key)
 
 
 @natskit_hub.method()

@@ -97,15 +97,20 @@ class Projects:
         projects = [(self.get(p).created_at, p) for p in self._state.projects_of(account_id)]
         return [self.describe(project_id, account_id) for _, project_id in sorted(projects)[offset : offset + limit]]
 
-    async def create(self, account_id: str, title: str) -> dict[str, Any]:
-        """A new, stopped project. Raises :class:`RpcError` at the limit of projects an account may use."""
+    async def create(self, account_id: str, title: str, key: str | None = None) -> dict[str, Any]:
+        """A new, stopped project; with a ``key`` that made one before, that one, however many hubs were asked.
+
+        Raises :class:`RpcError` at the limit of projects an account may use.
+        """
         title = _title(title)
-        self._check_room(account_id)
-        project_id = str(uuid.uuid4())
+        # The account is the namespace: nobody else's key can lead to the same project.
+        project_id = str(uuid.uuid5(uuid.UUID(account_id), key) if key else uuid.uuid4())
+        if self._state.membership(account_id, project_id) is None:
+            self._check_room(account_id)
         project = Project(title=title, created_at=time.time(), runner_id=self._place_or_none())
-        await self._state.projects.change(project_id, lambda _: project)
+        await self._state.projects.change(project_id, lambda old: old or project)
         owner = Membership(role="owner", since=time.time())
-        await self._state.memberships.change(f"{account_id}.{project_id}", lambda _: owner)
+        await self._state.memberships.change(f"{account_id}.{project_id}", lambda old: old or owner)
         await self._announce({account_id})
         return self.describe(project_id, account_id)
 

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ")
 """What commands get of the agent's own environment; the rest is written here, so nothing leaks by accident."""
 
+REMEMBERED = 4096
+"""Requests for a stream that are known again when they are repeated."""
 HEADER_ROOM = 1024
 """Bytes of ``max_payload`` left for headers."""
 
@@ -81,6 +83,8 @@ class Agent:
         self._methods = methods
         self._connection: Connection | None = None
         self._streams: dict[str, tuple[Sender, Command | None]] = {}
+        self._opened: dict[str, str] = {}
+        """The stream that each reply subject got, the oldest first."""
         self._answers: set[asyncio.Task[None]] = set()
         self._closed = False
         self.writing = asyncio.Lock()
@@ -163,6 +167,9 @@ class Agent:
             window=self.program.window_bytes,
         )
         self._streams[stream_id] = (sender, command)
+        self._opened[reader] = stream_id
+        if len(self._opened) > REMEMBERED:
+            del self._opened[next(iter(self._opened))]
         return stream_id, sender
 
     def check_room_for_stream(self) -> None:
@@ -171,12 +178,11 @@ class Agent:
             raise rpc.RpcError("limit", f"{len(self._streams)} commands are running or being read, which is the limit")
 
     def _tell_readers(self) -> None:
-        """The rights to answer ended with the old connection: readers have to ask again, and this lets them know."""
-        if self._streams:
-            subject = f"events.project.{self.program.project_id}.agent"
-            note = asyncio.get_running_loop().create_task(self._reply(subject, to_json({"type": "reconnected"})))
-            self._answers.add(note)
-            note.add_done_callback(self._answers.discard)
+        """What was on its way, requests included, was lost with the old connection: readers have to ask again."""
+        subject = f"events.project.{self.program.project_id}.agent"
+        note = asyncio.get_running_loop().create_task(self._reply(subject, to_json({"type": "reconnected"})))
+        self._answers.add(note)
+        note.add_done_callback(self._answers.discard)
 
     async def _on_request(self, message: Msg) -> None:
         answer = asyncio.get_running_loop().create_task(self._answer(message))
@@ -184,6 +190,11 @@ class Agent:
         answer.add_done_callback(self._answers.discard)
 
     async def _answer(self, message: Msg) -> None:
+        if message.reply in self._opened:
+            again = self._streams.get(self._opened[message.reply])
+            if again is not None:
+                await again[0].on_control({"type": "resume", "seq": 0}, message.reply)
+            return
         caller = Caller(self, message.reply)
         try:
             body = await self._methods.answer(caller, message.data)

@@ -10,10 +10,10 @@ import random
 import pytest
 
 from natskit.client import Client
-from natskit.errors import ConnectionLostError
+from natskit.errors import ConnectionLostError, NotAllowedError
 from natskit.rpc import RpcError
 
-from .conftest import Project, until_async
+from .conftest import Project, Server, until_async
 
 
 async def test_ping(client: Client, project: Project) -> None:
@@ -177,3 +177,27 @@ def alive(pid: int) -> bool:
             return stat.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+async def test_a_command_that_was_asked_for_twice_runs_once(client: Client, project: Project) -> None:
+    """A reader whose connection was lost before the first frame publishes the same request again."""
+    async with client.exec(project.project_id, command="echo ran >> twice; sleep 0.2; cat twice") as run:
+        reader = run._reader
+        for _ in range(3):
+            await reader._request_again()
+        assert await run.output() == (b"ran\n", b"")
+        await reader._request_again()
+    async with client.exec(project.project_id, command="cat twice") as run:
+        assert await run.output() == (b"ran\n", b"")
+
+
+async def test_what_the_server_refuses_is_said_at_once(server: Server, project: Project) -> None:
+    """The projects' user may not publish to a project."""
+    stranger = await Client.admin(server.url("project"), None)
+    stranger.connection._inbox_prefix = bytearray(f"_INBOX.project.{project.project_id}".encode())
+    with pytest.raises(NotAllowedError, match=f"you may not publish to projects.{project.project_id}.api"):
+        await stranger.call_project(project.project_id, "ping")
+    with pytest.raises(NotAllowedError):
+        async with stranger.exec(project.project_id, command="true"):
+            pass
+    await stranger.close()

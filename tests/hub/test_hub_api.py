@@ -68,6 +68,22 @@ async def test_ids_and_malformed_requests(site: Site) -> None:
     assert (await call(browser, subject, "ping"))["pong"]
 
 
+async def test_a_project_is_made_once_for_a_key(site: Site) -> None:
+    """Who did not hear the answer asks again, maybe another hub; nobody else's key leads to the same project."""
+    admin = await site.admin()
+    _, owner_id, owner_cookie = await person(site, admin)
+    _, other_id, other_cookie = await person(site, admin)
+    owner, other = await site.browser(owner_id, owner_cookie), await site.browser(other_id, other_cookie)
+    made = await asyncio.gather(
+        *(call(owner, f"hub.api.{owner_id}", "create_project", title="One", key="k") for _ in range(10))
+    )
+    assert len({project["project_id"] for project in made}) == 1
+    assert len(await call(owner, f"hub.api.{owner_id}", "list_projects")) == 1
+    foreign = await call(other, f"hub.api.{other_id}", "create_project", title="Two", key="k")
+    assert foreign["project_id"] != made[0]["project_id"]
+    assert foreign["title"] == "Two"
+
+
 async def test_two_people_share_a_project(site: Site) -> None:
     """A grant is usable on the same connection object, and gone again when it is taken away."""
     admin = await site.admin()

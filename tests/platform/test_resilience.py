@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import signal
 import time
 import uuid
@@ -122,6 +123,47 @@ async def test_a_command_streams_through_a_reconnect(site: Site, world: World) -
     assert received == total
     site.natskit("project", "unshare", world.names["q"], world.email_a)
     await browser.close()
+
+
+async def test_a_program_works_while_its_rights_change_all_the_time(site: Site, world: World) -> None:
+    """Made, started, used and deleted without a pause, while grants of somebody else cut the connection in between."""
+    email = f"{uuid.uuid4()}@example.org"
+    site.natskit("account", "add", email, "--password-stdin", stdin=world.password)
+    operator = await admin(site)
+    cuts = 0
+
+    async def change_rights() -> None:
+        while True:
+            for method in ("project_share", "project_unshare"):
+                await operator.call_hub(method, project_id=world.names["q"], email=email)
+                await asyncio.sleep(random.uniform(0, 1.2))
+
+    async with await Client.sign_in(site.url, email, world.password, ca_file=site.ca_file) as client:
+
+        def note(status: str, _reason: str) -> None:
+            nonlocal cuts
+            cuts += status == "disconnected"
+
+        client.on_status(note)
+        changing = asyncio.create_task(change_rights())
+        for number in range(4):
+            project = (await client.call_hub("create_project", title=f"Demo {number}"))["project_id"]
+            await client.call_hub("start_project", project_id=project, wait=40)
+            async with client.exec(project, command="echo once >> runs; cat runs") as run:
+                assert await run.output() == (b"once\n", b"")
+            written = await client.call_project(
+                project, "write_text_file", path="a", text="1", expected_version="absent"
+            )
+            await client.call_project(
+                project, "write_text_file", path="a", text="2", expected_version=written["version"]
+            )
+            mine = [p for p in await client.call_hub("list_projects") if p["role"] == "owner"]
+            assert [p["title"] for p in mine] == [f"Demo {number}"], "made once, and the one before is gone"
+            await client.call_hub("delete_project", project_id=project)
+        assert not changing.done(), changing.exception()
+        changing.cancel()
+    await operator.close()
+    assert cuts > 6
 
 
 async def test_state_survives_a_restart_of_everything(site: Site, world: World) -> None:

@@ -127,6 +127,7 @@ def test_two_writers(home: Home) -> None:
     first = home.write("a", b"1", ABSENT)
     assert kind_of(home.write, "a", b"2", ABSENT) == "conflict"
     second = home.write("a", b"2", first)
+    assert home.write("a", b"2", first) == second, "asked twice, since the answer was lost"
     assert kind_of(home.write, "a", b"3", first) == "conflict"
     assert home.read("a", 10) == b"2"
     (home.path / "a").unlink()

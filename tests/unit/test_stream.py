@@ -39,6 +39,9 @@ class Bus:
     def on_reconnect(self, _callback: Callable[[], None]) -> Callable[[], None]:
         return lambda: None
 
+    def on_refused(self, _subject: str, _callback: Callable[..., None]) -> Callable[[], None]:
+        return lambda: None
+
     async def subscribe(self, subject: str, cb: Callback) -> Any:
         self.subscriptions[subject.removesuffix(".*")] = cb
         bus = self
@@ -71,7 +74,7 @@ async def transfer(frames: list[bytes], lose: Callable[[int], bool], window: int
     async def on_request(message: Msg) -> None:
         nonlocal sender
         sender = Sender(bus, message.reply, "projects.p.streams.s", "own.s", window)  # type: ignore[arg-type]
-        bus._lose = lose  # the request itself is not repeated, by design
+        bus._lose = lose  # the request itself is repeated only after a reconnect
         await sender.start()
         for data in frames:
             await sender.room()

@@ -22,6 +22,24 @@ const CALL_TIMEOUT = 15_000;
 const LONGEST_PAUSE = 3_000;
 /** Methods of the hub that always change what the caller may do. */
 const CUTTING = new Set(["create_project", "delete_project"]);
+/** Methods of the hub and of projects that do the same thing when they are done twice. */
+const REPEATABLE = new Set([
+  "ping",
+  "whoami",
+  "list_projects",
+  "create_project",
+  "delete_project",
+  "start_project",
+  "stop_project",
+  "rename_project",
+  "share_project",
+  "unshare_project",
+  "read_text_file_from_project",
+  "write_text_file_to_project",
+  "read_text_file",
+  "write_text_file",
+  "list_directory",
+]);
 /** How long to wait for the connection that brings a right just granted, in milliseconds. */
 export const GRANT_PATIENCE = 1_500;
 /** The session is refreshed this often, in milliseconds, so that it slides while the page is open. */
@@ -148,7 +166,9 @@ export class Client {
    * @returns {Promise<any>} rejects with a {@link NatskitError}
    */
   async callHub(method, params = {}, options = {}) {
-    const ask = () => this.#call(`hub.api.${this.session.account_id}`, method, params, options);
+    // With the same key it is the same project, however often the hub is asked.
+    const wanted = method === "create_project" ? { key: crypto.randomUUID(), ...params } : params;
+    const ask = () => this.#call(`hub.api.${this.session.account_id}`, method, wanted, options);
     if (!CUTTING.has(method)) return await ask();
     // The rights to a new project come with a new connection, which the hub brings about: what is called next must not
     // be on its way when the old one is cut.
@@ -272,11 +292,38 @@ export class Client {
         throw error.name === "RequestError" && error.cause instanceof Error ? error.cause : error;
       });
     };
+    const asked = () => ask().catch((error) => this.#askAgain(error, ask));
+    const lost = { answer: false };
     try {
-      return readResponse((await ask().catch((error) => this.#askAgain(error, ask))).data);
+      return readResponse((await (REPEATABLE.has(method) ? this.#untilAnswered(asked, lost) : asked())).data);
     } catch (error) {
+      if (lost.answer && method === "delete_project" && error instanceof NatskitError && error.kind === "not_found") {
+        return { project_id: params.project_id }; // the answer to this was the one that was lost
+      }
       throw error instanceof NatskitError ? error : explain(error, method, subject, timeout);
     }
+  }
+
+  /**
+   * Ask again whenever the connection is back before the answer is here: what was on its way was lost with the old one.
+   * @template T @param {() => Promise<T>} ask @param {{answer: boolean}} lost @returns {Promise<T>}
+   */
+  #untilAnswered(ask, lost) {
+    return new Promise((resolve, reject) => {
+      let asked = 0;
+      const again = () => {
+        const turn = ++asked;
+        lost.answer = turn > 1;
+        ask().then(finish(resolve), (error) => turn === asked && finish(reject)(error));
+      };
+      const forget = this.onReturn(again);
+      /** @template V @param {(value: V) => void} settle @returns {(value: V) => void} */
+      const finish = (settle) => (value) => {
+        forget();
+        settle(value);
+      };
+      again();
+    });
   }
 
   /**

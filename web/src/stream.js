@@ -150,11 +150,10 @@ export class StreamReader {
   #again() {
     this.#heard = performance.now();
     this.#askingSince = 0;
-    if (this.#refusedAt) {
-      // What the server refused to take never ran: with the right that came meanwhile it is asked for once more.
-      this.#refusedAt = 0;
-      this.#ask();
-    } else this.#resume();
+    this.#refusedAt = 0;
+    // The project takes a reply subject once, so what was refused or lost may be asked for again.
+    if (this.#control) this.#resume();
+    else this.#ask();
   }
 
   /** @param {string} subject what the server did not let this client publish to */
