@@ -15,7 +15,8 @@ def _docker(*words: str) -> str:
     except FileNotFoundError:
         raise InventoryError("there is no docker command here: make cluster installs it") from None
     except subprocess.CalledProcessError as error:
-        raise InventoryError(f"{error.stderr.strip()}: make cluster starts it") from None
+        reason = error.stderr.strip().splitlines()[-1:] or ["no answer"]
+        raise InventoryError(f"Docker cannot be asked; make cluster starts it ({reason[0]})") from None
 
 
 def _machines() -> dict[str, list[tuple[str, dict[str, str]]]]:
