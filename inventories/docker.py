@@ -1,0 +1,39 @@
+"""The machines of a Docker cluster that runs: of the one that NATSKIT_CLUSTER names, `natskit` unless told."""
+
+import json
+import os
+import subprocess
+
+from pyinfra.api.exceptions import InventoryError
+
+_cluster = os.environ.get("NATSKIT_CLUSTER") or "natskit"
+
+
+def _docker(*words: str) -> str:
+    try:
+        return subprocess.run(["docker", *words], check=True, capture_output=True, text=True).stdout
+    except FileNotFoundError:
+        raise InventoryError("there is no docker command here: make cluster installs it") from None
+    except subprocess.CalledProcessError as error:
+        reason = error.stderr.strip().splitlines()[-1:] or ["no answer"]
+        raise InventoryError(f"Docker cannot be asked; make cluster starts it ({reason[0]})") from None
+
+
+def _machines() -> dict[str, list[tuple[str, dict[str, str]]]]:
+    groups: dict[str, list[tuple[str, dict[str, str]]]] = {"nats": [], "hub": [], "proxy": [], "runner": []}
+    names = _docker("ps", "--all", "--filter", f"label=natskit.cluster={_cluster}", "--format", "{{.Names}}").split()
+    if not names:
+        raise InventoryError(f"no cluster {_cluster} in Docker: make cluster starts one")
+    for container in json.loads(_docker("container", "inspect", *sorted(names))):
+        name = container["Name"].removeprefix("/")
+        # A machine that does not run would be committed to an image and removed when pyinfra is done with it.
+        if container["State"]["Status"] != "running":
+            raise InventoryError(f"{name} is {container['State']['Status']}: make cluster starts it again")
+        (network,) = container["NetworkSettings"]["Networks"].values()
+        machine = {"platform_name": name.removeprefix(f"{_cluster}-"), "platform_address": network["IPAddress"]}
+        groups[container["Config"]["Labels"]["natskit.role"]].append((f"@docker/{name}", machine))
+    return groups
+
+
+_groups = _machines()
+nats, hub, proxy, runner = (_groups[role] for role in ("nats", "hub", "proxy", "runner"))
