@@ -1,15 +1,20 @@
-"""The story of a deploy. Run it with: pyinfra inventories/local.py deploy.py"""
+"""The story of a deploy. Run it with: pyinfra INVENTORY deploy.py"""
 
-from pyinfra import host
+from pyinfra import host, inventory
 
 from roles import hub, nats, platform, proxy, runner, service
 
-settings = platform.validate(host.data.dict())  # type: ignore[no-untyped-call]
+settings, site = platform.validate(host, inventory)
 identity = platform.identity(settings)
 
 service.install(settings)
-nats.deploy(settings, identity)
-hub.deploy(settings, identity, runner.known_runners(settings, identity))
-proxy.deploy(settings, identity)
-runner.deploy(settings, identity)
-platform.describe(settings, identity)
+if "nats" in host.groups:
+    nats.deploy(settings, site, identity)
+if "hub" in host.groups:
+    hub.deploy(settings, site, identity, runner.known_runners(site, identity))
+if "proxy" in host.groups:
+    proxy.deploy(settings, site, identity)
+if "runner" in host.groups:
+    runner.deploy(settings, site, identity)
+service.tidy(settings)
+platform.describe(site, identity)

@@ -9,4 +9,13 @@ from pathlib import Path
 
 _root = Path(os.environ.get("NATSKIT_LOCAL") or Path(__file__).parent.parent / ".local").resolve()
 
-hosts = [("@local", {"platform_root": str(_root)})]
+_settings = {
+    "platform_name": "local",
+    "platform_address": "127.0.0.1",
+    "platform_manager": "supervisor",
+    "platform_tls": False,  # all of it is on loopback
+    "platform_root": str(_root),
+}
+
+# One host plays every role.
+nats = hub = proxy = runner = [("@local", _settings)]

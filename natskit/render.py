@@ -52,7 +52,9 @@ def derived(name: str, settings: Settings) -> dict[str, Any]:
         "root": str(root),
         "directory": str(folder),
         "url": settings.url,
-        "hub_ports": settings.hub_ports,
+        "listen": settings.nats_host or settings.listen,
+        "proxy_listen": settings.proxy_listen or settings.listen,
+        "inner": "https" if settings.platform_tls else "http",
         "cookie_name": COOKIE,
     }
 
@@ -63,9 +65,14 @@ def values(name: str, given: Mapping[str, Any], identity: Path | None) -> dict[s
     Raises :class:`SettingsError` for a wrong setting and :class:`IdentityError` for a wrong identity directory.
     """
     mine = {key: value for key, value in given.items() if key not in _variables(name) - set(Settings.model_fields)}
-    settings = load({"platform_root": "/var/lib/natskit"} | mine, "settings")
+    settings = load({"platform_control": "/nowhere"} | mine, "settings")
+    address = settings.platform_address
     found = derived(name, settings) | {
         "web_root": str(settings.platform_root / "console"),
+        "routes": [],
+        "nats_upstreams": [f"{address}:{settings.nats_websocket_port}"],
+        "hub_upstreams": [f"{address}:{port}" for port in settings.hub_ports],
+        "http2_directive": True,
         "proxy_user": "",
         "user": "",
         "open_files": 16_384,

@@ -1,7 +1,7 @@
 """Every setting of a deploy: flat keys, prefixed by role, with type, unit, default and reason.
 
-A whole inventory is validated by :func:`load` before any host is touched. A default that is not the program's own says
-why.
+A whole inventory is validated by :func:`load`, host by host, and by ``natskit/topology.py``, before any host is
+touched. A default that is not the program's own says why.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -37,7 +37,6 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-Hosts = Annotated[list[Host], BeforeValidator(_split), Field(min_length=1)]
 Packages = Annotated[list[Package], BeforeValidator(_split)]
 Folders = Annotated[list[Annotated[str, Field(pattern=r"^/")]], BeforeValidator(_split)]
 """Absolute paths."""
@@ -48,10 +47,22 @@ class _Role(BaseModel):
 
 
 class PlatformSettings(_Role):
-    """Where the platform lives on its machine."""
+    """Where the platform lives on its hosts, and how its programs are kept running."""
 
-    platform_root: Path
-    """Folder of everything that lands on the host; absolute."""
+    platform_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?$")] = "natskit"
+    """The host's name within the platform; in an inventory, the name pyinfra knows the host by, unless told."""
+    platform_address: Host = "127.0.0.1"
+    """DNS name or IPv4 address where the other hosts reach this one; unless told, pyinfra's name for the host."""
+    platform_manager: Literal["systemd", "supervisor"] = "systemd"
+    """What keeps the programs running: systemd on hosts, supervisor where there is no root."""
+    platform_tls: bool = True
+    """TLS between the programs, by certificates of the platform's own CA; off only where all of it is on loopback."""
+    platform_root: Path = Path("/var/lib/natskit")
+    """Folder of everything that lands on the host, but for programs and systemd's units; absolute."""
+    platform_programs: Path = Path("/opt/natskit")
+    """Folder of the programs that systemd runs, each version beside the others; absolute."""
+    platform_control: Path | None = None
+    """Folder on the control machine with the platform's identity, what is uploaded, and ``platform.json``."""
     platform_python_path: Folders = []
     """Folders with Python packages of your own, for hub_api_packages and runner_project_api_packages."""
     platform_first_account: Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+$")] = "admin@localhost"
@@ -59,29 +70,53 @@ class PlatformSettings(_Role):
 
     @model_validator(mode="after")
     def _absolute(self) -> Self:
-        if not self.platform_root.is_absolute():
-            raise ValueError("platform_root must be an absolute path")
+        for key in ("platform_root", "platform_programs", "platform_control"):
+            path = getattr(self, key)
+            if path is not None and not path.is_absolute():
+                raise ValueError(f"{key} must be an absolute path, and is {path}")
+        if self.platform_control is None and self.platform_manager == "systemd":
+            raise ValueError("platform_control is not set: name the folder here where the platform's keys are kept")
         if re.search(r"[\s%;\"'$]", str(self.platform_root)):
             raise ValueError(
                 f"platform_root {self.platform_root} has a character that supervisor or nginx read as more than a name "
                 "(space, quote, %, ;, $): put it elsewhere, locally with NATSKIT_LOCAL"
             )
-        if len(str(self.platform_root)) > MAX_ROOT:
+        if self.platform_manager == "supervisor" and len(str(self.platform_root)) > MAX_ROOT:
             raise ValueError(
                 f"platform_root {self.platform_root} is longer than {MAX_ROOT} characters, and the path of a Unix "
                 "socket in it would not fit: put it elsewhere, locally with NATSKIT_LOCAL"
             )
         return self
 
+    @property
+    def control(self) -> Path:
+        """The folder on the control machine."""
+        return self.platform_control or self.platform_root
+
+    @property
+    def identity(self) -> Path:
+        """The folder of the platform's keys, on the control machine."""
+        return self.control / "identity"
+
+    @property
+    def listen(self) -> str:
+        """The address to listen on: nobody but this machine where it is known by loopback, otherwise every interface,
+        since the address others use may be one that the host itself does not have (NAT)."""
+        return "127.0.0.1" if self.platform_address in ("127.0.0.1", "localhost") else "0.0.0.0"
+
 
 class NatsSettings(_Role):
     """nats-server. Names and units follow its configuration (docs.nats.io, "Configuration")."""
 
-    nats_host: Host = "127.0.0.1"
+    nats_version: Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$")] = "2.15.1"
+    """The version systemd runs; an older one stays beside a newer one, so this is also the way back."""
+    nats_host: Host | None = None
+    """Address to listen on; every interface of a host that others reach, unless told."""
     nats_port: Port = 4222
-    nats_websocket_host: Host = "127.0.0.1"
-    """Loopback, because it speaks no TLS: the proxy in front of it does."""
     nats_websocket_port: Port = 5004
+    nats_cluster_name: Annotated[str, Field(pattern=r"^[^\s*>.]+$")] = "natskit"
+    nats_cluster_port: Port = 6222
+    """Where the nats-servers of a platform meet each other; only used where there are several."""
     nats_monitor_port: Port = 8222
     """Always on loopback: monitoring names every connection and its subjects."""
     nats_max_payload: Annotated[int, Field(ge=65_536, le=64 * 1024**2)] = 1024 * 1024
@@ -102,6 +137,8 @@ class NatsSettings(_Role):
     nats_jetstream_max_memory: Bytes = 256 * 1024**2
     nats_sync_interval: Annotated[str, Field(pattern=r"^(always|[1-9][0-9]*(ms|s|m))$")] = "always"
     """Not the server's 2m, which loses acknowledged writes at power loss (Jepsen, NATS 2.12.1, 2025)."""
+    nats_memory_limit: Annotated[int, Field(ge=64 * 1024**2)] | None = None
+    """Bytes of memory nats-server may use on a host: GOMEMLIMIT makes it collect garbage before that is reached."""
     nats_debug: bool = False
     nats_extra: str = ""
     """Anything nats-server knows and we do not model, appended to its configuration as it is."""
@@ -125,8 +162,8 @@ class HubSettings(_Role):
     hub_max_projects_per_account: Annotated[int, Field(ge=1, le=MAX_PROJECTS_PER_ACCOUNT)] = MAX_PROJECTS_PER_ACCOUNT
     hub_api_packages: Packages = []
     """Python packages that add methods to the hub (README, "Your own API")."""
-    hub_state_replicas: Annotated[int, Field(ge=1, le=5)] = 1
-    """Copies of the state: 1 on one machine, 3 on a cluster."""
+    hub_state_replicas: Annotated[int, Field(ge=1, le=5)] | None = None
+    """Copies of the state; unless told 3 on a cluster of nats-servers, 1 where there is one."""
 
 
 class ProxySettings(_Role):
@@ -134,10 +171,15 @@ class ProxySettings(_Role):
 
     proxy_name: Host = "localhost"
     """The host name in the address bar; the site's origin is made of it and the port."""
-    proxy_listen: Host = "127.0.0.1"
+    proxy_listen: Host | None = None
+    """Address to listen on; every interface of a host that others reach, unless told."""
     proxy_port: Port = 4043
-    proxy_certificate_hosts: Hosts = ["localhost", "127.0.0.1"]
-    """DNS names and addresses in the certificate from the local CA."""
+    proxy_certificate: Path | None = None
+    """Your own certificate for ``proxy_name``, with the chain up to its root (PEM), on the control machine."""
+    proxy_key: Path | None = None
+    """Its key."""
+    proxy_certificate_hosts: Annotated[list[Host], BeforeValidator(_split)] = []
+    """DNS names and addresses in the certificate from the platform's CA; unless told, proxy_name and the address."""
     proxy_websocket_buffer: Bytes = 65_536
     """Bytes for each direction of each open WebSocket that is busy: bulk speed against memory (bench/RESULTS.md)."""
     proxy_sign_in_rate: Annotated[int, Field(ge=1)] = 30
@@ -151,13 +193,16 @@ class ProxySettings(_Role):
 class RunnerSettings(_Role):
     """The runner of one host, and the limits of each process of its projects."""
 
-    runner_name: str = "local"
+    runner_name: str = ""
+    """What the runner is called in ``natskit status``; the host's name, unless told."""
     runner_id: Annotated[str, Field(pattern=_ID_OR_NOTHING)] = ""
     """Lower-case UUID; made from the name where none is given."""
     runner_project_memory: Annotated[int, Field(ge=256 * 1024**2)] | None = 4 * 1024**3
-    """Bytes of data of one process (RLIMIT_DATA)."""
-    runner_project_processes: Annotated[int, Field(ge=16)] | None = None
-    """RLIMIT_NPROC counts all processes of the user the runner runs as, so locally it would count yours: off."""
+    """Bytes: of all of a project together on a host; locally of the data of each process (RLIMIT_DATA)."""
+    runner_project_processes: Annotated[int, Field(ge=16)] | None = 512
+    """Processes and threads of a project on a host; locally RLIMIT_NPROC would count yours, and it is not limited."""
+    runner_project_cpu: Annotated[int, Field(ge=1)] | None = 200
+    """Percent of one core that a project on a host may use; 200 is two cores. Not limited locally."""
     runner_project_file: Annotated[int, Field(ge=1024**2)] | None = 2 * 1024**3
     """Bytes of one file (RLIMIT_FSIZE)."""
     runner_project_window: Annotated[int, Field(ge=128 * 1024, le=32 * 1024**2)] = 2 * 1024**2
@@ -176,6 +221,7 @@ class Settings(RunnerSettings, ProxySettings, HubSettings, NatsSettings, Platfor
             ("nats_port", self.nats_port),
             ("nats_websocket_port", self.nats_websocket_port),
             ("nats_monitor_port", self.nats_monitor_port),
+            ("nats_cluster_port", self.nats_cluster_port),
             ("proxy_port", self.proxy_port),
             *((f"hub_port + {n}" if n else "hub_port", port) for n, port in enumerate(self.hub_ports)),
         ]
@@ -217,13 +263,18 @@ class Settings(RunnerSettings, ProxySettings, HubSettings, NatsSettings, Platfor
 
     @property
     def nats_url(self) -> str:
-        """Where hubs, runners and projects of this host connect."""
-        return f"nats://{self.nats_host}:{self.nats_port}"
+        """Where hubs, runners and projects reach this host's nats-server."""
+        return f"{'tls' if self.platform_tls else 'nats'}://{self.platform_address}:{self.nats_port}"
+
+    @property
+    def runner_label(self) -> str:
+        """What the runner is called."""
+        return self.runner_name or self.platform_name
 
     @property
     def runner_uuid(self) -> str:
         """The runner's id."""
-        return self.runner_id or str(uuid.uuid5(_RUNNER_NAMESPACE, self.runner_name))
+        return self.runner_id or str(uuid.uuid5(_RUNNER_NAMESPACE, self.runner_label))
 
 
 def load(data: Mapping[str, Any], place: str) -> Settings:

@@ -13,27 +13,34 @@ import natskit
 from natskit.errors import SettingsError
 from natskit.settings import Settings
 
+NATSKIT = Path(natskit.__file__).parent
+
 
 def environment(settings: Settings, packages: Iterable[str]) -> dict[str, str]:
-    """The environment of a Python program: a digest of its code, and where the platform's own packages are.
+    """The environment of a Python program that runs from here: a digest of its code, and where own packages are.
 
     Raises :class:`SettingsError` for a package that is nowhere.
     """
-    found = {"NATSKIT_BUILD": _build(settings, packages)}
+    found = {"NATSKIT_BUILD": digest([NATSKIT, *places(settings, packages)])[:12]}
     if settings.platform_python_path:
         found["PYTHONPATH"] = os.pathsep.join(settings.platform_python_path)
     return found
 
 
-def _build(settings: Settings, packages: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for place in [Path(natskit.__file__).parent, *(_find(package, settings) for package in packages)]:
-        digest.update(_digest(place).encode())
-    return digest.hexdigest()[:12]
+def places(settings: Settings, packages: Iterable[str]) -> list[Path]:
+    """The folders of packages, or the files of modules, without importing them.
+
+    Raises :class:`SettingsError` for a package that is nowhere.
+    """
+    return [_find(package, settings) for package in packages]
+
+
+def digest(places: Iterable[Path]) -> str:
+    """What changes when the code in one of these places does."""
+    return hashlib.sha256("".join(map(_digest, places)).encode()).hexdigest()
 
 
 def _find(package: str, settings: Settings) -> Path:
-    """The folder of a package, or the file of a module, without importing it."""
     top = package.partition(".")[0]
     spec = PathFinder.find_spec(top, settings.platform_python_path) or PathFinder.find_spec(top)
     if spec is None or spec.origin is None:

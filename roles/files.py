@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
-from collections.abc import Generator
-from io import BytesIO
+import shlex
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from pyinfra import host
-from pyinfra.api import FileUploadCommand, StringCommand, operation
-from pyinfra.api.command import QuoteString
+from pyinfra.api import StringCommand, operation
+from pyinfra.api.operation import OperationMeta
 from pyinfra.facts.files import Sha1File
 from pyinfra.operations import files
 
@@ -18,42 +19,50 @@ from natskit.errors import SettingsError
 CANDIDATE = ".candidate"
 
 
-def private_directory(path: Path) -> None:
+def private_directory(path: Path, owner: str = "") -> None:
     """A folder that only its owner may enter; made before anything secret is uploaded into it."""
-    files.directory(name=f"Make folder {path}", path=str(path), mode="700")
+    files.directory(name=f"Make folder {path}", path=str(path), mode="700", user=owner or None, group=owner or None)
+
+
+def checked_file(
+    *, name: str, content: str, path: Path, mode: str = "600", owner: str = "", check: Sequence[str] = ()
+) -> OperationMeta:
+    """Write a file when its content differs; with ``check``, only after that program has accepted it.
+
+    The candidate is written beside the file, ``{}`` in ``check`` stands for its path, and it is moved into place, at
+    once, when the check succeeds. A refused candidate is removed and the run of this host fails with what the program
+    said; the old file stays.
+
+    The content goes through the command's input: never into an argv, and never into a file that others may read, as
+    the temporary file of an upload over SSH with sudo would be.
+    """
+    return _written(
+        name=name,
+        digest=hashlib.sha1(content.encode(), usedforsecurity=False).hexdigest(),
+        path=str(path),
+        mode=mode,
+        owner=owner,
+        check=list(check),
+        _stdin=base64.b64encode(content.encode()).decode(),
+    )
 
 
 @operation()
-def checked_file(
-    content: str, path: str, mode: str = "600", check: list[str] | None = None
-) -> Generator[StringCommand | FileUploadCommand, None, None]:
-    """Write a file when its content differs; with ``check``, only after that program has accepted it.
-
-    The candidate is uploaded beside the file, ``{}`` in ``check`` stands for its path, and it is moved into place, at
-    once, when the check succeeds. A refused candidate is removed and the run of this host fails with what the program
-    said; the old file stays.
-    """
-    data = content.encode()
-    if host.get_fact(Sha1File, path=path) == hashlib.sha1(data, usedforsecurity=False).hexdigest():
+def _written(digest: str, path: str, mode: str, owner: str, check: list[str]) -> Generator[StringCommand, None, None]:
+    if host.get_fact(Sha1File, path=path) == digest:
         host.noop(f"{path} is as it should be")
         return
-    candidate = path + CANDIDATE
-    # The mode is set on an empty file first: the content is never readable by others, not even for a moment.
-    yield StringCommand(
-        "rm", "-f", QuoteString(candidate), "&&", "touch", QuoteString(candidate), "&&", "chmod", mode,
-        QuoteString(candidate),
-    )  # fmt: skip
-    yield FileUploadCommand(BytesIO(data), candidate, remote_temp_filename=candidate)
-    yield StringCommand("chmod", mode, QuoteString(candidate))
+    candidate = shlex.quote(path + CANDIDATE)
+    steps = [f"umask 077; base64 -d > {candidate}", f"chmod {mode} {candidate}"]
+    if owner:
+        steps.append(f"chown {owner}: {candidate}")
     if check:
-        words = [QuoteString(candidate if word == "{}" else word) for word in check]
-        yield StringCommand(
-            "{", *words, ";", "}", ">", QuoteString(f"{candidate}.log"), "2>&1", "||", "{",
-            "cat", QuoteString(f"{candidate}.log"), ">&2", ";",
-            "rm", "-f", QuoteString(candidate), QuoteString(f"{candidate}.log"), ";", "exit", "1", ";", "}",
-        )  # fmt: skip
-        yield StringCommand("rm", "-f", QuoteString(f"{candidate}.log"))
-    yield StringCommand("mv", QuoteString(candidate), QuoteString(path))
+        log = shlex.quote(f"{path}{CANDIDATE}.log")
+        command = " ".join(candidate if word == "{}" else shlex.quote(word) for word in check)
+        steps.append(f"{{ {command} > {log} 2>&1 || {{ cat {log} >&2; rm -f {candidate} {log}; exit 1; }}; }}")
+        steps.append(f"rm -f {log}")
+    steps.append(f"mv {candidate} {shlex.quote(path)}")
+    yield StringCommand(" && ".join(steps))
 
 
 def require_directory(path: Path, what: str) -> None:

@@ -3,35 +3,45 @@
 from __future__ import annotations
 
 import json
-import sys
+from pathlib import Path
 
 from natskit import __version__
 from natskit.hub.program import HubProgram
 from natskit.identity import Identity
 from natskit.settings import Settings
-from roles import build, service
+from natskit.topology import Topology
+from roles import build, service, tls
 from roles.files import checked_file, private_directory
+from roles.program import Program
 
 CREDS = ("SYS", "AUTH", "PLATFORM")
 
 
-def deploy(settings: Settings, identity: Identity, runners: dict[str, dict[str, str]]) -> None:
+def deploy(settings: Settings, site: Topology, identity: Identity, runners: dict[str, dict[str, str]]) -> None:
     """Install, configure, activate each hub. ``runners`` are those that may connect, by their ids."""
     for name, port in zip(settings.hub_names, settings.hub_ports, strict=True):
-        _deploy_one(settings, identity, runners, name, port)
+        _deploy_one(settings, site, identity, runners, name, port)
     service.retire(settings, prefix="hub-", keep=settings.hub_names)
 
 
 def _deploy_one(
-    settings: Settings, identity: Identity, runners: dict[str, dict[str, str]], name: str, port: int
+    settings: Settings,
+    site: Topology,
+    identity: Identity,
+    runners: dict[str, dict[str, str]],
+    name: str,
+    port: int,
 ) -> None:
-    directory = settings.platform_root / name
-    private_directory(directory)
+    directory, owner = settings.platform_root / name, service.owner(settings, "hub")
+    python = str(service.python(settings))
+    private_directory(directory, owner)
+    certificate = tls.install(settings, identity, "hub", directory, owner) if settings.platform_tls else []
     files = [
         checked_file(
             name=f"Give {name} its creds for NATS account {account}",
             content=identity.creds(account, "hub"),
-            path=str(directory / f"{account.lower()}.creds"),
+            path=directory / f"{account.lower()}.creds",
+            owner=owner,
         )
         for account in CREDS
     ]
@@ -39,45 +49,61 @@ def _deploy_one(
         checked_file(
             name=f"Give {name} its signing keys",
             content=identity.hub_keys().to_json(),
-            path=str(directory / "keys.json"),
+            path=directory / "keys.json",
+            owner=owner,
         )
     )
     files.append(
         checked_file(
             name=f"Render hub.json of {name}",
-            content=program_file(settings, runners, name, port),
-            path=str(directory / "hub.json"),
+            content=program_file(settings, site, runners, name, port),
+            path=directory / "hub.json",
+            owner=owner,
         )
     )
-    program = service.Program(
+    program = Program(
         name=name,
-        command=[sys.executable, "-m", "natskit.hub", "--settings", str(directory / "hub.json")],
-        environment=build.environment(settings, settings.hub_api_packages),
+        command=[python, "-m", "natskit.hub", "--settings", str(directory / "hub.json")],
+        environment={} if service.uses_systemd(settings) else build.environment(settings, settings.hub_api_packages),
         priority=20,
-        health_url=f"http://127.0.0.1:{port}/healthz",
+        healthy=[python, "-m", "natskit.wait", *_url(settings, directory, port), service.HEALTHY_SECONDS],
+        template="natskit-hub.service",
+        unit={"user": owner, "directory": str(directory)},
     )
-    service.run(settings, program, restart_on=files)
+    service.run(settings, program, restart_on=files, reload_on=certificate)
 
 
-def program_file(settings: Settings, runners: dict[str, dict[str, str]], name: str, port: int) -> str:
+def _url(settings: Settings, directory: Path, port: int) -> list[str]:
+    """Where a hub says that it is well, and by which certificate one may ask."""
+    if not settings.platform_tls:
+        return [f"http://127.0.0.1:{port}/healthz"]
+    files = directory / "tls"
+    certificate = ["--ca", str(files / "ca.crt"), "--cert", str(files / "host.crt"), "--key", str(files / "host.key")]
+    return [*certificate, f"https://127.0.0.1:{port}/healthz"]
+
+
+def program_file(settings: Settings, site: Topology, runners: dict[str, dict[str, str]], name: str, port: int) -> str:
     """The content of ``hub.json``, checked by the hub's own model."""
     directory = settings.platform_root / name
+    files = directory / "tls"
+    certificate = {"certificate": files / "host.crt", "key": files / "host.key", "ca": files / "ca.crt"}
     program = HubProgram.model_validate(
         {
-            "name": name,
+            "name": site.hub_label(settings, name),
             "version": __version__,
-            "http": {"host": "127.0.0.1", "port": port},
-            "nats": {"urls": [settings.nats_url]},
+            "http": {"host": settings.listen, "port": port} | ({"tls": certificate} if settings.platform_tls else {}),
+            "nats": {"urls": site.nats_urls_for(settings)}
+            | ({"ca_file": files / "ca.crt"} if settings.platform_tls else {}),
             "creds": {account.lower(): directory / f"{account.lower()}.creds" for account in CREDS},
             "keys": directory / "keys.json",
-            "allowed_origins": [settings.url],
+            "allowed_origins": [site.url],
             "session": {
                 "sliding_seconds": settings.hub_session_sliding,
                 "absolute_seconds": settings.hub_session_absolute,
             },
             "authorization_ttl_seconds": settings.hub_authorization_ttl,
             "password": {"argon2_concurrency": settings.hub_password_concurrency},
-            "state": {"replicas": settings.hub_state_replicas},
+            "state": {"replicas": site.replicas},
             "api_packages": settings.hub_api_packages,
             "runners": runners,
             "max_projects_per_account": settings.hub_max_projects_per_account,

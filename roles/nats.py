@@ -1,71 +1,113 @@
-"""nats-server: configuration, NATS accounts, JetStream."""
+"""nats-server: configuration, NATS accounts, JetStream, and its place among the other servers."""
 
 from __future__ import annotations
 
-import shlex
+import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from pyinfra.operations import server
+from pyinfra import host
+from pyinfra.api.exceptions import OperationError
+from pyinfra.operations import python
 
 from natskit.identity import NATS_ACCOUNTS, Identity
 from natskit.render import derived, render
 from natskit.settings import Settings
-from roles import service
+from natskit.topology import Topology
+from roles import service, tls
 from roles.files import checked_file, private_directory
+from roles.platform import ca_file
+from roles.program import Program
+
+STOP_SECONDS = 30
+"""Beyond the lame duck's own time: JetStream writes what it holds."""
+CAUGHT_UP_SECONDS = "300"
+"""How long a server may take to catch up with the others after its restart."""
 
 
-def deploy(settings: Settings, identity: Identity) -> None:
+def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
     """Install, configure, activate."""
-    directory = settings.platform_root / "nats"
-    for folder in (directory, directory / "jwt", directory / "jetstream"):
-        private_directory(folder)
+    directory, owner = settings.platform_root / "nats", service.owner(settings, "nats")
+    server, programs = service.nats_server(settings), service.python(settings)
+    folders = [directory, directory / "jwt", directory / "jetstream"]
+    for folder in folders:
+        private_directory(folder, owner)
 
     accounts = {
         account: checked_file(
             name=f"Give NATS account {account} to the resolver",
             content=identity.account_jwt(account),
-            path=str(account_file(settings, identity, account)),
+            path=account_file(settings, identity, account),
+            owner=owner,
         )
         for account in NATS_ACCOUNTS
     }
-    configuration = checked_file(
-        name="Render nats-server.conf",
-        content=render("nats-server.conf", values(settings, identity)),
-        path=str(directory / "nats-server.conf"),
-        check=[str(service.BIN / "nats-server"), "-t", "-c", "{}"],
+    probe = checked_file(
+        name="Give nats-server's host the creds of its probe",
+        content=identity.creds("PLATFORM", "probe"),
+        path=directory / "probe.creds",
+        owner=owner,
+    )
+    reload_on = [probe, *(tls.install(settings, identity, "nats", directory, owner) if settings.platform_tls else [])]
+    reload_on.append(
+        checked_file(
+            name="Render nats-server.conf",
+            content=render("nats-server.conf", values(settings, site, identity)),
+            path=directory / "nats-server.conf",
+            owner=owner,
+            check=[str(server), "-t", "-c", "{}"],
+        )
     )
 
-    program = service.Program(
+    monitor = f"http://127.0.0.1:{settings.nats_monitor_port}"
+    gate = [str(programs), "-m", "natskit.gate", "--creds", str(directory / "probe.creds"), "--monitor", monitor]
+    gate += ["--urls", ",".join(site.nats_urls_for(settings)), "--server", settings.platform_name]
+    gate += ["--ca", str(directory / "tls" / "ca.crt")] if settings.platform_tls else []
+    alone = len(site.nats) == 1
+    program = Program(
         name="nats",
-        command=[str(service.BIN / "nats-server"), "-c", str(directory / "nats-server.conf")],
+        command=[str(server), "-c", str(directory / "nats-server.conf")],
         priority=10,
-        stop_signal="TERM",
-        stop_seconds=30,
+        # Most settings can be reloaded; nats-server says no to the others, and then it is restarted.
+        reload=[str(programs), "-m", "natskit.reload", str(directory / "nats-server.pid"), monitor],
+        stop_seconds=settings.nats_lame_duck_duration + STOP_SECONDS,
+        # Alone there is nobody to wait for, and whoever starts later waits for the hubs.
+        healthy=() if alone else [*gate, "--seconds", CAUGHT_UP_SECONDS],
+        before_restart=() if alone else [*gate, "--before"],
+        unit={
+            "user": owner,
+            "writable": [str(folder) for folder in folders],
+            "memory_limit": settings.nats_memory_limit,
+        },
     )
-    # Most settings can be reloaded; nats-server says no to the others, and then it is restarted.
-    reload = [sys.executable, "-m", "natskit.reload", str(directory / "nats-server.pid")]
-    reload.append(f"http://127.0.0.1:{settings.nats_monitor_port}")
-    kept_running = service.run(
-        settings,
-        program,
-        reload_on=[configuration],
-        reload_command=f"{shlex.join(reload)} || {{control}} restart nats",
-    )
+    kept_running = service.run(settings, program, reload_on=reload_on)
     for account, change in accounts.items():
-        _push(settings, identity, account, [change.did_change, kept_running])
+        python.call(
+            name=f"Push NATS account {account} to nats-server",
+            function=_push,
+            settings=settings,
+            identity=identity,
+            account=account,
+            _if=[change.did_change, kept_running],
+        )
 
 
-def _push(settings: Settings, identity: Identity, account: str, conditions: list[Callable[[], bool]]) -> None:
+def _push(settings: Settings, identity: Identity, account: str) -> None:
     """A running server takes a changed NATS account over the bus, without losing a connection."""
-    push = [sys.executable, "-m", "natskit.resolver", settings.nats_url, str(identity.creds_path("SYS", "admin"))]
-    push.append(str(account_file(settings, identity, account)))
-    server.shell(
-        name=f"Push NATS account {account} to nats-server",
-        commands=[f"{shlex.join(push)} || {service.control(settings)} restart nats"],
-        _if=conditions,
-    )
+    folder = identity.directory / "stores" / "natskit" / "accounts" / account
+    words = [
+        sys.executable,
+        "-m",
+        "natskit.resolver",
+        *(["--ca", str(ca_file(settings))] if settings.platform_tls else []),
+    ]
+    words += [settings.nats_url, str(identity.creds_path("SYS", "admin")), str(folder / f"{account}.jwt")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise OperationError(
+            f"nats-server of {host.name} does not take NATS account {account}: {done.stderr.strip()[-300:]}; "
+            "it reads it when it is restarted"
+        )
 
 
 def account_file(settings: Settings, identity: Identity, account: str) -> Path:
@@ -73,9 +115,11 @@ def account_file(settings: Settings, identity: Identity, account: str) -> Path:
     return settings.platform_root / "nats" / "jwt" / f"{identity.account_public_key(account)}.jwt"
 
 
-def values(settings: Settings, identity: Identity) -> dict[str, object]:
+def values(settings: Settings, site: Topology, identity: Identity) -> dict[str, object]:
     """What the template ``nats-server.conf`` needs."""
     return derived("nats-server.conf", settings) | {
+        "url": site.url,
+        "routes": site.routes_for(settings),
         "operator_jwt": identity.operator_jwt,
         "system_account": identity.account_public_key("SYS"),
     }

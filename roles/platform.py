@@ -10,35 +10,49 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from pyinfra.api import Host, Inventory
 from pyinfra.api.exceptions import PyinfraError
 
-from natskit import __version__
+from natskit import __version__, topology
 from natskit.errors import NatskitError, SettingsError
 from natskit.identity import Identity
-from natskit.identity.files import make_private
+from natskit.identity.files import make_private, write_private
 from natskit.identity.tls import ensure_ca
-from natskit.settings import Settings, load
-from roles import build, preflight
-from roles.files import checked_file
+from natskit.settings import Settings
+from natskit.topology import Topology
+from roles import build, preflight, service
 
 CONNECTOR_KEYS = ("ssh_", "docker_", "_")
 """Prefixes of data that pyinfra's connectors read, not natskit."""
 
 _locks: dict[Path, IO[str]] = {}
+_platform: list[tuple[Topology, dict[str, Settings]]] = []
+"""Validated once, for the host that pyinfra prepares first."""
 
 
-def validate(data: Mapping[str, Any]) -> Settings:
-    """The host's settings, whole and typed. Ends the run, before any host is touched, with one line for each error."""
-    ours = {key: value for key, value in data.items() if not key.startswith(CONNECTOR_KEYS)}
+def validate(host: Host, inventory: Inventory) -> tuple[Settings, Topology]:
+    """This host's settings and the platform they are part of, whole and typed.
+
+    Ends the run, before any host is touched, with one line for each error of any host.
+    """
     try:
-        settings = load(ours, "inventory")
-        build.environment(settings, [*settings.hub_api_packages, *settings.runner_project_api_packages])
-        preflight.check(settings)
-        if not is_dry():
-            _lock(settings.platform_root)
-        return settings
+        if not _platform:
+            found = topology.validate((h.name, h.groups, _ours(h.data.dict())) for h in inventory)  # type: ignore[no-untyped-call]
+            for settings in found[1].values():
+                build.environment(settings, [*settings.hub_api_packages, *settings.runner_project_api_packages])
+                if not service.uses_systemd(settings):
+                    preflight.check(settings)
+            if not is_dry():
+                _lock(next(iter(found[1].values())).control)
+            _platform.append(found)
+        site, known = _platform[0]
+        return known[host.name], site
     except NatskitError as error:
         raise PyinfraError(str(error)) from None
+
+
+def _ours(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if not key.startswith(CONNECTOR_KEYS)}
 
 
 def _lock(root: Path) -> None:
@@ -49,10 +63,8 @@ def _lock(root: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
-        if root not in _locks:
-            raise SettingsError(f"another deploy of {root} is running: wait until it has ended") from None
-    else:
-        _locks[root] = file
+        raise SettingsError(f"another deploy of {root} is running: wait until it has ended") from None
+    _locks[root] = file
 
 
 def is_dry() -> bool:
@@ -63,7 +75,7 @@ def is_dry() -> bool:
 def identity(settings: Settings) -> Identity:
     """The platform's identity, made at the first deploy; in a dry run only in memory."""
     try:
-        found = Identity.ensure(settings.platform_root / "identity", now=int(time.time()), write=not is_dry())
+        found = Identity.ensure(settings.identity, now=int(time.time()), write=not is_dry())
         if not is_dry():
             ensure_ca(found.directory, now=int(time.time()))
         return found
@@ -71,31 +83,37 @@ def identity(settings: Settings) -> Identity:
         raise PyinfraError(str(error)) from None
 
 
-def describe(settings: Settings, found: Identity) -> None:
+def ca_file(settings: Settings) -> Path:
+    """The certificate of the platform's CA, on the control machine."""
+    return settings.identity / "tls" / "ca.crt"
+
+
+def describe(site: Topology, identity: Identity) -> None:
     """Write ``platform.json``, from which the ``natskit`` command learns where everything is. It holds no secret."""
-    root = settings.platform_root
-    content = {
+    first = site.nats[0]
+    root = first.platform_root
+    content: dict[str, Any] = {
         "version": __version__,
-        "url": settings.url,
-        "nats_url": settings.nats_url,
-        "monitor_url": f"http://127.0.0.1:{settings.nats_monitor_port}",
-        "ca_file": str(found.directory / "tls" / "ca.crt"),
-        "identity": str(found.directory),
+        "url": site.url,
+        "nats_urls": site.nats_urls,
+        "nats_ca_file": str(ca_file(first)) if first.platform_tls else None,
+        "ca_file": str(ca_file(first)),
+        "identity": str(identity.directory),
         "creds": {
-            "platform_admin": str(found.creds_path("PLATFORM", "admin")),
-            "sys_admin": str(found.creds_path("SYS", "admin")),
+            "platform_admin": str(identity.creds_path("PLATFORM", "admin")),
+            "sys_admin": str(identity.creds_path("SYS", "admin")),
         },
-        "hubs": [
-            {"name": name, "url": f"http://127.0.0.1:{port}"}
-            for name, port in zip(settings.hub_names, settings.hub_ports, strict=True)
-        ],
-        "programs": ["nats", *settings.hub_names, "proxy", "runner"],
-        "supervisor_socket": str(root / "supervisor" / "supervisor.sock"),
-        "log_directory": str(root / "log"),
-        "first_account": settings.platform_first_account,
+        "nats": [settings.platform_name for settings in site.nats],
+        "hubs": [site.hub_label(settings, name) for settings in site.hub for name in settings.hub_names],
+        "first_account": site.hub[0].platform_first_account,
     }
-    checked_file(
-        name="Describe the platform for the natskit command",
-        content=json.dumps(content, indent=2) + "\n",
-        path=str(root / "platform.json"),
-    )
+    if not service.uses_systemd(first):
+        content |= {
+            "monitor_url": f"http://127.0.0.1:{first.nats_monitor_port}",
+            "hub_urls": [f"http://127.0.0.1:{port}" for port in first.hub_ports],
+            "programs": ["nats", *first.hub_names, "proxy", "runner"],
+            "supervisor_socket": str(root / "supervisor" / "supervisor.sock"),
+            "log_directory": str(root / "log"),
+        }
+    if not is_dry():
+        write_private(first.control / "platform.json", json.dumps(content, indent=2) + "\n")

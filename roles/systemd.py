@@ -1,0 +1,148 @@
+"""Programs kept running by systemd. ``roles/service.py`` has what it and supervisor have in common.
+
+Where a program runs on several hosts, it is restarted on one after the other, each when the one before works again.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Generator, Iterable, Sequence
+from pathlib import Path
+
+from pyinfra import host
+from pyinfra.api import FactBase, StringCommand, operation
+from pyinfra.api.operation import OperationMeta
+from pyinfra.operations import files, server
+
+from natskit.render import render
+from natskit.settings import Settings
+from roles.files import checked_file
+from roles.program import OPEN_FILES, Program
+
+UNITS = Path("/etc/systemd/system")
+
+
+class UnitStates(FactBase[dict[str, str]]):
+    """Which units of natskit there are, and their states."""
+
+    def command(self, pattern: str) -> str:
+        return f"systemctl list-units --all --plain --no-legend {shlex.quote(pattern)} || true"
+
+    def process(self, output: Iterable[str]) -> dict[str, str]:
+        words = [line.split() for line in output]
+        return {line[0]: line[2] for line in words if len(line) > 2}
+
+    default = dict
+
+
+def install(settings: Settings) -> None:
+    """The folders of the platform; each role's own folder in them belongs to its user."""
+    for folder in (settings.platform_root, settings.platform_programs):
+        files.directory(name=f"Make folder {folder}", path=str(folder), mode="755", user="root", group="root")
+
+
+def user(settings: Settings, role: str) -> str:
+    """The system user of a role's program."""
+    name = f"natskit-{role}"
+    server.user(  # noqa: S604
+        name=f"Make user {name}",
+        user=name,
+        system=True,
+        home=str(settings.platform_root),
+        create_home=False,
+        shell="/usr/sbin/nologin",
+    )
+    return name
+
+
+def unit(program: Program) -> str:
+    """The name of a program's unit."""
+    return str(program.unit.get("unit_name") or f"natskit-{program.name}.service")
+
+
+def run(
+    settings: Settings,  # noqa: ARG001 - as supervisor's
+    program: Program,
+    *,
+    restart_on: Sequence[OperationMeta] = (),
+    reload_on: Sequence[OperationMeta] = (),
+) -> Callable[[], bool]:
+    """See :func:`roles.service.run`."""
+    name = unit(program)
+    definition = define(program, str(program.unit.get("path") or UNITS / name))
+    wait = [shlex.join(program.healthy)] if program.healthy else []
+    before = [shlex.join(program.before_restart)] if program.before_restart else []
+    started = _started(name=f"Run {program.name}", unit=name, wait=wait)
+
+    def outdated() -> bool:
+        changes = [definition, *restart_on]
+        return any(change.did_change() for change in changes) and not started.did_change()
+
+    restart = [*before, f"systemctl restart {name}", *wait]
+    server.shell(name=f"Restart {program.name}", commands=restart, _if=outdated, _serial=True)
+    if reload_on:
+        server.shell(
+            name=f"Reload {program.name}",
+            commands=[f"systemctl reload {name} || {{ {' && '.join(restart)}; }}"],
+            _if=lambda: any(c.did_change() for c in reload_on) and not outdated() and not started.did_change(),
+            _serial=True,
+        )
+    return lambda: not outdated() and not started.did_change()
+
+
+def define(program: Program, path: str) -> OperationMeta:
+    """Write a unit, and let systemd read it."""
+    template = program.template or f"natskit-{program.name}.service"
+    files.directory(name=f"Make folder {Path(path).parent}", path=str(Path(path).parent), mode="755")
+    definition = checked_file(
+        name=f"Define unit {Path(path).name}",
+        content=render(
+            template,
+            {
+                "name": program.name,
+                "command": shlex.join(program.command),
+                "reload_command": shlex.join(program.reload),
+                "environment": dict(program.environment),
+                "stop_seconds": program.stop_seconds,
+                "open_files": OPEN_FILES,
+                **program.unit,
+            },
+        ),
+        path=Path(path),
+        mode="644",
+    )
+    server.shell(
+        name=f"Let systemd read {Path(path).name}", commands=["systemctl daemon-reload"], _if=definition.did_change
+    )
+    return definition
+
+
+@operation()
+def _started(unit: str, wait: list[str]) -> Generator[StringCommand, None, None]:
+    """Start and enable a unit that does not run: new, stopped by hand, or failed."""
+    if host.get_fact(UnitStates, pattern="*.service").get(unit) in ("active", "reloading", "activating"):
+        host.noop(f"{unit} runs")
+        return
+    yield StringCommand(f"systemctl enable --quiet {unit} && systemctl restart {unit}")
+    for command in wait:
+        yield StringCommand(command)
+
+
+def retire(settings: Settings, prefix: str, keep: Sequence[str]) -> None:  # noqa: ARG001 - as supervisor's
+    """See :func:`roles.service.retire`."""
+    _retired(
+        name=f"Retire what is left of {prefix}*",
+        pattern=f"natskit-{prefix}*.service",
+        keep=[f"natskit-{name}.service" for name in keep],
+    )
+
+
+@operation()
+def _retired(pattern: str, keep: list[str]) -> Generator[StringCommand, None, None]:
+    gone = sorted(unit for unit in host.get_fact(UnitStates, pattern=pattern) if unit not in keep)
+    if not gone:
+        host.noop(f"nothing is left of {pattern}")
+        return
+    for unit in gone:
+        yield StringCommand(f"systemctl disable --quiet --now {unit}; rm -f {UNITS / unit}")
+    yield StringCommand("systemctl daemon-reload")

@@ -1,0 +1,51 @@
+"""The certificate of a host, by which the other hosts know it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyinfra.api.operation import OperationMeta
+
+from natskit.identity import Identity
+from natskit.identity.tls import ensure_ca, ensure_host_certificate
+from natskit.settings import Settings
+from roles.files import checked_file, private_directory
+from roles.platform import is_dry
+
+
+def install(settings: Settings, identity: Identity, role: str, directory: Path, owner: str) -> list[OperationMeta]:
+    """Give a role's folder a certificate of its host and role, its key and the CA; what changed is in the answer."""
+    private_directory(directory / "tls", owner)
+    with keys(identity) as folder:
+        now = int(time.time())
+        # By its role's name the proxy knows it, by loopback the deploy asks for its health.
+        names = {settings.platform_address, settings.platform_name, f"{role}.natskit", "127.0.0.1"}
+        certificate, key = ensure_host_certificate(folder, f"{settings.platform_name}-{role}", names, now=now)
+        authority = ensure_ca(folder, now=now).read_text()
+    files = {"key": ("host.key", key), "certificate": ("host.crt", certificate), "CA": ("ca.crt", authority)}
+    return [
+        checked_file(
+            name=f"Give {directory.name} its {what} for TLS",
+            content=content,
+            path=directory / "tls" / file,
+            owner=owner,
+        )
+        for what, (file, content) in files.items()
+    ]
+
+
+@contextmanager
+def keys(identity: Identity) -> Iterator[Path]:
+    """The identity's folder, to make certificates in; in a dry run a copy of it, so that nothing is written."""
+    if not is_dry():
+        yield identity.directory
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        if (identity.directory / "tls").exists():
+            shutil.copytree(identity.directory / "tls", Path(scratch) / "tls")
+        yield Path(scratch)
