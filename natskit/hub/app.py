@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import signal
+import ssl
 import time
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
@@ -16,13 +17,15 @@ import nats.errors
 import uvicorn
 
 from natskit.connection import Connection, connect, request
+from natskit.errors import SettingsError
+from natskit.hub import https
 from natskit.hub.accounts import Accounts
 from natskit.hub.callout import Callout
 from natskit.hub.connections import Connections
 from natskit.hub.http import Pages
 from natskit.hub.metrics import Metrics
 from natskit.hub.passwords import Passwords
-from natskit.hub.program import HubProgram
+from natskit.hub.program import HubProgram, TlsFiles
 from natskit.hub.projects import Projects
 from natskit.hub.service import Services
 from natskit.hub.sessions import Sessions
@@ -159,7 +162,10 @@ class Hub:
 
 
 async def serve(program: HubProgram) -> None:
-    """Run a hub until SIGTERM or SIGINT. HTTP answers from the first moment, so that health can be asked."""
+    """Run a hub until SIGTERM or SIGINT. HTTP answers from the first moment, so that health can be asked.
+
+    With TLS, SIGHUP brings renewed certificates into use. Raises :class:`SettingsError` for files that cannot be used.
+    """
     hub = Hub(program)
     config = uvicorn.Config(
         Pages(hub).app(),
@@ -171,8 +177,12 @@ async def serve(program: HubProgram) -> None:
         server_header=False,
         timeout_graceful_shutdown=int(DRAIN_SECONDS),
     )
-    server = _Server(config)
     loop = asyncio.get_running_loop()
+    if program.http.tls is not None:
+        config.load()
+        config.ssl = https.server_context(program.http.tls)
+        loop.add_signal_handler(signal.SIGHUP, _renew, config.ssl, program.http.tls)
+    server = _Server(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.handle_exit, number, None)
     web = asyncio.create_task(server.serve())
@@ -184,6 +194,15 @@ async def serve(program: HubProgram) -> None:
     else:
         await cancel([starting])
     await hub.stop()
+
+
+def _renew(context: ssl.SSLContext, files: TlsFiles) -> None:
+    try:
+        certificate = https.reload(context, files)
+    except SettingsError as error:
+        log.error("the certificate stays as it was: %s", error)
+    else:
+        log.info("certificate %x, good until %s", certificate.serial_number, certificate.not_valid_after_utc)
 
 
 class _Server(uvicorn.Server):

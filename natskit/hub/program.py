@@ -15,11 +15,20 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class TlsFiles(_Part):
+    """PEM files: what the hub serves with, and the CA whose certificates its clients must show."""
+
+    certificate: Path
+    key: Path
+    ca: Path
+
+
 class HttpSettings(_Part):
-    """Where the hub serves HTTP; only the proxy should reach it."""
+    """Where the hub serves HTTP; only the proxy should reach it. With ``tls``, HTTPS for who shows a certificate."""
 
     host: str = "127.0.0.1"
     port: int = Field(ge=1, le=65535)
+    tls: TlsFiles | None = None
 
 
 class CredsFiles(_Part):

@@ -1,7 +1,7 @@
-"""The local CA, and the certificate the proxy serves where the user gives none.
+"""The platform's own CA, the certificate the proxy serves where the user gives none, and those hosts show each other.
 
-P-256 because every browser takes it; a server certificate lives 397 days, the longest Apple and Chromium accept from a
-public CA, and is renewed when 30 days are left.
+P-256 because every browser takes it; a certificate lives 397 days, the longest Apple and Chromium accept from a public
+CA, and is renewed when 30 days are left.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ from natskit.identity.files import check_private, write_private
 CA_DAYS = 3650
 CERTIFICATE_DAYS = 397
 RENEW_DAYS = 30
+
+Usage = tuple[x509.ObjectIdentifier, ...]
+_SERVER: Usage = (ExtendedKeyUsageOID.SERVER_AUTH,)
+_HOST: Usage = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 
 
 def ensure_ca(directory: Path, *, now: int) -> Path:
@@ -47,26 +51,45 @@ def ensure_ca(directory: Path, *, now: int) -> Path:
     return certificate
 
 
-def ensure_server_certificate(directory: Path, name: str, hosts: Iterable[str], *, now: int) -> tuple[str, str]:
+def ensure_server_certificate(
+    directory: Path, name: str, hosts: Iterable[str], *, now: int, renew_days: int = RENEW_DAYS
+) -> tuple[str, str]:
     """The PEM of a server's certificate and key for these DNS names and IP addresses, signed by the local CA.
 
-    Made anew when the hosts or the CA have changed or fewer than 30 days are left. Raises :class:`IdentityError`.
+    Kept in ``tls/{name}.crt`` and ``.key``. Made anew when the hosts or the CA have changed, or no more than
+    ``renew_days`` are left. Raises :class:`IdentityError`.
     """
+    return _ensure(directory, Path(name), hosts, _SERVER, now, renew_days)
+
+
+def ensure_host_certificate(
+    directory: Path, name: str, hosts: Iterable[str], *, now: int, renew_days: int = RENEW_DAYS
+) -> tuple[str, str]:
+    """The PEM of the certificate and key a host of the platform serves with and shows to other hosts (mutual TLS).
+
+    As :func:`ensure_server_certificate`, but good for a TLS client too, and kept in ``tls/hosts/``.
+    """
+    return _ensure(directory, Path("hosts") / name, hosts, _HOST, now, renew_days)
+
+
+def _ensure(
+    directory: Path, name: Path, hosts: Iterable[str], usage: Usage, now: int, renew_days: int
+) -> tuple[str, str]:
     hosts = sorted({_normal(host) for host in hosts})
     if not hosts:
         raise IdentityError(f"the certificate {name} is for no host: name at least one")
     ca_path = ensure_ca(directory, now=now)
     ca = _load_certificate(ca_path, "restore it from a backup")
-    certificate, key = directory / "tls" / f"{name}.crt", directory / "tls" / f"{name}.key"
-    if not (certificate.exists() and key.exists() and _is_good(certificate, key, ca, hosts, now)):
+    certificate, key = (directory / "tls" / f"{name}.{suffix}" for suffix in ("crt", "key"))
+    if not (certificate.exists() and key.exists() and _is_good(certificate, key, ca, hosts, now, renew_days)):
         private = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0] if len(hosts[0]) <= 64 else name)])
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0] if len(hosts[0]) <= 64 else name.name)])
         built = (
             _builder(subject, ca.subject, private.public_key(), now, CERTIFICATE_DAYS)
             .add_extension(x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(ca=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(usage), critical=False)
             .add_extension(_authority(ca), critical=False)
             .sign(_ca_key(directory), hashes.SHA256())
         )
@@ -98,14 +121,14 @@ def _load_certificate(path: Path, remedy: str) -> x509.Certificate:
         raise IdentityError(f"{path} is not a certificate: {remedy}") from None
 
 
-def _is_good(path: Path, key: Path, ca: x509.Certificate, hosts: list[str], now: int) -> bool:
+def _is_good(path: Path, key: Path, ca: x509.Certificate, hosts: list[str], now: int, renew_days: int) -> bool:
     remedy = f"remove {path} and deploy again"
     certificate = _load_certificate(path, remedy)
     if certificate.public_key() != _load_key(key, remedy).public_key():
         return False  # whoever wrote them was interrupted in between
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     found = sorted([*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))])
-    long_enough = certificate.not_valid_after_utc - _at(now) > timedelta(days=RENEW_DAYS)
+    long_enough = certificate.not_valid_after_utc - _at(now) > timedelta(days=renew_days)
     authority = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
     return long_enough and found == hosts and authority == _authority(ca)
 

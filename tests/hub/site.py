@@ -24,6 +24,7 @@ from natskit.identity import Identity
 from natskit.identity.claims import COOKIE
 from natskit.permissions import inbox_prefix
 from natskit.rpc import decode_response, encode_request
+from natskit.wait import client_context
 
 T = TypeVar("T")
 ORIGIN = "https://localhost:4043"
@@ -59,6 +60,8 @@ class Site:
         self.runner_creds, self.runner_key = self.identity.runner_creds(self.runner_id, now=int(time.time()))
         self.hubs: dict[str, tuple[subprocess.Popen[bytes], int]] = {}
         self.python_path = ""
+        self.shows: tuple[Path, Path, Path] | None = None
+        """CA, certificate and key for hubs that speak TLS."""
         self._server: subprocess.Popen[bytes] | None = None
         self._connections: list[Connection] = []
 
@@ -104,7 +107,7 @@ class Site:
 
     # ---- hubs
 
-    def start_hub(self, name: str, **settings: Any) -> None:
+    def start_hub(self, name: str, tls: dict[str, str] | None = None, **settings: Any) -> None:
         """Start a hub as a process of its own; again, on the same port, if it ran before."""
         folder = self.root / name
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -117,7 +120,7 @@ class Site:
         _write(folder / "keys.json", self.identity.hub_keys().to_json())
         program = {
             "name": name,
-            "http": {"host": "127.0.0.1", "port": port},
+            "http": {"host": "127.0.0.1", "port": port, "tls": tls},
             "nats": {"urls": [f"nats://127.0.0.1:{self.nats_port}"]},
             "creds": creds,
             "keys": str(folder / "keys.json"),
@@ -163,8 +166,14 @@ class Site:
         if cookie:
             headers["Cookie"] = f"{COOKIE}={cookie}"
         content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.hubs[name][1]}", timeout=20) as client:
+        async with self.client(name) as client:
             return await client.request(method, path, content=content, headers=headers)
+
+    def client(self, name: str) -> httpx.AsyncClient:
+        """An HTTP client of a hub; it shows the certificate of ``self.shows`` to one that speaks TLS."""
+        scheme = "http" if self.shows is None else "https"
+        verify = True if self.shows is None else client_context(*self.shows)
+        return httpx.AsyncClient(base_url=f"{scheme}://127.0.0.1:{self.hubs[name][1]}", timeout=20, verify=verify)
 
     async def sign_in(self, name: str, email: str, password: str) -> tuple[str, str]:
         """The account's id and the cookie."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +13,20 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 import natskit.identity
 import natskit.identity.tls
 from natskit.errors import IdentityError, NatskitError
 from natskit.identity import HubKeys, Identity, claims, nkey
 from natskit.identity.files import write_private
-from natskit.identity.tls import CERTIFICATE_DAYS, RENEW_DAYS, ensure_ca, ensure_server_certificate
+from natskit.identity.tls import (
+    CERTIFICATE_DAYS,
+    RENEW_DAYS,
+    ensure_ca,
+    ensure_host_certificate,
+    ensure_server_certificate,
+)
 from natskit.permissions import SCOPES, Permissions
 
 NOW = 1_800_000_000
@@ -166,6 +174,36 @@ def test_a_certificate_is_kept_until_its_hosts_change_or_its_end_is_near(tmp_pat
     assert issue(["localhost", "127.0.0.1"], NOW + (CERTIFICATE_DAYS - RENEW_DAYS) * DAY) != first
     other = issue(["example.org"], NOW)
     assert other != first
+
+
+def test_a_host_shows_one_certificate_as_server_and_as_client(tmp_path: Path) -> None:
+    pem, key = ensure_host_certificate(tmp_path, "nats-1", ["nats-1", "10.0.0.1"], now=NOW)
+    assert (tmp_path / "tls" / "hosts" / "nats-1.crt").read_text() == pem
+    assert (tmp_path / "tls" / "hosts" / "nats-1.key").read_text() == key
+    host, server = (
+        x509.load_pem_x509_certificate(text.encode())
+        for text in (pem, ensure_server_certificate(tmp_path, "nats-1", ["nats-1"], now=NOW)[0])
+    )
+    usages = [set(c.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) for c in (host, server)]
+    both = {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
+    assert usages == [both, {ExtendedKeyUsageOID.SERVER_AUTH}]
+    host.verify_directly_issued_by(x509.load_pem_x509_certificate(ensure_ca(tmp_path, now=NOW).read_bytes()))
+
+
+def test_a_host_certificate_is_kept_as_long_as_wished(tmp_path: Path) -> None:
+    def issue(hosts: list[str], now: int, renew_days: int = RENEW_DAYS) -> str:
+        return ensure_host_certificate(tmp_path, "hub-1", hosts, now=now, renew_days=renew_days)[0]
+
+    first = issue(["hub-1", "10.0.0.2"], NOW)
+    later = NOW + (CERTIFICATE_DAYS - 90) * DAY
+    assert issue(["10.0.0.2", "hub-1"], later) == first
+    assert issue(["10.0.0.2", "hub-1"], later - DAY, 90) == first
+    renewed = issue(["10.0.0.2", "hub-1"], later, 90)
+    assert renewed != first
+    assert issue(["10.0.0.2", "hub-1"], later, 90) == renewed
+    assert issue(["10.0.0.3", "hub-1"], later, 90) != renewed
+    shutil.rmtree(tmp_path / "tls")
+    assert issue(["10.0.0.3", "hub-1"], later) != renewed
 
 
 def test_half_a_ca_is_refused(tmp_path: Path) -> None:
