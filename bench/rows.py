@@ -61,7 +61,7 @@ class Stage:
 
     def project(self) -> Target:
         """The project, over TCP."""
-        return Target(self.site.info["nats_url"], creds=self.world.project_creds(self.site, "p").read_text())
+        return Target(self.site.info["nats_urls"][0], creds=self.world.project_creds(self.site, "p").read_text())
 
 
 def measure(stage: Stage, only: str | None) -> Iterator[Row]:
@@ -249,7 +249,7 @@ def exec_true(stage: Stage) -> Row:
     async def run() -> tuple[list[float], list[float]]:
         ours, bare = [], []
         info = stage.site.info
-        async with await Client.admin(info["nats_url"], info["creds"]["platform_admin"]) as client:
+        async with await Client.admin(info["nats_urls"][0], info["creds"]["platform_admin"]) as client:
             for _ in range(100 * stage.rounds):
                 started = time.perf_counter()
                 async with client.exec(stage.world.names["p"], ["true"]) as execution:
@@ -332,7 +332,7 @@ def bare_server(configuration: str) -> Iterator[str]:
 def echo_servers(stage: Stage) -> Iterator[None]:
     """Two processes that answer with what they got, as little as nats-py can do; on the platform's own server."""
     creds = str(stage.world.project_creds(stage.site, "p"))
-    command = [sys.executable, "-m", "bench.echo", stage.site.info["nats_url"], creds]
+    command = [sys.executable, "-m", "bench.echo", stage.site.info["nats_urls"][0], creds]
     command.append(stage.world.name("projects.{p}.echo"))
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
     try:

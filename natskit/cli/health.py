@@ -130,7 +130,7 @@ def _print(report: Report) -> None:
 
 
 def _print_log(platform: Platform, program: str) -> None:
-    path = Path(platform["log_directory"]) / f"{program}.log"
+    path = Path(platform.content.get("log_directory", "/nowhere")) / f"{program}.log"
     if path.exists():
         tail = path.read_text(errors="replace").splitlines()[-LOG_LINES:]
         click.echo("\n".join([f"---- {path}", *tail]), err=True)

@@ -43,6 +43,13 @@ class Platform:
         except (OSError, ValueError) as error:
             raise SettingsError(f"{path} cannot be read ({error}): deploy again") from None
 
+    async def client(self, name: str, patience: float) -> Client:
+        """Connect as the operator. Raises :class:`ConnectionLostError`."""
+        from natskit.client import Client
+
+        creds, ca_file = self["creds"]["platform_admin"], self["nats_ca_file"]
+        return await Client.admin(self["nats_urls"], creds, ca_file=ca_file, name=name, patience=patience)
+
     def __getitem__(self, key: str) -> Any:
         try:
             return self.content[key]
@@ -57,11 +64,8 @@ def with_client(directory: str, work: Callable[[Client], Coroutine[Any, Any, T]]
     platform = Platform.find(directory)
 
     async def run() -> T:
-        from natskit.client import Client
-
         try:
-            creds = platform["creds"]["platform_admin"]
-            client = await Client.admin(platform["nats_url"], creds, name="cli", patience=PATIENCE)
+            client = await platform.client("cli", PATIENCE)
         except ConnectionLostError as error:
             raise ConnectionLostError(f"{error}: `natskit status` says what runs, `make up` starts it") from None
         async with client:

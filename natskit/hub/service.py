@@ -73,6 +73,7 @@ class Services:
         """Register with the micro framework and begin to answer."""
         version = ".".join([*self._hub.program.version.split("+")[0].split("."), "0", "0"][:3])
         config = ServiceConfig(name="hub", version=version, description="natskit hub", queue_group=QUEUE)
+        config.metadata = {"hub": self._hub.program.name}
         self._service = await add_service(connection, config)
         subjects: list[tuple[Kind, str]] = [
             ("account", "hub.api.*"),

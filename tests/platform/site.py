@@ -112,7 +112,7 @@ class Site:
 
     @property
     def nats_port(self) -> int:
-        return int(self.info["nats_url"].rsplit(":", 1)[1])
+        return int(self.info["nats_urls"][0].rsplit(":", 1)[1])
 
     def http(self) -> httpx.Client:
         """A browser-like HTTP client: trusts the local CA, keeps cookies, sends the site's Origin."""

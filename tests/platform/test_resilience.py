@@ -27,7 +27,7 @@ def pid_of(site: Site, program: str) -> int:
 
 
 async def admin(site: Site) -> Client:
-    return await Client.admin(site.info["nats_url"], Path(site.info["creds"]["platform_admin"]))
+    return await Client.admin(site.info["nats_urls"][0], Path(site.info["creds"]["platform_admin"]))
 
 
 async def test_a_hub_killed_under_load_loses_at_most_what_was_in_flight(site: Site, world: World) -> None:

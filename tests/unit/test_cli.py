@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from natskit.cli import cli, main
-from natskit.cli.checks import Part, Report, compare, one_hub_is_enough, read_health
+from natskit.cli.checks import Part, Report, compare, read_health, some_are_enough
 from natskit.cli.execute import _exit_code
 from natskit.cli.platform import Platform
 from natskit.cli.project import find_project
@@ -114,8 +114,8 @@ def test_render_takes_yaml_json_and_pairs(text: str, tmp_path: Path) -> None:
 
 def test_a_platform_of_another_version_is_named(tmp_path: Path) -> None:
     (tmp_path / "platform.json").write_text("{}")
-    with pytest.raises(SettingsError, match=r"platform\.json has no nats_url: .* deploy again"):
-        Platform.find(str(tmp_path))["nats_url"]
+    with pytest.raises(SettingsError, match=r"platform\.json has no nats_urls: .* deploy again"):
+        Platform.find(str(tmp_path))["nats_urls"]
     (tmp_path / "platform.json").write_text("{")
     with pytest.raises(SettingsError, match=r"cannot be read .* deploy again"):
         Platform.find(str(tmp_path))
@@ -162,13 +162,13 @@ def test_the_exit_code_is_the_commands(
 
 def test_one_hub_of_two_only_warns_and_is_named() -> None:
     parts = [Part("hub-1", "ok", ""), Part("hub-2", "failed", "gone"), Part("proxy", "ok", "")]
-    one_hub_is_enough(parts, ["hub-1", "hub-2"])
+    some_are_enough(parts, ["hub-1", "hub-2"], 1)
     assert (Report(parts).state, Report(parts).summary) == ("warning", "warning: hub-2: gone")
 
 
 def test_no_hub_at_all_is_a_failure() -> None:
     parts = [Part("hub-1", "failed", "gone"), Part("hub-2", "failed", "gone")]
-    one_hub_is_enough(parts, ["hub-1", "hub-2"])
+    some_are_enough(parts, ["hub-1", "hub-2"], 1)
     assert Report(parts).state == "failed"
 
 
