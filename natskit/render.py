@@ -65,7 +65,7 @@ def values(name: str, given: Mapping[str, Any], identity: Path | None) -> dict[s
     Raises :class:`SettingsError` for a wrong setting and :class:`IdentityError` for a wrong identity directory.
     """
     mine = {key: value for key, value in given.items() if key not in _variables(name) - set(Settings.model_fields)}
-    settings = load({"platform_control": "/nowhere"} | mine, "settings")
+    settings = load(mine, "settings")
     address = settings.platform_address
     found = derived(name, settings) | {
         "web_root": str(settings.platform_root / "console"),

@@ -74,8 +74,6 @@ class PlatformSettings(_Role):
             path = getattr(self, key)
             if path is not None and not path.is_absolute():
                 raise ValueError(f"{key} must be an absolute path, and is {path}")
-        if self.platform_control is None and self.platform_manager == "systemd":
-            raise ValueError("platform_control is not set: name the folder here where the platform's keys are kept")
         if re.search(r"[\s%;\"'$]", str(self.platform_root)):
             raise ValueError(
                 f"platform_root {self.platform_root} has a character that supervisor or nginx read as more than a name "

@@ -102,6 +102,9 @@ def _whole(roles: Mapping[str, list[Settings]]) -> Iterable[str]:
 
 
 def _agree(known: Mapping[str, Settings]) -> Iterable[str]:
+    for name, settings in known.items():
+        if settings.platform_control is None and settings.platform_manager == "systemd":
+            yield f"inventory, host {name}: platform_control is not set: name a folder here for the platform's keys"
     for key in PLATFORM_WIDE:
         values = {str(getattr(settings, key)): name for name, settings in known.items()}
         if len(values) > 1:

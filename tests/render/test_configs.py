@@ -14,7 +14,7 @@ import pytest
 
 from natskit.errors import SettingsError, TemplateError
 from natskit.identity import Identity
-from natskit.identity.tls import ensure_server_certificate
+from natskit.identity.tls import ensure_host_certificate, ensure_server_certificate
 from natskit.render import names, render, values
 
 NATS_SERVER = Path(sys.prefix) / "bin" / "nats-server"
@@ -36,7 +36,17 @@ SOME_SETTINGS: list[dict[str, Any]] = [
     {"proxy_websocket_buffer": 4096, "proxy_sign_in_rate": 1, "proxy_sign_in_burst": 0, "proxy_max_body": 0},
     {"proxy_websocket_buffer": 1024**2, "hub_count": 1},
     {"hub_count": 64, "hub_port": 20000},
+    {"platform_tls": False},
 ]
+
+
+def give_certificate(identity: Path, directory: Path) -> None:
+    """What a deploy puts beside the configuration of a host."""
+    (directory / "tls").mkdir(parents=True, exist_ok=True)
+    certificate, key = ensure_host_certificate(identity, "host", ["127.0.0.1"], now=int(time.time()))
+    (directory / "tls" / "host.crt").write_text(certificate)
+    (directory / "tls" / "host.key").write_text(key)
+    (directory / "tls" / "ca.crt").write_text((identity / "tls" / "ca.crt").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +61,7 @@ def nats_says(tmp_path: Path, identity: Path, **settings: Any) -> subprocess.Com
     """What ``nats-server -t`` says about a configuration with these settings."""
     for folder in ("nats/jwt", "nats/jetstream"):
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    give_certificate(identity, tmp_path / "nats")
     given = {"platform_root": str(tmp_path)} | settings
     path = tmp_path / "nats-server.conf"
     path.write_text(render("nats-server.conf", values("nats-server.conf", given, identity)))
@@ -62,6 +73,7 @@ def nginx_says(tmp_path: Path, identity: Path, **settings: Any) -> subprocess.Co
     proxy = tmp_path / "proxy"
     (proxy / "tmp").mkdir(parents=True, exist_ok=True)
     certificate, key = ensure_server_certificate(identity, "proxy", ["localhost"], now=int(time.time()))
+    give_certificate(identity, proxy)
     (proxy / "tls.crt").write_text(certificate)
     (proxy / "tls.key").write_text(key)
     path = proxy / "nginx.conf"
@@ -74,6 +86,13 @@ def nginx_says(tmp_path: Path, identity: Path, **settings: Any) -> subprocess.Co
 def test_nats_server_accepts(tmp_path: Path, identity: Path, settings: dict[str, Any]) -> None:
     said = nats_says(tmp_path, identity, **settings)
     assert said.returncode == 0, said.stderr
+
+
+def test_nats_server_accepts_a_cluster(tmp_path: Path, identity: Path) -> None:
+    settings = {"platform_address": "10.0.0.1", "routes": ["10.0.0.2:6222", "10.0.0.3:6222"]}
+    for tls in (True, False):
+        said = nats_says(tmp_path, identity, **settings, platform_tls=tls)
+        assert said.returncode == 0, said.stderr
 
 
 @pytest.mark.parametrize("settings", SOME_SETTINGS)
@@ -99,12 +118,12 @@ def test_nats_server_refuses_and_says_why(
 
 
 def test_a_template_without_a_value_names_it() -> None:
-    with pytest.raises(TemplateError, match="nats_port' is undefined"):
+    with pytest.raises(TemplateError, match="platform_name' is undefined"):
         render("nats-server.conf", {"nats_host": "127.0.0.1"})
 
 
 def test_an_unknown_template_is_answered_with_those_there_are() -> None:
-    with pytest.raises(TemplateError, match=r"no template 'ngnix.conf': there are nats-server.conf, nginx.conf"):
+    with pytest.raises(TemplateError, match=r"no template 'ngnix.conf': there are nats-server.conf, natskit-hub"):
         render("ngnix.conf", {})
 
 

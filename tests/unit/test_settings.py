@@ -12,7 +12,7 @@ from natskit.errors import SettingsError
 from natskit.permissions import check_id
 from natskit.settings import Settings, load
 
-ROOT = {"platform_root": "/srv/natskit"}
+ROOT = {"platform_root": "/srv/natskit", "platform_manager": "supervisor", "platform_tls": False}
 
 
 def refusal(**data: Any) -> str:
