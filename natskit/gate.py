@@ -33,6 +33,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import re
 import secrets
 import ssl
@@ -336,6 +337,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--before", action="store_true", help="whether it may go down; without it, whether it is back")
     parser.add_argument("--seconds", type=float, default=60, help="how long to ask again")
     given = parser.parse_args(arguments)
+    # What asyncio warns of whenever a TLS connection is closed is nothing to whoever reads the one line.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     gate = Gate(tuple(filter(None, given.urls.split(","))), given.server, given.monitor, given.creds, given.ca)
     try:
         _validate(gate)

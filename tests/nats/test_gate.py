@@ -22,7 +22,7 @@ import nats
 import pytest
 from nats.aio.client import Client
 
-from natskit.identity import Identity
+from natskit.identity import Identity, tls
 from natskit.permissions import BUCKETS
 from tests.hub.site import eventually, free_port
 
@@ -36,6 +36,7 @@ class Cluster:
     root: Path
     identity: Identity
     names: tuple[str, ...]
+    secure: bool = False
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     ports: dict[tuple[str, str], int] = field(default_factory=dict)
 
@@ -49,6 +50,7 @@ class Cluster:
         cluster = f"""
             cluster {{ name: test, listen: "127.0.0.1:{self.ports[name, "cluster"]}", routes: [{", ".join(routes)}] }}
         """
+        encrypted = f'tls {{ cert_file: "{self.root}/tls.crt", key_file: "{self.root}/tls.key" }}'
         path = self.root / f"{name}.conf"
         path.write_text(f"""
             server_name: {name}
@@ -60,6 +62,7 @@ class Cluster:
             resolver_preload: {{ {", ".join(f"{k}: {v}" for k, v in accounts.items())} }}
             jetstream {{ store_dir: "{self.root / name}", sync_interval: always }}
             {cluster if len(self.names) > 1 else ""}
+            {encrypted if self.secure else ""}
         """)
         with (self.root / f"{name}.log").open("ab") as log:
             program = Path(sys.executable).with_name("nats-server")
@@ -73,7 +76,7 @@ class Cluster:
             process.wait(10)
 
     def url(self, name: str) -> str:
-        return f"nats://127.0.0.1:{self.ports[name, 'client']}"
+        return f"{'tls' if self.secure else 'nats'}://127.0.0.1:{self.ports[name, 'client']}"
 
     @contextmanager
     def wedged(self, name: str) -> Iterator[None]:
@@ -122,8 +125,8 @@ def single(tmp_path: Path) -> Iterator[Cluster]:
     yield from running(tmp_path, ("nats-1",))
 
 
-def running(root: Path, names: tuple[str, ...]) -> Iterator[Cluster]:
-    found = Cluster(root, Identity.ensure(root / "identity", now=int(time.time())), names)
+def running(root: Path, names: tuple[str, ...], secure: bool = False) -> Iterator[Cluster]:
+    found = Cluster(root, Identity.ensure(root / "identity", now=int(time.time())), names, secure)
     try:
         for name in names:
             found.start(name)
@@ -334,6 +337,18 @@ def test_a_single_server(single: Cluster) -> None:
     single.stop("nats-1")
     assert single.gate("nats-1", "--before") == ""
     assert "does not answer" in single.gate("nats-1", "--seconds", "1")
+
+
+def test_with_tls(tmp_path: Path) -> None:
+    now = int(time.time())
+    certificate, key = tls.ensure_server_certificate(tmp_path / "tls", "nats", ["127.0.0.1"], now=now)
+    (tmp_path / "tls.crt").write_text(certificate)
+    (tmp_path / "tls.key").write_text(key)
+    ca, foreign = tls.ensure_ca(tmp_path / "tls", now=now), tls.ensure_ca(tmp_path / "foreign", now=now)
+    for server in running(tmp_path, ("nats-1",), secure=True):
+        assert server.gate("nats-1", "--ca", str(ca)) == ""
+        for more in (["--ca", str(foreign)], []):
+            assert "CERTIFICATE_VERIFY_FAILED" in server.gate("nats-1", *more, "--seconds", "1")
 
 
 @pytest.mark.parametrize(
