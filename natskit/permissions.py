@@ -23,7 +23,7 @@ from typing import Literal
 
 from natskit.errors import NatskitError
 
-Role = Literal["browser", "project", "runner", "hub", "admin"]
+Role = Literal["browser", "project", "runner", "hub", "admin", "probe"]
 NatsAccount = Literal["SYS", "AUTH", "PLATFORM"]
 
 MAX_PROJECTS_PER_ACCOUNT = 4000
@@ -32,6 +32,9 @@ the room is for the fixed subjects and for a few grants made by two hubs at the 
 
 BUCKETS = ("accounts", "projects", "memberships", "sessions", "runners")
 """The JetStream KV buckets that hold the platform's state."""
+
+PROBE_BUCKET = "probe"
+"""The bucket of :mod:`natskit.gate`, which holds nothing but the last random value written at each nats-server."""
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
@@ -64,6 +67,18 @@ def _kv_publish(bucket: str) -> tuple[str, ...]:
         f"$JS.API.CONSUMER.INFO.{stream}.>",
         f"$JS.API.CONSUMER.DELETE.{stream}.>",
         f"$JS.FC.{stream}.>",
+    )
+
+
+def _probe_publish() -> tuple[str, ...]:
+    """What :mod:`natskit.gate` publishes: it makes and uses its own bucket, and asks how the state's streams are."""
+    stream = f"KV_{PROBE_BUCKET}"
+    return (
+        f"$KV.{PROBE_BUCKET}.>",
+        f"$JS.API.STREAM.CREATE.{stream}",
+        f"$JS.API.STREAM.UPDATE.{stream}",
+        f"$JS.API.DIRECT.GET.{stream}.>",
+        *(f"$JS.API.STREAM.INFO.KV_{bucket}" for bucket in (PROBE_BUCKET, *BUCKETS)),
     )
 
 
@@ -127,6 +142,7 @@ SCOPES: Mapping[Role, Permissions] = {
         ),
         subscribe=("_INBOX.admin.>",),
     ),
+    "probe": Permissions(publish=_probe_publish(), subscribe=("_INBOX.probe.>",)),
 }
 """The scoped signing keys of the NATS account PLATFORM, by role."""
 

@@ -25,8 +25,16 @@ __all__ = ["HubKeys", "Identity"]
 
 OPERATOR = "natskit"
 NATS_ACCOUNTS = ("SYS", "AUTH", "PLATFORM")
-STATIC_USERS = (("SYS", "hub"), ("SYS", "admin"), ("AUTH", "hub"), ("PLATFORM", "hub"), ("PLATFORM", "admin"))
-"""The users that are minted at deploy time and hold creds files: the hubs, and the one who administers."""
+STATIC_USERS = (
+    ("SYS", "hub"),
+    ("SYS", "admin"),
+    ("AUTH", "hub"),
+    ("PLATFORM", "hub"),
+    ("PLATFORM", "admin"),
+    ("PLATFORM", "probe"),
+)
+"""The users that are minted at deploy time and hold creds files: the hubs, the one who administers, and the probe that
+a deploy runs around the restart of a nats-server."""
 
 _INDEX = "natskit.json"
 _KIND_FOLDERS: dict[str, nkey.Kind] = {"O": "operator", "A": "account", "U": "user"}

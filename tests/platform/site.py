@@ -193,6 +193,9 @@ class World:
                 return RawClient.tcp("127.0.0.1", site.nats_port, site.root / "hub-1" / "platform.creds")
             case "admin":
                 return RawClient.tcp("127.0.0.1", site.nats_port, Path(creds["platform_admin"]))
+            case "probe":
+                path = Path(creds["platform_admin"]).with_name("probe.creds")
+                return RawClient.tcp("127.0.0.1", site.nats_port, path)
         raise ValueError(role)
 
     def project_creds(self, site: Site, which: str) -> Path:

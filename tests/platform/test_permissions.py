@@ -56,6 +56,22 @@ ALLOWED: dict[str, dict[str, list[str]]] = {
         "publish": ["hub.admin", "projects.{p}.api", "$SRV.PING", "$SRV.STATS.hub"],
         "subscribe": ["_INBOX.admin.>"],
     },
+    "probe": {
+        "publish": [
+            "$KV.probe.nats-1",
+            "$KV.probe.nats-1.nats-2",
+            "$JS.API.STREAM.CREATE.KV_probe",
+            "$JS.API.STREAM.UPDATE.KV_probe",
+            "$JS.API.STREAM.INFO.KV_probe",
+            "$JS.API.STREAM.INFO.KV_accounts",
+            "$JS.API.STREAM.INFO.KV_projects",
+            "$JS.API.STREAM.INFO.KV_memberships",
+            "$JS.API.STREAM.INFO.KV_sessions",
+            "$JS.API.STREAM.INFO.KV_runners",
+            "$JS.API.DIRECT.GET.KV_probe.$KV.probe.nats-1",
+        ],
+        "subscribe": ["_INBOX.probe.>"],
+    },
 }
 
 _EVERYBODYS_BUSINESS = [
@@ -165,6 +181,34 @@ FORBIDDEN_PUBLISH: dict[str, list[str]] = {
         "runners.{r}.api",
         "anything",
     ],
+    "probe": [
+        *[s for s in _EVERYBODYS_BUSINESS if s != "$JS.API.STREAM.INFO.KV_accounts"],
+        "$JS.API.STREAM.INFO.other",
+        "$JS.API.STREAM.CREATE.KV_accounts",
+        "$JS.API.STREAM.UPDATE.KV_accounts",
+        "$JS.API.STREAM.DELETE.KV_probe",
+        "$JS.API.STREAM.PURGE.KV_probe",
+        "$JS.API.STREAM.MSG.GET.KV_probe",
+        "$JS.API.DIRECT.GET.KV_accounts",
+        "$JS.API.DIRECT.GET.KV_accounts.$KV.accounts.{a}",
+        "$JS.API.CONSUMER.CREATE.KV_probe",
+        "$JS.API.CONSUMER.CREATE.KV_sessions",
+        "$JS.API.STREAM.LEADER.STEPDOWN.KV_accounts",
+        "hub.api.{a}",
+        "hub.admin",
+        "hub.project.{p}",
+        "hub.runner.{r}",
+        "projects.{p}.api",
+        "runners.{r}.api",
+        "events.account.{a}.projects",
+        "events.project.{p}.news",
+        "_INBOX.account.{a}.x",
+        "_INBOX.account.{a}.{p}.x",
+        "_INBOX.hub.x",
+        "_INBOX.admin.x",
+        "_INBOX.probe.x",
+        "$SRV.PING",
+    ],
 }
 
 _NOBODY_SUBSCRIBES = [
@@ -251,6 +295,22 @@ FORBIDDEN_SUBSCRIBE: dict[str, list[str]] = {
         "$SRV.PING.other",
     ],
     "admin": [*_NOBODY_SUBSCRIBES, "hub.admin", "_INBOX.hub.>", "_INBOX.account.{a}.>", "$SRV.>", "$SRV.PING"],
+    "probe": [
+        *_NOBODY_SUBSCRIBES,
+        "$KV.probe.>",
+        "hub.admin",
+        "hub.api.{a}",
+        "_INBOX.hub.>",
+        "_INBOX.admin.>",
+        "_INBOX.account.{a}.>",
+        "_INBOX.project.{p}.>",
+        "_INBOX.runner.{r}.>",
+        "projects.{p}.>",
+        "events.project.{p}.>",
+        "events.account.{a}.>",
+        "$SRV.>",
+        "$SRV.PING",
+    ],
 }
 
 Connect = Callable[[str], RawClient]

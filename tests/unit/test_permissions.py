@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from natskit.errors import NatskitError
 from natskit.permissions import (
+    BUCKETS,
     MAX_PROJECTS_PER_ACCOUNT,
+    PROBE_BUCKET,
     SCOPES,
     Permissions,
     check_id,
@@ -49,6 +51,15 @@ def test_no_right_of_a_guest_has_a_wildcard_before_its_id(role: str) -> None:
         assert "*" not in subject
         assert subject.find(">") in {-1, len(subject) - 1}
         assert "{{tag(" in subject
+
+
+def test_the_probe_writes_nothing_but_its_own_bucket() -> None:
+    scope = SCOPES["probe"]
+    about_the_state = {f"$JS.API.STREAM.INFO.KV_{bucket}" for bucket in BUCKETS}
+    for subject in set(scope.publish) - about_the_state:
+        assert subject.startswith("$KV.probe.") or re.fullmatch(r"\$JS\.API\.[A-Z.]+\.KV_probe(\.>)?", subject)
+    assert PROBE_BUCKET not in BUCKETS
+    assert scope.subscribe == ("_INBOX.probe.>",)
 
 
 def test_the_limit_of_projects_stays_below_the_servers() -> None:
