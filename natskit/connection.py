@@ -389,12 +389,31 @@ class _Tcp(TcpTransport):
             if hasattr(socket, name):  # macOS has not all of them
                 raw.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
+    async def connect_tls(
+        self, uri: str | ParseResult, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int
+    ) -> None:
+        plain: Any = self._io_writer
+        try:
+            await super().connect_tls(uri, ssl_context, buffer_size, connect_timeout)
+        except BaseException:
+            # The plain stream is never told of its end once TLS has taken over: waiting for that would last for ever.
+            plain.transport.abort()
+            self._io_reader = self._io_writer = None
+            raise
+        writer: Any = self._io_writer
+        writer.transport.get_protocol()._over_ssl = True  # or asyncio warns of each connection the server closes
+
     async def wait_closed(self) -> None:
         writer: Any = self._io_writer
+        if writer is None:
+            return
+        closed = asyncio.ensure_future(writer.wait_closed())
         try:
-            await asyncio.wait_for(writer.wait_closed(), CLOSE_SECONDS)
-        except TimeoutError:
-            writer.transport.abort()
+            await asyncio.wait({closed}, timeout=CLOSE_SECONDS)
+        finally:
+            if not closed.done():
+                writer.transport.abort()
+        await closed
 
 
 class _WebSocket(WebSocketTransport):

@@ -105,6 +105,11 @@ class Cluster:
             return json.load(answer)
 
     async def whole(self) -> None:
+        """Start what a test has killed, and wait until all servers know each other."""
+        for number in MEMBERS:
+            if number not in self.servers:
+                self.start(number)
+
         async def routed() -> bool:
             seen = [{r["remote_name"] for r in self.ask(n, "routez")["routes"]} for n in MEMBERS]
             return seen == [{f"nats-{m}" for m in MEMBERS if m != n} for n in MEMBERS]
@@ -140,8 +145,6 @@ def where(connection: Connection) -> int:
 async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
     cluster = Cluster(tmp_path_factory.mktemp("cluster"))
     try:
-        for number in MEMBERS:
-            cluster.start(number)
         await cluster.whole()
         resolved = resolver(cluster, ",".join(cluster.url(n) for n in MEMBERS))
         assert resolved.returncode == 0, resolved.stderr
@@ -150,6 +153,11 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
         await cluster.close()
         for number in MEMBERS:
             print(f"---- nats-{number}\n{cluster.log(number)[-4000:]}")
+
+
+@pytest_asyncio.fixture(autouse=True, loop_scope="module")
+async def whole(cluster: Cluster) -> None:
+    await cluster.whole()
 
 
 def resolver(cluster: Cluster, urls: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -185,7 +193,7 @@ async def test_a_client_comes_back_on_another_server(cluster: Cluster) -> None:
     async def on_message(message: Msg) -> None:
         heard.put_nowait(message.data)
 
-    await listener.subscribe("hub.admin", cb=on_message)
+    await listener.subscribe("hub.admin", "hub", cb=on_message)
     await listener.flush()
     for death in range(2):
         first = where(listener)
@@ -207,7 +215,6 @@ async def test_a_client_comes_back_on_another_server(cluster: Cluster) -> None:
         assert came_back < 1
         while not heard.empty():
             heard.get_nowait()
-        cluster.start(first)
         await cluster.whole()
 
 
@@ -223,7 +230,6 @@ async def test_a_server_that_says_nothing_any_more_is_left(cluster: Cluster, mon
         assert where(client) != first
     finally:
         cluster.servers[first].send_signal(signal.SIGCONT)
-    await cluster.whole()
 
 
 async def test_only_the_servers_of_the_list_are_used(cluster: Cluster) -> None:
@@ -237,7 +243,6 @@ async def test_only_the_servers_of_the_list_are_used(cluster: Cluster) -> None:
     cluster.start(1)
     await asyncio.wait_for(back.wait(), 10)
     assert where(client) == 1
-    await cluster.whole()
 
 
 async def test_a_client_without_the_ca_says_so(cluster: Cluster, tmp_path: Path) -> None:
@@ -272,18 +277,18 @@ async def test_a_false_server_is_not_believed(cluster: Cluster, tmp_path: Path, 
 
 
 async def test_a_server_of_a_foreign_ca_does_not_join(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.start(4, ca_root=tmp_path)
+    cluster.start(5, ca_root=tmp_path)
     try:
 
         async def refused() -> bool:
-            return "TLS route handshake error" in cluster.log(4)
+            return "TLS route handshake error" in cluster.log(5)
 
         await eventually(refused, "the refusal")
         for number in MEMBERS:
-            assert "nats-4" not in {r["remote_name"] for r in cluster.ask(number, "routez")["routes"]}
-        assert cluster.ask(4, "routez")["num_routes"] == 0
+            assert "nats-5" not in {r["remote_name"] for r in cluster.ask(number, "routez")["routes"]}
+        assert cluster.ask(5, "routez")["num_routes"] == 0
     finally:
-        cluster.kill(4)
+        cluster.kill(5)
 
 
 @pytest.mark.parametrize("scheme", ["tls", "nats"])
