@@ -151,7 +151,7 @@ async def test_a_renewed_certificate_is_served_after_sighup(site: Site) -> None:
         await reader.readexactly(int(length.split()[1]))
 
     await ask()
-    _, certificate, key = issue(site.root, "hub-1", renew_days=500)
+    _, certificate, _ = issue(site.root, "hub-1", renew_days=500)
     process.send_signal(signal.SIGHUP)
 
     async def renewed() -> int:
@@ -163,9 +163,9 @@ async def test_a_renewed_certificate_is_served_after_sighup(site: Site) -> None:
     assert serial == x509.load_pem_x509_certificate(certificate.read_bytes()).serial_number
     await ask()
 
-    # A key that is not the certificate's: the hub says so and goes on with what it has.
-    good = key.read_text()
-    key.write_text((site.root / "tls" / "hosts" / "proxy.key").read_text())
+    # Another certificate and a key that is not its own: the hub says so and goes on with what it has.
+    good = certificate.read_text()
+    certificate.write_text((site.root / "tls" / "hosts" / "proxy.crt").read_text())
     process.send_signal(signal.SIGHUP)
 
     async def said() -> bool:
@@ -173,7 +173,7 @@ async def test_a_renewed_certificate_is_served_after_sighup(site: Site) -> None:
 
     await eventually(said, "the refusal in the log")
     assert await knock(site, client_context(*site.shows)) == serial
-    key.write_text(good)
+    certificate.write_text(good)
     await ask()
     writer.close()
     assert nats_connections(site) == connected

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import ssl
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
+from natskit.hub.https import server_context
+from natskit.hub.program import TlsFiles
+from natskit.identity.tls import ensure_ca, ensure_host_certificate
 from natskit.wait import wait
 
 
@@ -26,14 +35,29 @@ class Health(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-@pytest.fixture
-def url() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), Health) as server:
+class Server(HTTPServer):
+    """Says nothing about clients that are refused in the handshake."""
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def serving(context: ssl.SSLContext | None = None) -> Iterator[str]:
+    with Server(("127.0.0.1", 0), Health) as server:
+        if context is not None:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/healthz"
+        yield f"http{'s' if context else ''}://127.0.0.1:{server.server_port}/healthz"
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    with serving() as url:
+        yield url
 
 
 def test_waits_until_it_is_healthy(url: str) -> None:
@@ -49,3 +73,39 @@ def test_says_what_the_program_said_last(url: str) -> None:
 
 def test_says_that_nobody_listens() -> None:
     assert "refused" in wait("http://127.0.0.1:9/healthz", 0.2)
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "natskit.wait", *arguments], capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+def test_runs_the_command_in_either_case(url: str) -> None:
+    Health.sick = 0
+    then = ["--", sys.executable, "-c", "import sys; print(sys.argv[1:])", "--ca", "--", "x"]
+    well = command(url, "5", *then)
+    assert (well.returncode, well.stdout, well.stderr) == (0, "['--ca', '--', 'x']\n", "")
+    Health.sick = 10_000
+    ill = command(url, "0.2", *then)
+    assert (ill.returncode, ill.stdout) == (0, "['--ca', '--', 'x']\n")
+    assert ill.stderr == f"{url} is not healthy after 0.2 s: 503 no answer from NATS\n"
+
+
+def test_trusts_and_shows_what_it_is_told(tmp_path: Path) -> None:
+    now = int(time.time())
+    for name, hosts in (("hub", ["127.0.0.1"]), ("elsewhere", ["127.0.0.2"])):
+        ensure_host_certificate(tmp_path, name, hosts, now=now)
+    ca, files = ensure_ca(tmp_path, now=now), tmp_path / "tls" / "hosts"
+    mine = ["--ca", str(ca), "--cert", str(files / "hub.crt"), "--key", str(files / "hub.key")]
+    Health.sick = 0
+    with serving(server_context(TlsFiles(certificate=files / "hub.crt", key=files / "hub.key", ca=ca))) as url:
+        assert command(*mine, url, "5").returncode == 0
+        assert "certificate verify failed" in command(*mine[2:], url, "0.2").stderr
+        assert command(*mine[:2], url, "0.2").returncode == 1
+        absent = command("--ca", str(tmp_path / "no.crt"), url, "0.2")
+        assert absent.returncode == 1
+        assert "no.crt" in absent.stderr
+    other = TlsFiles(certificate=files / "elsewhere.crt", key=files / "elsewhere.key", ca=ca)
+    with serving(server_context(other)) as url:
+        assert "IP address mismatch" in command(*mine, url, "0.2").stderr
