@@ -8,13 +8,14 @@ goes on, with pauses that grow and a new key. The runner sees what happens by as
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
 from natskit.errors import NatskitError
-from natskit.permissions import check_id
 from natskit.project.program import ProjectLimits, ProjectProgram
 from natskit.runner.project_agent import ProjectAgent
 from natskit.runner.systemd import GONE, UnitState, how_it_ended, list_units, systemctl
@@ -28,17 +29,28 @@ START_SECONDS = 45.0
 """A little more than ``TimeoutStartSec`` of the unit."""
 
 
+def instance_of(project_id: str) -> str:
+    """What stands for a project in the name of its unit, and is the name of its user: ``p`` and 26 of a-z, 2-7.
+
+    Not the id itself: a user's name may have 31 characters. And without a name in the unit, ``DynamicUser=`` would
+    give all instances of a template one user (systemd takes the name before the ``@``).
+    """
+    return "p" + base64.b32encode(uuid.UUID(project_id).bytes).decode().rstrip("=").lower()
+
+
 def unit_of(project_id: str) -> str:
     """The name of a project's unit."""
-    return f"natskit-project@{project_id}.service"
+    return f"natskit-project@{instance_of(project_id)}.service"
 
 
 def project_of(unit: str) -> str | None:
     """The project of a unit, if it is one."""
+    instance = unit.removeprefix("natskit-project@").removesuffix(".service")
     try:
-        return check_id(unit.removeprefix("natskit-project@").removesuffix(".service"), "unit")
-    except NatskitError:
+        project_id = str(uuid.UUID(bytes=base64.b32decode(instance[1:].upper() + "======")))
+    except ValueError:
         return None
+    return project_id if unit_of(project_id) == unit else None
 
 
 async def units() -> dict[str, UnitState]:
@@ -53,6 +65,8 @@ class AgentUnit(ProjectAgent):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.unit = unit_of(self.project_id)
+        # The unit's template knows no other name of the project.
+        self._directory = self._program.directory / "projects" / instance_of(self.project_id)
         self._seen = GONE
         self._changed = asyncio.Event()
 
@@ -81,17 +95,15 @@ class AgentUnit(ProjectAgent):
 
     @property
     def _home(self) -> Path:
-        return PRIVATE / self._program.state_name / self.project_id
+        return PRIVATE / self._program.state_name / instance_of(self.project_id)
 
     async def _launch(self) -> None:
         with contextlib.suppress(NatskitError):  # fails when it was never started
             await systemctl("reset-failed", self.unit)
         try:
             await systemctl("start", self.unit, wait=START_SECONDS)
-        except NatskitError as error:
-            with contextlib.suppress(NatskitError):
-                raise NatskitError(f"{await how_it_ended(self.unit)}: see journalctl -u {self.unit}") from None
-            raise error from None
+        except NatskitError:
+            raise NatskitError(f"{await how_it_ended(self.unit)}: see journalctl -u {self.unit}") from None
         self._seen = UnitState("active", "running")
 
     async def _ended(self) -> str:
