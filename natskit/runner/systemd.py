@@ -30,8 +30,8 @@ class UnitState:
 
     @property
     def is_starting(self) -> bool:
-        """It is on its way, perhaps once more after a crash."""
-        return self.active == "activating"
+        """It is on its way, perhaps once more after a crash, or because somebody restarts it by hand."""
+        return self.active in ("activating", "deactivating")
 
 
 GONE = UnitState("inactive", "dead")
