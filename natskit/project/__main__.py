@@ -19,6 +19,7 @@ from pathlib import Path
 from natskit.errors import NatskitError, SettingsError
 from natskit.program import log_to_stderr, read_settings, until_stopped
 from natskit.project.agent import Agent
+from natskit.project.notify import tell_systemd
 from natskit.project.program import ProjectLimits, ProjectProgram
 from natskit.rpc import load_methods
 
@@ -34,7 +35,7 @@ def main() -> int:
     arguments = parser.parse_args()
     path = arguments.settings
     try:
-        program = read_settings(path, ProjectProgram)
+        program = read_settings(path, ProjectProgram).beside(path)
         die_with(program.parent_pid)
         apply_limits(program.limits)
         asyncio.run(serve(program, arguments.ready_fd))
@@ -89,6 +90,7 @@ async def serve(program: ProjectProgram, ready_fd: int | None = None) -> None:
         if ready_fd is not None:
             os.write(ready_fd, b"1")
             os.close(ready_fd)
+        tell_systemd("READY=1")
 
     await until_stopped(agent.start(), agent.close, started=started)
 

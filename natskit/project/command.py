@@ -22,6 +22,9 @@ from natskit.stream import FRAME_BYTES, STDIN_REPORT_BYTES
 STDIN_BUFFER_BYTES = 8 * 1024 * 1024
 GRACE_SECONDS = 2.0
 """Between SIGTERM and SIGKILL."""
+OOM_SCORE = 200
+"""Added to the agent's own ``oom_score_adj`` (thousandths of the memory): when the project's memory is used up, the
+kernel ends a command and not the agent, which is then there to say so."""
 LINGER_SECONDS = 0.5
 """How long a quiet pipe that somebody else holds open is watched after the command itself has ended."""
 
@@ -64,6 +67,7 @@ class Command:
         except (OSError, ValueError) as error:
             raise RpcError("invalid_state", f"{argv[0][:200]!r} cannot be started: {_reason(error)}") from None
         self.pid = self._process.pid
+        _prefer_to_agent(self.pid)
         if cpu_seconds is not None:
             resource.prlimit(self.pid, resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
         self._pidfd = os.pidfd_open(self.pid)
@@ -279,6 +283,15 @@ class _Stdin:
             self._waiting = False
         if self._finishing and not self._closed:
             self.close()
+
+
+def _prefer_to_agent(pid: int) -> None:
+    """Let the kernel end this process before the agent. Raising the score takes no privilege."""
+    with contextlib.suppress(OSError, ValueError):  # ended already, or no such file here
+        with open("/proc/self/oom_score_adj") as file:
+            own = int(file.read())
+        with open(f"/proc/{pid}/oom_score_adj", "w") as file:
+            file.write(str(min(own + OOM_SCORE, 1000)))
 
 
 def _set(future: asyncio.Future[None]) -> None:

@@ -48,7 +48,8 @@ class ProjectProgram(BaseModel):
     project_id: Id
     nats: NatsServers
     creds: Path | None = None
-    """``None`` only where the server asks for no credentials: in tests of the agent alone."""
+    """``None`` only where the server asks for no credentials: in tests of the agent alone. A relative path is beside
+    this file: systemd puts both into a directory that only the running unit has."""
     home: Path
     window_bytes: int = Field(default=WINDOW_BYTES, ge=2 * FRAME_BYTES, le=MAX_WINDOW_BYTES)
     max_streams: int = Field(default=100, ge=1)
@@ -57,3 +58,7 @@ class ProjectProgram(BaseModel):
     limits: ProjectLimits = ProjectLimits()
     parent_pid: int | None = None
     """The runner. The agent ends when this is no longer its parent."""
+
+    def beside(self, settings: Path) -> ProjectProgram:
+        """The same, with the path of the creds as seen from the settings file."""
+        return self.model_copy(update={"creds": settings.parent / self.creds if self.creds is not None else None})

@@ -1,134 +1,48 @@
-"""One project's agent as the runner sees it: start, watch, start again after a crash, stop."""
+"""A project's agent as a child process of the runner: on the local machine, where nobody is root."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from natskit.errors import NatskitError
-from natskit.identity import nkey
-from natskit.identity.claims import format_creds
-from natskit.identity.files import write_private
-from natskit.program import cancel
 from natskit.project.program import ProjectProgram
-from natskit.rpc import RpcError
 from natskit.runner.processes import MARK, end_all
-from natskit.runner.program import RunnerProgram
-
-log = logging.getLogger(__name__)
-
-State = Literal["stopped", "starting", "running", "failed"]
-Report = Callable[[str, State, str], None]
-AskForJwt = Callable[[str, str], Awaitable[str]]
+from natskit.runner.project_agent import ProjectAgent
 
 READY_SECONDS = 30.0
 STOP_SECONDS = 5.0
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-STEADY_SECONDS = 60.0
-"""An agent that ran this long is restarted at once when it ends."""
 LOG_BYTES = 1024 * 1024
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH")
 """What an agent gets of the runner's environment; a command gets less still."""
 
 
-class AgentProcess:
-    """Keeps one agent running between :meth:`start` and :meth:`stop`."""
+class AgentProcess(ProjectAgent):
+    """An agent that ends when the runner ends."""
 
-    def __init__(self, program: RunnerProgram, project_id: str, ask_for_jwt: AskForJwt, report: Report) -> None:
-        self.project_id = project_id
-        self.state: State = "stopped"
-        self.detail = ""
-        self.lock = asyncio.Lock()
-        self.since = time.monotonic()
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self.process: subprocess.Popen[bytes] | None = None
-        self._program = program
-        self._directory = program.directory / "projects" / project_id
-        self._ask_for_jwt = ask_for_jwt
-        self._report = report
-        self._keeper: asyncio.Task[None] | None = None
-        self._settled = asyncio.Event()
-        self._new_key = True
 
-    async def start(self) -> None:
-        """Start the agent and wait until it answers. Raises :class:`RpcError` if the first attempt fails."""
-        if self.state == "failed":
-            await self._stop_keeping()  # somebody asks: do not wait for the next attempt
-        if self._keeper is None:
-            self._new_key = True
-            self._settled.clear()
-            self._set("starting")
-            self._keeper = asyncio.get_running_loop().create_task(self._keep())
-        await self._settled.wait()
-        if self.state != "running":
-            raise RpcError("unavailable", f"the project did not start: {self.detail or 'it is still starting'}")
-
-    async def interrupt(self) -> None:
-        """Let a :meth:`start` that waits for the agent give up, so that a stop need not wait for it."""
-        if self.state in ("starting", "failed"):
-            await self._stop_keeping()
-            self._set("failed", "it was stopped while it was starting")
-            self._settled.set()
-
-    async def stop(self) -> None:
-        """Stop the agent and everything it started."""
-        await self._stop_keeping()
-        await self._end()
-        self._set("stopped")
-
-    async def delete(self) -> None:
-        """Stop, and remove the project's directory."""
+    async def leave(self) -> None:
+        """Stop; the hubs still want it, so it comes back with the runner."""
         await self.stop()
-        await asyncio.to_thread(_remove, self._directory)
 
-    async def _stop_keeping(self) -> None:
-        keeper, self._keeper = self._keeper, None
-        if keeper is not None:
-            await cancel([keeper])
+    def folders(self) -> list[Path]:
+        """The home; what is in the machine's /tmp is everybody's."""
+        return [self._directory / "home"]
 
-    async def _keep(self) -> None:
-        pause = FIRST_PAUSE
-        while True:
-            began = time.monotonic()
-            try:
-                ended = await self._launch()
-                self._new_key = False
-                self._set("running")
-                self._settled.set()
-                await ended
-                assert self.process is not None
-                detail = f"the agent ended ({_how(self.process.wait())})"
-            except (NatskitError, OSError) as error:
-                self._new_key = True
-                detail = str(error)
-            except Exception:
-                log.exception("project %s", self.project_id)
-                detail = "the runner failed; its log says why"
-            await self._end()
-            self._set("failed", detail)
-            self._settled.set()
-            if time.monotonic() - began > STEADY_SECONDS:
-                pause = FIRST_PAUSE
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, LONGEST_PAUSE)
-            self._settled.clear()
-            self._set("starting", detail)
-
-    async def _launch(self) -> asyncio.Future[None]:
-        """Start the process and wait until it answers; what is returned is done when it ends."""
+    async def _launch(self) -> None:
         await asyncio.to_thread(end_all, self.project_id)
-        settings = await self._prepare()
         ready, tell = os.pipe()
         try:
-            self.process = self._spawn(settings, tell)
+            self.process = self._spawn(tell)
         finally:
             os.close(tell)
         try:
@@ -142,33 +56,24 @@ class AgentProcess:
             os.close(ready)
         if not answers:
             raise NatskitError(f"the agent ended at once: see {self._directory / 'agent.log'}")
-        return asyncio.ensure_future(_ended(self.process.pid))
 
-    async def _prepare(self) -> Path:
-        home, creds = self._directory / "home", self._directory / "project.creds"
-        for directory in (self._directory.parent, self._directory, home):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._new_key or not creds.exists():
-            seed = nkey.create_seed("user")
-            jwt = await self._ask_for_jwt(self.project_id, nkey.public_key(seed))
-            write_private(creds, format_creds(jwt, seed))
-        defaults = self._program.project
-        program = ProjectProgram(
-            project_id=self.project_id,
-            nats=self._program.project_nats or self._program.nats,
-            creds=creds if self._program.creds is not None else None,
+    async def _ended(self) -> str:
+        assert self.process is not None
+        await _end_of(self.process.pid)
+        return f"the agent ended ({_how(self.process.wait())})"
+
+    def _settings(self) -> ProjectProgram:
+        home = self._directory / "home"
+        home.mkdir(mode=0o700, exist_ok=True)
+        return self._program.for_project(
+            self.project_id,
+            creds=self._directory / "project.creds",
             home=home,
-            window_bytes=defaults.window_bytes,
-            max_streams=defaults.max_streams,
-            api_packages=defaults.api_packages,
-            limits=defaults.limits(),
+            limits=self._program.project.limits(),
             parent_pid=os.getpid(),
         )
-        settings = self._directory / "project.json"
-        write_private(settings, program.model_dump_json(indent=2))
-        return settings
 
-    def _spawn(self, settings: Path, tell: int) -> subprocess.Popen[bytes]:
+    def _spawn(self, tell: int) -> subprocess.Popen[bytes]:
         environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         environment |= {"HOME": str(self._directory / "home"), MARK: self.project_id}
         output = self._directory / "agent.log"
@@ -180,7 +85,7 @@ class AgentProcess:
             return subprocess.Popen(
                 [
                     *(str(self._program.python), "-P", "-m", "natskit.project"),
-                    *("--settings", str(settings), "--ready-fd", str(tell)),
+                    *("--settings", str(self._directory / "project.json"), "--ready-fd", str(tell)),
                 ],
                 cwd="/",
                 env=environment,
@@ -193,12 +98,16 @@ class AgentProcess:
         finally:
             os.close(fd)
 
+    async def _kill(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+
     async def _end(self) -> None:
         process = self.process
         if process is not None and process.poll() is None:
             process.terminate()
             try:
-                await asyncio.wait_for(_ended(process.pid), STOP_SECONDS)
+                await asyncio.wait_for(_end_of(process.pid), STOP_SECONDS)
             except TimeoutError:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
@@ -206,14 +115,8 @@ class AgentProcess:
         self.process = None
         await asyncio.to_thread(end_all, self.project_id)
 
-    def _set(self, state: State, detail: str = "") -> None:
-        if state != self.state:
-            self.since = time.monotonic()
-        changed = (state, detail) != (self.state, self.detail)
-        self.state, self.detail = state, detail
-        if changed:
-            log.info("project %s: %s %s", self.project_id, state, detail)
-            self._report(self.project_id, state, detail)
+    async def _remove(self) -> None:
+        await asyncio.to_thread(_remove, self._directory)
 
 
 async def _readable(fd: int) -> None:
@@ -225,7 +128,7 @@ async def _readable(fd: int) -> None:
         loop.remove_reader(fd)
 
 
-async def _ended(pid: int) -> None:
+async def _end_of(pid: int) -> None:
     """Wait for the end of a child without reaping it."""
     fd = os.pidfd_open(pid)
     try:

@@ -18,13 +18,19 @@ from natskit.permissions import check_id, inbox_prefix
 from natskit.program import cancel
 from natskit.project.program import Id
 from natskit.rpc import Methods, RpcError
-from natskit.runner.agent_process import AgentProcess, State
+from natskit.runner.agent_process import AgentProcess
+from natskit.runner.agent_unit import PRIVATE, AgentUnit, units
+from natskit.runner.disk import Disk
 from natskit.runner.program import RunnerProgram
+from natskit.runner.project_agent import ProjectAgent, State
+from natskit.runner.systemd import GONE
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 5.0
 HUB_SECONDS = 5.0
+WATCH_SECONDS = 1.0
+"""Between two looks at the units: less than ``RestartSec`` of theirs, so that no crash is missed."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
 JWT_ATTEMPTS = 4
 STARTS_AT_ONCE = 4
@@ -46,7 +52,10 @@ class Runner:
 
     def __init__(self, program: RunnerProgram) -> None:
         self.program = program
-        self._projects: dict[str, AgentProcess] = {}
+        self._projects: dict[str, ProjectAgent] = {}
+        self._kind: type[ProjectAgent] = AgentUnit if program.manager == "systemd" else AgentProcess
+        place = PRIVATE if program.manager == "systemd" else program.directory
+        self._disk = Disk(program, self._running, self._hold, place)
         self._connection: Connection | None = None
         self._hub = f"hub.runner.{program.runner_id}"
         self._register = asyncio.Event()
@@ -59,6 +68,10 @@ class Runner:
         """Connect, take orders, and keep the hubs informed."""
         runner_id = self.program.runner_id
         (self.program.directory / "projects").mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.program.manager == "systemd":
+            await self._adopt()
+            self._spawn(self._watch_units())
+        self._spawn(self._disk.watch())
         self._connection = await connect(
             self.program.nats,
             name=f"runner {self.program.name}",
@@ -74,28 +87,59 @@ class Runner:
             self._spawn(work)
 
     async def close(self) -> None:
-        """Stop all agents; the hubs still want them, so they come back with the next start."""
+        """Leave the agents: systemd keeps its units; processes end, and come back with the next start."""
         await cancel(self._tasks)
-        await asyncio.gather(*(project.stop() for project in self._projects.values()))
+        await asyncio.gather(*(project.leave() for project in self._projects.values()))
         if self._connection is not None:
             await self._connection.close()
 
-    def project(self, project_id: str) -> AgentProcess:
+    def project(self, project_id: str) -> ProjectAgent:
         """The agent of a project, made when it is first asked for."""
         if project_id not in self._projects:
-            self._projects[project_id] = AgentProcess(self.program, project_id, self._ask_for_jwt, self._report)
+            self._projects[project_id] = self._kind(self.program, project_id, self._ask_for_jwt, self._report)
         return self._projects[project_id]
 
     def forget(self, project_id: str) -> None:
         """A project that was deleted."""
         self._projects.pop(project_id, None)
         self._reports.pop(project_id, None)
+        self._disk.forget(project_id)
 
     def states(self) -> list[ProjectState]:
         """All projects this runner knows."""
         return [
             {"project_id": one.project_id, "state": one.state, "detail": one.detail} for one in self._projects.values()
         ]
+
+    def _running(self) -> list[ProjectAgent]:
+        return [one for one in self._projects.values() if one.state == "running"]
+
+    async def _hold(self, project: ProjectAgent, reason: str) -> None:
+        async with project.lock:
+            if project.state == "running":
+                await project.hold(reason)
+
+    async def _adopt(self) -> None:
+        """Go on with the units that an earlier runner has started."""
+        for project_id, seen in (await units()).items():
+            if seen.runs or seen.is_starting:
+                project = self.project(project_id)
+                assert isinstance(project, AgentUnit)
+                project.adopt(seen)
+        if self._projects:
+            log.info("adopted %d projects that run", len(self._projects))
+
+    async def _watch_units(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            try:
+                seen = await units()
+            except NatskitError as error:
+                log.warning("%s", error)
+                continue
+            for project in self._projects.values():
+                if isinstance(project, AgentUnit):
+                    project.observe(seen.get(project.project_id, GONE))
 
     async def _keep_registered(self) -> None:
         while True:
@@ -123,19 +167,20 @@ class Runner:
             if project.project_id not in wanted and project.state != "stopped" and old:
                 self._spawn(self._stop_unwanted(project))
 
-    async def _bring_back(self, project: AgentProcess) -> None:
+    async def _bring_back(self, project: ProjectAgent) -> None:
         async with self._starts, project.lock:
-            with contextlib.suppress(RpcError):  # reported, and tried again
-                await project.start()
+            if not project.held:
+                with contextlib.suppress(RpcError):  # reported, and tried again
+                    await project.start()
         self._report(project.project_id, project.state, project.detail)
 
-    async def _stop_unwanted(self, project: AgentProcess) -> None:
+    async def _stop_unwanted(self, project: ProjectAgent) -> None:
         async with project.lock:
             await project.stop()
 
     async def _beat(self) -> None:
         while True:
-            running = [one.project_id for one in self._projects.values() if one.state == "running"]
+            running = [one.project_id for one in self._running()]
             try:
                 await self._call_hub("heartbeat", running=running)
             except RpcError as error:

@@ -1,0 +1,156 @@
+"""The disk: a project that takes too much of it is stopped before the others notice.
+
+Quotas of the file system would be exact, but few hosts have them. So the files are measured, and between two
+measurements the free space is watched.
+
+A project over ``max_disk_bytes`` is stopped and not brought back by itself. Its user has to start it to delete
+something, so a start is let through: for :data:`GRACE_SECONDS`, and as long as the files do not grow by more than a
+sixteenth of the limit over what they were when it was stopped first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from natskit.runner.program import RunnerProgram
+from natskit.runner.project_agent import ProjectAgent
+
+log = logging.getLogger(__name__)
+
+GRACE_SECONDS = 600.0
+LOOK_SECONDS = 1.0
+MEASURE_SECONDS = 120.0
+"""One walk through one project's files; whoever has so many that it takes longer is not measured."""
+NOTICEABLE_BYTES = 16 * 1024 * 1024
+"""What a project may write while the disk is nearly full: enough for its settings and logs."""
+
+
+@dataclass
+class _Usage:
+    size: int
+    measured_at: float
+    before: int
+    """The size at the measurement before, or the last one while there was enough room."""
+    ceiling: int | None = None
+    """Up to where a project over its limit may go while its user cleans up."""
+
+
+class Disk:
+    """Watches what the running projects write."""
+
+    def __init__(
+        self,
+        program: RunnerProgram,
+        running: Callable[[], Collection[ProjectAgent]],
+        hold: Callable[[ProjectAgent, str], Awaitable[None]],
+        place: Path,
+    ) -> None:
+        self._limit = program.project.max_disk_bytes
+        self._reserve = program.disk_reserve_bytes if program.manager == "systemd" else 0
+        self._interval = program.disk_check_seconds
+        self._running, self._hold, self._place = running, hold, place
+        self._usage: dict[str, _Usage] = {}
+
+    async def watch(self) -> None:
+        """Until cancelled."""
+        if self._limit is None and not self._reserve:
+            return
+        while True:
+            try:
+                await self._look()
+            except Exception:
+                log.exception("disk")
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def forget(self, project_id: str) -> None:
+        """A project that was deleted."""
+        self._usage.pop(project_id, None)
+
+    async def _look(self) -> None:
+        free = self._free()
+        low = free < self._reserve
+        for project in list(self._running()):
+            usage = self._usage.get(project.project_id)
+            due = usage is None or time.monotonic() - usage.measured_at > self._interval
+            if due or low:
+                await self._measure(project, low=low)
+        if low:
+            await self._stop_writer(free)
+
+    async def _measure(self, project: ProjectAgent, *, low: bool) -> None:
+        size = await measure(project.folders())
+        if size is None:
+            return
+        now, usage = time.monotonic(), self._usage.get(project.project_id)
+        if usage is None:
+            usage = self._usage[project.project_id] = _Usage(size, now, size)
+        elif not low:
+            usage.before = usage.size
+        usage.size, usage.measured_at = size, now
+        if self._limit is None or size <= self._limit:
+            usage.ceiling = None
+            return
+        if usage.ceiling is None:
+            usage.ceiling = max(size, self._limit) + self._limit // 16
+        elif now - project.asked_at < GRACE_SECONDS and size <= usage.ceiling:
+            return
+        await self._hold(
+            project,
+            f"its files use {human(size)} of {human(self._limit)}: start it to delete some, "
+            f"it is stopped again after {GRACE_SECONDS / 60:g} minutes",
+        )
+
+    async def _stop_writer(self, free: int) -> None:
+        grown = [(usage.size - usage.before, p) for p in self._running() if (usage := self._usage.get(p.project_id))]
+        most, project = max(grown, key=lambda one: one[0], default=(0, None))
+        if project is None or most < NOTICEABLE_BYTES:
+            return  # others filled the disk: to stop projects would not help
+        del self._usage[project.project_id]
+        await self._hold(
+            project, f"it has written {human(most)} while its host has only {human(free)} of disk left: delete files"
+        )
+
+    def _free(self) -> int:
+        status = os.statvfs(self._place)
+        return status.f_bavail * status.f_frsize
+
+
+async def measure(folders: Collection[Path]) -> int | None:
+    """Bytes that the folders take on the disk; ``None`` if that takes too long or they are not there."""
+    process = await asyncio.create_subprocess_exec(
+        # A process of its own, since a walk in a thread holds up the loop. du follows no links, and counts a file with
+        # many names once.
+        *("nice", "-n", "19", "du", "--summarize", "--total", "--one-file-system", "--block-size=1", "--"),
+        *map(str, folders),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,  # files that vanish meanwhile
+    )
+    try:
+        out, _ = await asyncio.wait_for(process.communicate(), MEASURE_SECONDS)
+    except TimeoutError:
+        log.warning("%s: so many files that they cannot be measured in %g s", next(iter(folders)), MEASURE_SECONDS)
+        return None
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+    words = out.split()
+    return int(words[-2]) if len(words) >= 2 else None
+
+
+def human(size: int) -> str:
+    """A size as people write it: three digits and a unit."""
+    amount = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1000:
+            return f"{amount:.3g} {unit}"
+        amount /= 1024
+    return f"{amount:.3g} TiB"

@@ -1,0 +1,187 @@
+"""One project's agent as the runner sees it, whoever keeps its processes: start, watch, start again, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Literal
+
+from natskit.errors import NatskitError
+from natskit.identity import nkey
+from natskit.identity.claims import format_creds
+from natskit.identity.files import write_private
+from natskit.program import cancel
+from natskit.project.program import ProjectProgram
+from natskit.rpc import RpcError
+from natskit.runner.program import RunnerProgram
+
+log = logging.getLogger(__name__)
+
+State = Literal["stopped", "starting", "running", "failed"]
+Report = Callable[[str, State, str], None]
+AskForJwt = Callable[[str, str], Awaitable[str]]
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+STEADY_SECONDS = 60.0
+"""An agent that ran this long is restarted at once when it ends."""
+
+
+class ProjectAgent(ABC):
+    """Keeps one agent running between :meth:`start` and :meth:`stop`."""
+
+    def __init__(self, program: RunnerProgram, project_id: str, ask_for_jwt: AskForJwt, report: Report) -> None:
+        self.project_id = project_id
+        self.state: State = "stopped"
+        self.detail = ""
+        self.lock = asyncio.Lock()
+        self.since = time.monotonic()
+        self.held = False
+        """Stopped by the runner for a reason that only its user can end: not brought back until somebody asks."""
+        self.asked_at = float("-inf")
+        """When somebody last asked for a start."""
+        self._program = program
+        self._directory = program.directory / "projects" / project_id
+        self._ask_for_jwt = ask_for_jwt
+        self._report = report
+        self._keeper: asyncio.Task[None] | None = None
+        self._settled = asyncio.Event()
+        self._new_key = True
+
+    async def start(self) -> None:
+        """Start the agent and wait until it answers. Raises :class:`RpcError` if the first attempt fails."""
+        if self.state == "failed":
+            await self._stop_keeping()  # somebody asks: do not wait for the next attempt
+        if self._keeper is None:
+            self.held, self.asked_at = False, time.monotonic()
+            self._new_key = True
+            self._keep_from("starting", self._keep())
+        await self._settled.wait()
+        if self.state != "running":
+            raise RpcError("unavailable", f"the project did not start: {self.detail or 'it is still starting'}")
+
+    async def interrupt(self) -> None:
+        """Let a :meth:`start` that waits for the agent give up, so that a stop need not wait for it."""
+        if self.state in ("starting", "failed"):
+            await self._stop_keeping()
+            self._set("failed", "it was stopped while it was starting")
+            self._settled.set()
+
+    async def stop(self) -> None:
+        """Stop the agent and everything it started."""
+        await self._stop_keeping()
+        await self._end()
+        self.held = False
+        self._set("stopped")
+
+    async def hold(self, reason: str) -> None:
+        """End the agent and everything it started now, for a ``reason`` that its user has to do something about."""
+        await self._stop_keeping()
+        await self._kill()
+        await self._end()
+        self.held = True
+        self._set("failed", reason)
+        self._settled.set()
+
+    async def delete(self) -> None:
+        """Stop, and remove the project's files."""
+        await self.stop()
+        await self._remove()
+
+    @abstractmethod
+    async def leave(self) -> None:
+        """What becomes of the agent when the runner ends."""
+
+    @abstractmethod
+    def folders(self) -> list[Path]:
+        """Where the project can leave files; they count as its disk usage."""
+
+    @abstractmethod
+    async def _launch(self) -> None:
+        """Start the agent and wait until it answers. Raises :class:`NatskitError` if it does not."""
+
+    @abstractmethod
+    async def _ended(self) -> str:
+        """Wait for the end of a launched agent; how it ended."""
+
+    @abstractmethod
+    async def _kill(self) -> None:
+        """End what runs, without asking it to."""
+
+    @abstractmethod
+    async def _end(self) -> None:
+        """End what runs; nothing of it is left afterwards."""
+
+    @abstractmethod
+    async def _remove(self) -> None:
+        """Remove all files of a project that does not run."""
+
+    @abstractmethod
+    def _settings(self) -> ProjectProgram:
+        """What the agent reads."""
+
+    def _keep_from(self, state: State, keeping: Awaitable[None]) -> None:
+        self._settled.clear()
+        self._set(state)
+        self._keeper = asyncio.ensure_future(keeping)
+
+    async def _stop_keeping(self) -> None:
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            await cancel([keeper])
+
+    async def _keep(self, *, runs: bool = False) -> None:
+        """Launch, wait for the end, and again; an agent that ``runs`` already is waited for first."""
+        pause = FIRST_PAUSE
+        while True:
+            began = time.monotonic()
+            try:
+                if not runs:
+                    await self._prepare()
+                    await self._launch()
+                    self._new_key = False
+                    self._answers()
+                detail = await self._ended()
+            except (NatskitError, OSError) as error:
+                self._new_key = True
+                detail = str(error)
+            except Exception:
+                log.exception("project %s", self.project_id)
+                detail = "the runner failed; its log says why"
+            runs = False
+            await self._end()
+            self._set("failed", detail)
+            self._settled.set()
+            if time.monotonic() - began > STEADY_SECONDS:
+                pause = FIRST_PAUSE
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+            self._settled.clear()
+            self._set("starting", detail)
+
+    def _answers(self) -> None:
+        self._set("running")
+        self._settled.set()
+
+    async def _prepare(self) -> None:
+        """Write what the agent reads: its settings, and creds with a key of its own that the hub has signed."""
+        for directory in (self._directory.parent, self._directory):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        creds = self._directory / "project.creds"
+        if self._new_key or not creds.exists():
+            seed = nkey.create_seed("user")
+            jwt = await self._ask_for_jwt(self.project_id, nkey.public_key(seed))
+            write_private(creds, format_creds(jwt, seed))
+        write_private(self._directory / "project.json", self._settings().model_dump_json(indent=2))
+
+    def _set(self, state: State, detail: str = "") -> None:
+        if state != self.state:
+            self.since = time.monotonic()
+        changed = (state, detail) != (self.state, self.detail)
+        self.state, self.detail = state, detail
+        if changed:
+            log.info("project %s: %s %s", self.project_id, state, detail)
+            self._report(self.project_id, state, detail)
