@@ -1,12 +1,18 @@
-"""The machines of a Docker cluster that runs: of the one that NATSKIT_CLUSTER names, `natskit` unless told."""
+"""The machines of a Docker cluster that runs: of the one that NATSKIT_CLUSTER names, `natskit` unless told.
+
+What belongs to this machine, the platform's keys among it, lands in `.cluster/NAME`, or where NATSKIT_CONTROL says.
+"""
 
 import json
 import os
 import subprocess
+from pathlib import Path
+from typing import Any
 
 from pyinfra.api.exceptions import InventoryError
 
 _cluster = os.environ.get("NATSKIT_CLUSTER") or "natskit"
+_control = Path(os.environ.get("NATSKIT_CONTROL") or Path(__file__).parent.parent / ".cluster" / _cluster).resolve()
 
 
 def _docker(*words: str) -> str:
@@ -19,8 +25,8 @@ def _docker(*words: str) -> str:
         raise InventoryError(f"Docker cannot be asked; make cluster starts it ({reason[0]})") from None
 
 
-def _machines() -> dict[str, list[tuple[str, dict[str, str]]]]:
-    groups: dict[str, list[tuple[str, dict[str, str]]]] = {"nats": [], "hub": [], "proxy": [], "runner": []}
+def _machines() -> dict[str, list[tuple[str, dict[str, Any]]]]:
+    groups: dict[str, list[tuple[str, dict[str, Any]]]] = {"nats": [], "hub": [], "proxy": [], "runner": []}
     names = _docker("ps", "--all", "--filter", f"label=natskit.cluster={_cluster}", "--format", "{{.Names}}").split()
     if not names:
         raise InventoryError(f"no cluster {_cluster} in Docker: make cluster starts one")
@@ -30,8 +36,17 @@ def _machines() -> dict[str, list[tuple[str, dict[str, str]]]]:
         if container["State"]["Status"] != "running":
             raise InventoryError(f"{name} is {container['State']['Status']}: make cluster starts it again")
         (network,) = container["NetworkSettings"]["Networks"].values()
-        machine = {"platform_name": name.removeprefix(f"{_cluster}-"), "platform_address": network["IPAddress"]}
+        machine = {
+            "platform_name": name.removeprefix(f"{_cluster}-"),
+            "platform_address": network["IPAddress"],
+            "platform_control": str(_control),
+            "proxy_port": 443,
+            "hub_count": 1,
+        }
         groups[container["Config"]["Labels"]["natskit.role"]].append((f"@docker/{name}", machine))
+    for machines in groups.values():
+        for _, machine in machines:
+            machine["proxy_name"] = groups["proxy"][0][1]["platform_address"]
     return groups
 
 

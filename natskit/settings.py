@@ -197,7 +197,7 @@ class RunnerSettings(_Role):
     """Lower-case UUID; made from the name where none is given."""
     runner_project_memory: Annotated[int, Field(ge=256 * 1024**2)] | None = 4 * 1024**3
     """Bytes: of all of a project together on a host; locally of the data of each process (RLIMIT_DATA)."""
-    runner_project_processes: Annotated[int, Field(ge=16)] | None = 512
+    runner_project_processes: Annotated[int, Field(ge=16)] = 512
     """Processes and threads of a project on a host; locally RLIMIT_NPROC would count yours, and it is not limited."""
     runner_project_cpu: Annotated[int, Field(ge=1)] | None = 200
     """Percent of one core that a project on a host may use; 200 is two cores. Not limited locally."""

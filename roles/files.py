@@ -59,6 +59,8 @@ def _written(digest: str, path: str, mode: str, owner: str, check: list[str]) ->
     if check:
         log = shlex.quote(f"{path}{CANDIDATE}.log")
         command = " ".join(candidate if word == "{}" else shlex.quote(word) for word in check)
+        # As the user who will read it: nginx makes its folders even when it only checks.
+        command = f"runuser -u {owner} -- {command}" if owner else command
         steps.append(f"{{ {command} > {log} 2>&1 || {{ cat {log} >&2; rm -f {candidate} {log}; exit 1; }}; }}")
         steps.append(f"rm -f {log}")
     steps.append(f"mv {candidate} {shlex.quote(path)}")

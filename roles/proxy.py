@@ -26,25 +26,27 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
     """Install, configure, activate."""
     require_directory(artifacts.CONSOLE, "build the console first: make console")
     directory, on_systemd = settings.platform_root / "proxy", service.uses_systemd(settings)
+    owner = service.owner(settings, "proxy")
     if on_systemd:
         apt.packages(name="Install nginx", packages=["nginx"])
     web_root = artifacts.console(settings) if on_systemd else artifacts.CONSOLE
     for folder in (directory, directory / "tmp"):
-        private_directory(folder)
+        private_directory(folder, owner)
 
     files = [
-        checked_file(name=f"Give the proxy its {what}", content=content, path=directory / file)
+        checked_file(name=f"Give the proxy its {what}", content=content, path=directory / file, owner=owner)
         for what, file, content in zip(
             ("certificate", "key"), ("tls.crt", "tls.key"), _certificate(settings, identity), strict=True
         )
     ]
-    files += tls.install(settings, identity, "proxy", directory, "") if settings.platform_tls else []
+    files += tls.install(settings, identity, "proxy", directory, owner) if settings.platform_tls else []
     nginx = [DEBIAN_NGINX if on_systemd else str(wheel()), "-p", str(directory), "-e", "stderr"]
     files.append(
         checked_file(
             name="Render nginx.conf",
             content=render("nginx.conf", values(settings, site, web_root)),
             path=directory / "nginx.conf",
+            owner=owner,
             check=[*nginx, "-t", "-c", "{}"],
         )
     )
@@ -61,6 +63,7 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
         unit={
             "unit_name": "nginx.service",
             "path": DROP_IN,
+            "user": owner,
             "binary": DEBIAN_NGINX,
             "directory": str(directory),
             "port": settings.proxy_port,
@@ -92,7 +95,7 @@ def values(settings: Settings, site: Topology, web_root: Path) -> dict[str, obje
         "web_root": str(web_root),
         "nats_upstreams": [f"{nats.platform_address}:{nats.nats_websocket_port}" for nats in site.nats],
         "hub_upstreams": [f"{hub.platform_address}:{port}" for hub in site.hub for port in hub.hub_ports],
-        # Started by root, the workers would become nobody, who may not read this folder; Debian has a user for them.
-        "proxy_user": "www-data" if on_systemd else "root root" if os.geteuid() == 0 else "",
+        # Started by root, the workers would become nobody, who may not read this folder. On hosts it is no root's.
+        "proxy_user": "root root" if os.geteuid() == 0 and not on_systemd else "",
         "http2_directive": not on_systemd,
     }

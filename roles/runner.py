@@ -15,6 +15,7 @@ from roles import build, service, systemd, tls
 from roles.files import checked_file, private_directory
 from roles.program import Program
 
+PROJECT_OPEN_FILES = 4096
 STATE_NAME = "natskit-project"
 """Folder below systemd's own (``/var/lib``) with the projects' files, one folder each."""
 
@@ -61,7 +62,8 @@ def _define_projects(settings: Settings, unit: dict[str, str]) -> None:
             "memory": settings.runner_project_memory,
             "cpu_percent": settings.runner_project_cpu,
             "tasks": settings.runner_project_processes,
-            "file_bytes": settings.runner_project_file,
+            "file_bytes": settings.runner_project_file or "infinity",
+            "open_files": PROJECT_OPEN_FILES,
         },
     )
     systemd.define(template, str(systemd.UNITS / "natskit-project@.service"))
