@@ -3,15 +3,19 @@
 from pyinfra import host, inventory
 
 from roles import hub, nats, platform, proxy, runner, service
+from roles.files import stage
 
 settings, site = platform.validate(host, inventory)
 identity = platform.identity(settings)
 
 service.install(settings)
+stage(name="The nats-servers", what="hubs need them")
 if "nats" in host.groups:
     nats.deploy(settings, site, identity)
+stage(name="The hubs", what="everybody else is let in by them")
 if "hub" in host.groups:
     hub.deploy(settings, site, identity, runner.known_runners(site, identity))
+stage(name="The proxy and the runners", what="they need the hubs")
 if "proxy" in host.groups:
     proxy.deploy(settings, site, identity)
 if "runner" in host.groups:

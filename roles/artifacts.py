@@ -24,9 +24,9 @@ from typing import Any
 from pyinfra import host
 from pyinfra.api import FactBase, FileUploadCommand, StringCommand, operation
 from pyinfra.api.command import QuoteString
+from pyinfra.api.exceptions import PyinfraError
 from pyinfra.facts.files import Directory
 
-from natskit.errors import SettingsError
 from natskit.identity.files import make_private
 from natskit.settings import Settings
 from roles import build
@@ -37,6 +37,9 @@ CONSOLE = REPOSITORY / "web" / "dist"
 KEPT = 3
 """Versions of the programs that stay on a host: the one that runs, and those before it."""
 OLDEST_PYTHON = (3, 11)
+
+BUILD_HERE = ("--python", sys.executable, "--no-build-isolation")
+"""For natskit and nkeys, which are plain Python and have no wheel: with the setuptools that is pinned here."""
 
 _building = threading.RLock()
 """pyinfra prepares hosts side by side, and they want the same archives."""
@@ -67,14 +70,14 @@ class HostTarget(FactBase[Target | None]):
 
 
 def target() -> Target:
-    """What this host runs on. Raises :class:`SettingsError` where natskit does not run."""
+    """What this host runs on. Ends the run where natskit does not run."""
     found: Target | None = host.get_fact(HostTarget)
     if found is None:
-        raise SettingsError(f"{host.name} has no python3: apt-get install python3")
+        raise PyinfraError(f"{host.name} has no python3: apt-get install python3")
     if tuple(map(int, found.python.split("."))) < OLDEST_PYTHON:
-        raise SettingsError(f"{host.name} has Python {found.python}: natskit needs 3.11 or newer")
+        raise PyinfraError(f"{host.name} has Python {found.python}: natskit needs 3.11 or newer")
     if found.machine not in ("x86_64", "aarch64"):
-        raise SettingsError(f"{host.name} is a {found.machine}: there is nats-server for x86_64 and aarch64")
+        raise PyinfraError(f"{host.name} is a {found.machine}: there is nats-server for x86_64 and aarch64")
     return found
 
 
@@ -83,7 +86,7 @@ def nats_server(settings: Settings) -> Path:
     lock = LOCKS / "nats-server" / f"{settings.nats_version}.lock"
     if not lock.exists():
         known = ", ".join(sorted(path.stem for path in lock.parent.glob("*.lock")))
-        raise SettingsError(f"nats_version = {settings.nats_version}: its hash is not known here, only of {known}")
+        raise PyinfraError(f"nats_version = {settings.nats_version}: its hash is not known here, only of {known}")
     on, folder = target(), settings.platform_programs / "nats-server" / settings.nats_version
 
     def made(scratch: Path) -> None:
@@ -97,42 +100,43 @@ def nats_server(settings: Settings) -> Path:
 
 
 def python(settings: Settings) -> Path:
-    """Install natskit's programs on the host, with the packages they need; the Python there that has them."""
-    on, packages = target(), own_packages(settings)
-    digest = hashlib.sha256((LOCKS / "host.lock").read_bytes())
-    digest.update(build.digest([build.NATSKIT, *packages]).encode())
-    version = digest.hexdigest()[:12]
-    folder = settings.platform_programs / "programs" / version
+    """The Python on the host that has natskit's programs, of the version that is here."""
+    return _programs(settings) / "env" / "bin" / "python"
+
+
+def install_programs(settings: Settings) -> None:
+    """Install natskit's programs on the host, with the packages they need."""
+    on, folder = target(), _programs(settings)
+    place = Path("env") / "lib" / f"python{on.python}" / "site-packages"
 
     def made(scratch: Path) -> None:
-        site = scratch / "site-packages"
+        site = scratch / place
         shutil.copytree(_dependencies(settings, on), site)
         with tempfile.TemporaryDirectory() as source:
             for name in ("pyproject.toml", "README.md"):
                 shutil.copy(REPOSITORY / name, source)
             shutil.copytree(build.NATSKIT, Path(source) / "natskit", ignore=shutil.ignore_patterns("__pycache__"))
-            here = ["--python", sys.executable, "--no-build-isolation"]
-            _uv("pip", "install", "--no-deps", *here, "--target", str(site), source)
-        for package in packages:
+            _uv("pip", "install", "--no-deps", *BUILD_HERE, "--target", str(site), source)
+        for package in own_packages(settings):
             if package.is_dir():
                 shutil.copytree(package, site / package.name, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(package, site)
         _compile(site, on)
 
-    archive = _archive(settings, f"programs-{version}-{on.machine}-{on.python}", made)
     _unpacked(
-        name=f"Install natskit's programs, version {version}",
-        archive=str(archive),
+        name=f"Install natskit's programs, version {folder.name}",
+        archive=str(_archive(settings, f"programs-{folder.name}-{on.machine}-{on.python}", made)),
         folder=str(folder),
-        # The host's own Python, and nothing of pip: the packages are put where they belong.
-        then=[
-            "python3 -m venv --without-pip {folder}/env",
-            f"mv {{folder}}/site-packages/* {{folder}}/env/lib/python{on.python}/site-packages/",
-            "rmdir {folder}/site-packages",
-        ],
+        # The host's own Python, and nothing of pip: the packages are where they belong already.
+        then=["python3 -m venv --without-pip {folder}/env"],
     )
-    return folder / "env" / "bin" / "python"
+
+
+def _programs(settings: Settings) -> Path:
+    digest = hashlib.sha256((LOCKS / "host.lock").read_bytes())
+    digest.update(build.digest([build.NATSKIT, *own_packages(settings)]).encode())
+    return settings.platform_programs / "programs" / digest.hexdigest()[:12]
 
 
 def console(settings: Settings) -> Path:
@@ -244,6 +248,7 @@ def _dependencies(settings: Settings, on: Target) -> Path:
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             _install(lock, on, Path(scratch) / "site")
             _compile(Path(scratch) / "site", on)
+            (Path(scratch) / "site" / ".lock").unlink(missing_ok=True)  # uv leaves it
             (Path(scratch) / "site").rename(folder)
     return folder
 
@@ -251,7 +256,7 @@ def _dependencies(settings: Settings, on: Target) -> Path:
 def _install(lock: Path, on: Target, into: Path) -> None:
     """Put what a lock file pins into a folder, for another architecture and Python if need be."""
     _uv(
-        *("pip", "install", "--require-hashes", "--no-deps", "--only-binary", ":all:", "--target", str(into)),
+        *("pip", "install", "--require-hashes", "--no-deps", *BUILD_HERE, "--target", str(into)),
         *("--python-platform", on.platform, "--python-version", on.python, "-r", str(lock)),
     )
 
@@ -268,4 +273,4 @@ def _uv(*words: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = " ".join(done.stderr.split())[-500:]
-        raise SettingsError(f"what the hosts need cannot be fetched: {said}")
+        raise PyinfraError(f"what the hosts need cannot be fetched: {said}")

@@ -67,6 +67,14 @@ def _written(digest: str, path: str, mode: str, owner: str, check: list[str]) ->
     yield StringCommand(" && ".join(steps))
 
 
+@operation(is_idempotent=True)
+def stage(what: str) -> Generator[StringCommand, None, None]:
+    """Where hosts wait for each other: pyinfra goes on with one host's next operation while another still has to do
+    what it needs, unless they have an operation in common."""
+    host.noop(what)
+    yield from ()
+
+
 def require_directory(path: Path, what: str) -> None:
     """Raise :class:`SettingsError` if a folder of the control machine is missing."""
     if not path.is_dir():

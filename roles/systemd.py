@@ -16,6 +16,7 @@ from pyinfra.operations import files, server
 
 from natskit.render import render
 from natskit.settings import Settings
+from roles import artifacts
 from roles.files import checked_file
 from roles.program import OPEN_FILES, Program
 
@@ -36,9 +37,10 @@ class UnitStates(FactBase[dict[str, str]]):
 
 
 def install(settings: Settings) -> None:
-    """The folders of the platform; each role's own folder in them belongs to its user."""
+    """The folders of the platform, and its programs; each role's own folder in them belongs to its user."""
     for folder in (settings.platform_root, settings.platform_programs):
         files.directory(name=f"Make folder {folder}", path=str(folder), mode="755", user="root", group="root")
+    artifacts.install_programs(settings)
 
 
 def user(settings: Settings, role: str) -> str:
