@@ -134,7 +134,7 @@ def install_programs(settings: Settings) -> None:
 
 
 def _programs(settings: Settings) -> Path:
-    digest = hashlib.sha256((LOCKS / "host.lock").read_bytes())
+    digest = hashlib.sha256((LOCKS / "host.lock").read_bytes() + Path(__file__).read_bytes())
     digest.update(build.digest([build.NATSKIT, *own_packages(settings)]).encode())
     return settings.platform_programs / "programs" / digest.hexdigest()[:12]
 

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import shlex
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyinfra import host
@@ -38,18 +39,30 @@ def checked_file(
     """
     return _written(
         name=name,
-        digest=hashlib.sha1(content.encode(), usedforsecurity=False).hexdigest(),
+        content=_Content(content.encode()),
         path=str(path),
         mode=mode,
         owner=owner,
         check=list(check),
-        _stdin=base64.b64encode(content.encode()).decode(),
     )
 
 
+@dataclass(frozen=True)
+class _Content:
+    """What pyinfra may show of an operation's arguments does not show this."""
+
+    data: bytes = field(repr=False)
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha1(self.data, usedforsecurity=False).hexdigest()
+
+
 @operation()
-def _written(digest: str, path: str, mode: str, owner: str, check: list[str]) -> Generator[StringCommand, None, None]:
-    if host.get_fact(Sha1File, path=path) == digest:
+def _written(
+    content: _Content, path: str, mode: str, owner: str, check: list[str]
+) -> Generator[StringCommand, None, None]:
+    if host.get_fact(Sha1File, path=path) == content.digest:
         host.noop(f"{path} is as it should be")
         return
     candidate = shlex.quote(path + CANDIDATE)
@@ -64,7 +77,7 @@ def _written(digest: str, path: str, mode: str, owner: str, check: list[str]) ->
         steps.append(f"{{ {command} > {log} 2>&1 || {{ cat {log} >&2; rm -f {candidate} {log}; exit 1; }}; }}")
         steps.append(f"rm -f {log}")
     steps.append(f"mv {candidate} {shlex.quote(path)}")
-    yield StringCommand(" && ".join(steps))
+    yield StringCommand(" && ".join(steps), _stdin=base64.b64encode(content.data).decode())
 
 
 @operation(is_idempotent=True)

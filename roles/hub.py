@@ -68,7 +68,8 @@ def _deploy_one(
         priority=20,
         healthy=[python, "-m", "natskit.wait", *_url(settings, directory, port), service.HEALTHY_SECONDS],
         template="natskit-hub.service",
-        unit={"user": owner, "directory": str(directory)},
+        # It takes a new certificate without a restart.
+        unit={"user": owner, "directory": str(directory), "reload_command": "/bin/kill -HUP $MAINPID"},
     )
     service.run(settings, program, restart_on=files, reload_on=certificate)
 

@@ -29,8 +29,8 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
     """Install, configure, activate."""
     directory, owner = settings.platform_root / "nats", service.owner(settings, "nats")
     server, programs = service.nats_server(settings), service.python(settings)
-    folders = [directory, directory / "jwt", directory / "jetstream"]
-    for folder in folders:
+    writable = [directory / "jwt", directory / "jetstream", directory / "run"]
+    for folder in (directory, *writable):
         private_directory(folder, owner)
 
     accounts = {
@@ -69,14 +69,14 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
         command=[str(server), "-c", str(directory / "nats-server.conf")],
         priority=10,
         # Most settings can be reloaded; nats-server says no to the others, and then it is restarted.
-        reload=[str(programs), "-m", "natskit.reload", str(directory / "nats-server.pid"), monitor],
+        reload=[str(programs), "-m", "natskit.reload", str(directory / "run" / "nats-server.pid"), monitor],
         stop_seconds=settings.nats_lame_duck_duration + STOP_SECONDS,
         # Alone there is nobody to wait for, and whoever starts later waits for the hubs.
         healthy=() if alone else [*gate, "--seconds", CAUGHT_UP_SECONDS],
         before_restart=() if alone else [*gate, "--before"],
         unit={
             "user": owner,
-            "writable": [str(folder) for folder in folders],
+            "writable": [str(folder) for folder in writable],
             "memory_limit": settings.nats_memory_limit,
         },
     )

@@ -77,4 +77,4 @@ def nats_server(settings: Settings) -> Path:
 
 def owner(settings: Settings, role: str) -> str:
     """The user a role's program runs as, who owns its folder; made if need be. Nobody else where there is no root."""
-    return systemd.user(settings, role) if uses_systemd(settings) else ""
+    return systemd.user(role) if uses_systemd(settings) else ""

@@ -43,15 +43,15 @@ def install(settings: Settings) -> None:
     artifacts.install_programs(settings)
 
 
-def user(settings: Settings, role: str) -> str:
+def user(role: str) -> str:
     """The system user of a role's program."""
     name = f"natskit-{role}"
     server.user(  # noqa: S604
         name=f"Make user {name}",
         user=name,
         system=True,
-        home=str(settings.platform_root),
-        create_home=False,
+        home="/nonexistent",
+        ensure_home=False,
         shell="/usr/sbin/nologin",
     )
     return name
