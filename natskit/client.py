@@ -105,16 +105,20 @@ class Client:
     @classmethod
     async def admin(
         cls,
-        nats_url: str,
+        nats_url: str | Sequence[str],
         creds: Path | str | None,
         *,
         ca_file: Path | str | None = None,
         name: str = "admin",
         patience: float = CONNECT_SECONDS,
     ) -> Client:
-        """Connect as the operator with the creds file of ``PLATFORM/admin``; :meth:`call_hub` calls ``hub.admin``."""
+        """Connect as the operator with the creds file of ``PLATFORM/admin``; :meth:`call_hub` calls ``hub.admin``.
+
+        ``nats_url`` is that of one server, or those of all servers of a cluster.
+        """
         client = cls()
-        servers = NatsServers(urls=[nats_url], ca_file=Path(ca_file) if ca_file is not None else None)
+        urls = [nats_url] if isinstance(nats_url, str) else list(nats_url)
+        servers = NatsServers(urls=urls, ca_file=Path(ca_file) if ca_file is not None else None)
         await client._open(
             servers, prefix=inbox_prefix("admin"), creds=Path(creds) if creds else None, name=name, patience=patience
         )

@@ -5,6 +5,9 @@ nats-py reconnects when a connection breaks, but closes for good when the server
 Every connection authorised by the auth callout expires (``hub_authorization_ttl``), so a natskit client must treat
 that as a reason to reconnect. A session's cookie may have changed meanwhile: ``before_connect`` is awaited before each
 attempt, and the headers it returns go with the WebSocket upgrade. :class:`SignInError` from it ends the connection.
+
+Only the servers of the list are connected to. nats-py adds those a cluster tells of, checks the certificate of such an
+address against the name of the server that told of it, and tries them over TCP where a WebSocket is wanted.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import logging
 import os
 import random
 import secrets
+import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -24,10 +28,10 @@ from typing import Any, Literal
 from urllib.parse import ParseResult
 
 import nats.errors
-from nats.aio.client import PING_PROTO, PONG_PROTO, Srv
+from nats.aio.client import DEFAULT_BUFFER_SIZE, PING_PROTO, PONG_PROTO, Srv
 from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
-from nats.aio.transport import WebSocketTransport
+from nats.aio.transport import TcpTransport, WebSocketTransport
 from nats.protocol.parser import PERMISSIONS_ERR
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -55,8 +59,20 @@ PING_INTERVAL = 20
 """Seconds. A half-open connection is noticed after two unanswered pings."""
 
 
+CLOSE_SECONDS = 1.0
+"""How long the end of a TLS session may take; asyncio gives a server that says nothing any more 30 s."""
+
+KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
+"""A host that lost its power or its network is noticed by the kernel after about 11 s (tcp(7): seconds, but for the
+last, in milliseconds, for data that is not acknowledged), not after 40 to 60 s by NATS pings."""
+
+
 class NatsServers(BaseModel):
-    """Where the NATS servers are, in a program's settings file."""
+    """Where the NATS servers are, in a program's settings file.
+
+    ``urls`` is the complete list of a cluster's servers. With ``tls://``, or a ``ca_file``, nothing is sent to a server
+    before its certificate was checked: for the host of its URL, against ``ca_file`` or else the machine's CAs.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -67,8 +83,14 @@ class NatsServers(BaseModel):
 class Connection(NatsClient):
     """A nats-py client that reconnects whatever ended the connection, until it is closed by its owner."""
 
-    def __init__(self, before_connect: BeforeConnect | None = None, on_status: OnStatus | None = None) -> None:
+    def __init__(
+        self,
+        before_connect: BeforeConnect | None = None,
+        on_status: OnStatus | None = None,
+        ca_file: Path | None = None,
+    ) -> None:
         super().__init__()
+        self._ca_file = ca_file
         self._before_connect = before_connect
         self._on_status = on_status
         self._came_back: list[Callable[[], None]] = []
@@ -173,8 +195,22 @@ class Connection(NatsClient):
         await self._stop_if_closed()
         if s.uri.scheme in ("ws", "wss"):
             self._transport = _WebSocket(headers)
-        await super()._connect_to_server(s)
+            await super()._connect_to_server(s)
+        else:
+            s.last_attempt = time.monotonic()
+            transport = _Tcp()  # type: ignore[no-untyped-call]
+            await transport.connect(s.uri, DEFAULT_BUFFER_SIZE, CONNECT_TIMEOUT)
+            self._transport = transport
         await self._stop_if_closed()
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        info.pop("connect_urls", None)
+        server: Any = self._current_server
+        wants_tls = server.uri.scheme == "tls" or (server.uri.scheme == "nats" and self._ca_file is not None)
+        if initial_connection and wants_tls and not info.get("tls_required"):
+            # nats-py would go on in the clear, and hand over the user's JWT.
+            raise nats.errors.Error(f"{server.uri.netloc} does not speak TLS")
+        await super()._process_info(info, initial_connection)
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
         # nats-py sends what is pending before it closes, and when that fails, because the server is gone, it leaves the
@@ -202,6 +238,7 @@ class Connection(NatsClient):
         # After 2 s nats-server sends a PING, even to a client whose auth callout is still being answered (client.go,
         # firstPingInterval). nats-py would take it for the answer to its own, and itself for connected.
         transport: Any = self._transport
+        server: Any = self._current_server
         read = transport.readline
 
         async def readline() -> bytes:
@@ -213,6 +250,11 @@ class Connection(NatsClient):
         transport.readline = readline
         try:
             await super()._process_connect_init()
+        except ssl.SSLCertVerificationError as error:
+            trusted = self._ca_file or "the machine's list of CAs"
+            raise nats.errors.Error(
+                f"the certificate of {server.uri.netloc} is refused: {error.verify_message} (CAs: {trusted})"
+            ) from error
         finally:
             del transport.readline
 
@@ -267,10 +309,13 @@ async def connect(
     for file in (creds, servers.ca_file):
         if file is not None and not os.access(file, os.R_OK):
             raise NatskitError(f"{file} cannot be read: it does not exist, or belongs to somebody else")
-    connection = Connection(before_connect, on_status)
+    connection = Connection(before_connect, on_status, servers.ca_file)
     options: dict[str, Any] = {}
     if servers.ca_file is not None:
-        options["tls"] = ssl.create_default_context(cafile=str(servers.ca_file))
+        try:
+            options["tls"] = ssl.create_default_context(cafile=str(servers.ca_file))
+        except ssl.SSLError:
+            raise NatskitError(f"{servers.ca_file} holds no CA: it must be a certificate in PEM") from None
     try:
         await asyncio.wait_for(
             connection.connect(
@@ -332,6 +377,45 @@ def to_json(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
+class _Tcp(TcpTransport):
+    """nats-py's transport, which soon gives up a server that says nothing any more."""
+
+    async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
+        await super().connect(uri, buffer_size, connect_timeout)
+        writer: Any = self._io_writer
+        raw: socket.socket = writer.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in KEEPALIVE.items():
+            if hasattr(socket, name):  # macOS has not all of them
+                raw.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+    async def connect_tls(
+        self, uri: str | ParseResult, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int
+    ) -> None:
+        plain: Any = self._io_writer
+        try:
+            await super().connect_tls(uri, ssl_context, buffer_size, connect_timeout)
+        except BaseException:
+            # The plain stream is never told of its end once TLS has taken over: waiting for that would last for ever.
+            plain.transport.abort()
+            self._io_reader = self._io_writer = None
+            raise
+        writer: Any = self._io_writer
+        writer.transport.get_protocol()._over_ssl = True  # or asyncio warns of each connection the server closes
+
+    async def wait_closed(self) -> None:
+        writer: Any = self._io_writer
+        if writer is None:
+            return
+        closed = asyncio.ensure_future(writer.wait_closed())
+        try:
+            await asyncio.wait({closed}, timeout=CLOSE_SECONDS)
+        finally:
+            if not closed.done():
+                writer.transport.abort()
+        await closed
+
+
 class _WebSocket(WebSocketTransport):
     """nats-py's transport, with headers of one attempt, and one WebSocket message for each flush.
 
@@ -374,7 +458,7 @@ class _WebSocket(WebSocketTransport):
 
         self._client = aiohttp.ClientSession()
         try:
-            socket = await asyncio.wait_for(
+            opened = await asyncio.wait_for(
                 self._client.ws_connect(
                     uri if isinstance(uri, str) else uri.geturl(),
                     timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
@@ -385,9 +469,9 @@ class _WebSocket(WebSocketTransport):
                 connect_timeout,
             )
             if self._given_up:  # while the handshake was on its way
-                await socket.close()
+                await opened.close()
                 raise ConnectionAbortedError("the connection was closed while it was being made")
-            self._ws = socket
+            self._ws = opened
         except BaseException:
             await self._client.close()
             raise
@@ -404,8 +488,8 @@ class _WebSocket(WebSocketTransport):
         if self._close_task is not None:
             await asyncio.shield(self._close_task)  # whoever waits may be cancelled, the end may not
 
-    async def _end(self, socket: Any) -> None:
+    async def _end(self, opened: Any) -> None:
         try:
-            await socket.close()
+            await opened.close()
         finally:
             await self._client.close()

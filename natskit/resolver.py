@@ -1,20 +1,24 @@
 """Push the JWT of a NATS account to a running nats-server, and see that it uses it. No connection is lost.
 
-    python -m natskit.resolver NATS_URL SYS_ADMIN_CREDS JWT_FILE…
+    python -m natskit.resolver [--ca FILE] NATS_URL[,NATS_URL…] SYS_ADMIN_CREDS JWT_FILE…
 
-Exits 0 when the server has each of them, 1 with the reason when it does not.
+Of several URLs, which are those of one cluster, any that answers will do: its server tells the others. ``--ca`` is the
+CA of ``tls://`` URLs (PEM). Exits 0 when the server has each JWT, 1 with the reason when it does not.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import nats
+import nats.errors
 
+from natskit.connection import NatsServers, connect
 from natskit.errors import NatskitError
 from natskit.identity import claims
 from natskit.permissions import inbox_prefix
@@ -22,14 +26,10 @@ from natskit.permissions import inbox_prefix
 TIMEOUT = 5.0
 
 
-async def push(url: str, creds: Path, tokens: Iterable[str]) -> None:
+async def push(servers: NatsServers, creds: Path, tokens: Iterable[str]) -> None:
     """Raises :class:`NatskitError` if the server refuses one, or still answers with another afterwards."""
-    client = await nats.connect(
-        url,
-        user_credentials=str(creds),
-        inbox_prefix=inbox_prefix("admin").encode(),
-        allow_reconnect=False,
-        connect_timeout=TIMEOUT,
+    client = await connect(
+        servers, name="natskit resolver", inbox_prefix=inbox_prefix("admin"), creds=creds, timeout=TIMEOUT
     )
     try:
         for token in tokens:
@@ -38,14 +38,30 @@ async def push(url: str, creds: Path, tokens: Iterable[str]) -> None:
             if "error" in answer:
                 raise NatskitError(f"nats-server refuses NATS account {account}: {answer['error']['description']}")
             lookup = f"$SYS.REQ.ACCOUNT.{account}.CLAIMS.LOOKUP"
-            if (await client.request(lookup, b"", timeout=TIMEOUT)).data.decode() != token:
-                raise NatskitError(f"nats-server still has another JWT of NATS account {account}")
+            deadline = time.monotonic() + TIMEOUT
+            # Every server of a cluster answers, and another one may be the first, and may not have it yet.
+            while (await client.request(lookup, b"", timeout=TIMEOUT)).data.decode() != token:
+                if time.monotonic() > deadline:
+                    raise NatskitError(f"nats-server still has another JWT of NATS account {account}")
+                await asyncio.sleep(0.1)
     finally:
         await client.close()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(prog="python -m natskit.resolver", allow_abbrev=False)
+    parser.add_argument("--ca", type=Path)
+    parser.add_argument("nats_urls", type=lambda text: text.split(","))
+    parser.add_argument("creds", type=Path)
+    parser.add_argument("jwts", type=Path, nargs="+")
+    asked = parser.parse_args()
     try:
-        asyncio.run(push(sys.argv[1], Path(sys.argv[2]), [Path(name).read_text().strip() for name in sys.argv[3:]]))
+        servers = NatsServers(urls=asked.nats_urls, ca_file=asked.ca)
+        asyncio.run(push(servers, asked.creds, [path.read_text().strip() for path in asked.jwts]))
     except (NatskitError, nats.errors.Error, OSError, TimeoutError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()
