@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
 from natskit import __version__
 from natskit.identity import Identity
@@ -34,7 +35,8 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
     if settings.platform_tls:
         with tls.keys(identity) as folder:
             authority = ensure_ca(folder, now=int(time.time())).read_text()
-        files.append(checked_file(name="Give the runner the CA", content=authority, path=directory / "ca.crt"))
+        # Projects may read it as well, which they may not in the runner's folder.
+        files.append(checked_file(name="Give the runner the CA", content=authority, path=ca_file(settings), mode="644"))
     command = [python, "-m", "natskit.runner", "--settings", str(directory / "runner.json")]
     unit = {"python": python, "runner_directory": str(directory), "state_name": STATE_NAME}
     if service.uses_systemd(settings):
@@ -69,6 +71,11 @@ def _define_projects(settings: Settings, unit: dict[str, str]) -> None:
     systemd.define(template, str(systemd.UNITS / "natskit-project@.service"))
 
 
+def ca_file(settings: Settings) -> Path:
+    """Where the runner's host has the certificate of the platform's CA."""
+    return settings.platform_root / "ca.crt"
+
+
 def known_runners(site: Topology, identity: Identity) -> dict[str, dict[str, str]]:
     """The runners the hubs let in, by their ids."""
     found = {}
@@ -88,7 +95,7 @@ def program_file(settings: Settings, site: Topology, python: str) -> str:
             "name": settings.runner_label,
             "version": __version__,
             "nats": {"urls": site.nats_urls_for(settings)}
-            | ({"ca_file": directory / "ca.crt"} if settings.platform_tls else {}),
+            | ({"ca_file": ca_file(settings)} if settings.platform_tls else {}),
             "creds": directory / "runner.creds",
             "directory": directory,
             "python": python,
