@@ -130,7 +130,7 @@ class Disk:
 
 
 async def measure(folders: Collection[Path]) -> int | None:
-    """Bytes that the folders take on the disk; ``None`` if that takes too long or is not allowed. What is missing has none."""
+    """Bytes that the folders take on the disk, none if they are missing; ``None`` if that cannot be found out."""
     process = await asyncio.create_subprocess_exec(
         # A process of its own, since a walk in a thread holds up the loop. du follows no links, and counts a file with
         # many names once.
