@@ -25,8 +25,8 @@ HOME = Path("/home/project")
 """The same in every project: where its unit mounts its state directory."""
 PRIVATE = Path("/var/lib/private")
 """Where systemd keeps the state of units with ``DynamicUser=`` (systemd.exec(5))."""
-START_SECONDS = 45.0
-"""A little more than ``TimeoutStartSec`` of the unit."""
+START_SECONDS = 28.0
+"""A little more than ``TimeoutStartSec`` of the unit, and less than a hub waits."""
 
 
 def instance_of(project_id: str) -> str:

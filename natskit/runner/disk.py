@@ -26,10 +26,15 @@ log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 600.0
 LOOK_SECONDS = 1.0
+BUSY_SECONDS = 3.0
+"""Between two measurements while somebody writes a lot: a fast disk takes gigabytes each second."""
+AHEAD = 3
+"""How many more looks of the same kind the reserve has to last, since a walk and a stop take their time too."""
 MEASURE_SECONDS = 120.0
 """One walk through one project's files; whoever has so many that it takes longer is not measured."""
 NOTICEABLE_BYTES = 16 * 1024 * 1024
-"""What a project may write while the disk is nearly full: enough for its settings and logs."""
+"""What a project may write while the disk is nearly full: enough for its settings and logs. In one second, of all
+together: nothing that anybody has to hurry for."""
 
 
 @dataclass
@@ -57,6 +62,7 @@ class Disk:
         self._interval = program.disk_check_seconds
         self._running, self._hold, self._place = running, hold, place
         self._usage: dict[str, _Usage] = {}
+        self._free = self._measure_free()
 
     async def watch(self) -> None:
         """Until cancelled."""
@@ -74,12 +80,13 @@ class Disk:
         self._usage.pop(project_id, None)
 
     async def _look(self) -> None:
-        free = self._free()
-        low = free < self._reserve
+        before, free = self._free, self._measure_free()
+        self._free, written = free, max(0, before - free)
+        low = free - AHEAD * written < self._reserve
+        pause = min(self._interval, BUSY_SECONDS) if written > NOTICEABLE_BYTES else self._interval
         for project in list(self._running()):
             usage = self._usage.get(project.project_id)
-            due = usage is None or time.monotonic() - usage.measured_at > self._interval
-            if due or low:
+            if low or usage is None or time.monotonic() - usage.measured_at > pause:
                 await self._measure(project, low=low)
         if low:
             await self._stop_writer(free)
@@ -117,13 +124,13 @@ class Disk:
             project, f"it has written {human(most)} while its host has only {human(free)} of disk left: delete files"
         )
 
-    def _free(self) -> int:
+    def _measure_free(self) -> int:
         status = os.statvfs(self._place)
         return status.f_bavail * status.f_frsize
 
 
 async def measure(folders: Collection[Path]) -> int | None:
-    """Bytes that the folders take on the disk; ``None`` if that takes too long or they are not there."""
+    """Bytes that the folders take on the disk, none if they are missing; ``None`` if that cannot be found out."""
     process = await asyncio.create_subprocess_exec(
         # A process of its own, since a walk in a thread holds up the loop. du follows no links, and counts a file with
         # many names once.
@@ -131,10 +138,11 @@ async def measure(folders: Collection[Path]) -> int | None:
         *map(str, folders),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,  # files that vanish meanwhile
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "LC_ALL": "C"},
     )
     try:
-        out, _ = await asyncio.wait_for(process.communicate(), MEASURE_SECONDS)
+        out, err = await asyncio.wait_for(process.communicate(), MEASURE_SECONDS)
     except TimeoutError:
         log.warning("%s: so many files that they cannot be measured in %g s", next(iter(folders)), MEASURE_SECONDS)
         return None
@@ -142,6 +150,9 @@ async def measure(folders: Collection[Path]) -> int | None:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
+    if b"ermission denied" in err:  # and not: a file that vanished meanwhile
+        log.error("a project's files cannot be measured: %s", err.decode(errors="replace").splitlines()[0])
+        return None
     words = out.split()
     return int(words[-2]) if len(words) >= 2 else None
 

@@ -249,11 +249,12 @@ def test_bomb(name: str, command: str, cluster: Cluster, prepared: Neighbours, p
     assert facts(cluster, prepared)["RUNNER_PID"] == runner, "the runner lives"
 
 
-DISK_BOMB = "i=0; while :; do i=$((i+1)); head -c 33554432 /dev/zero > fill$i || sleep 1; done"
+DISK_BOMB = "for i in $(seq 24); do head -c 33554432 /dev/zero > fill$i; sleep 0.2; done; sleep 60"
+"""768 MiB and no more: the disk is also the one of whoever runs the tests."""
 
 
 def test_a_full_disk(cluster: Cluster, prepared: Neighbours, project_shell: ProjectShell) -> None:
-    """Comes last: project A is stopped afterwards. The machine's ``max_disk_bytes`` should be some 100 MiB."""
+    """Comes last: project A is stopped afterwards. The machine's ``max_disk_bytes`` has to be below 700 MiB."""
     bomb = threading.Thread(target=project_shell, args=(prepared.a, DISK_BOMB), daemon=True)
     bomb.start()
     deadline = time.monotonic() + 90
