@@ -105,8 +105,13 @@ def program_file(settings: Settings, site: Topology, python: str) -> str:
                 "max_file_bytes": settings.runner_project_file,
                 "window_bytes": settings.runner_project_window,
                 "api_packages": settings.runner_project_api_packages,
-            },
+            }
+            | ({"max_disk_bytes": settings.runner_project_disk} if on_systemd else {}),
         }
-        | ({"manager": "systemd"} if on_systemd else {})
+        | (
+            {"manager": "systemd", "state_name": STATE_NAME, "disk_reserve_bytes": settings.runner_disk_reserve}
+            if on_systemd
+            else {}
+        )
     )
     return json.dumps(program.model_dump(mode="json"), indent=2) + "\n"
