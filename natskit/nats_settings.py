@@ -31,7 +31,7 @@ from natskit.setting_types import (
     Unit,
 )
 
-Compression = Literal["off", "accept", "s2_auto", "s2_uncompressed", "s2_fast", "s2_better", "s2_best"]
+Compression = Literal["off", "accept", "s2_auto", "s2_fast", "s2_better", "s2_best"]
 Section = Literal["tls", "websocket", "cluster", "leafnodes", "gateway", "mqtt", "resolver", "jetstream"]
 Tag = Annotated[str, Field(pattern=r"^[^\s\"A-Z]+$")]
 """Lower case, as nats-server makes it."""
@@ -360,8 +360,8 @@ class NatsSettings(Part):
     -base64 32). It reaches nats-server by its environment; the configuration has only its name. What was written
     before stays readable as it is. Source: jetstream.key."""
     nats_jetstream_previous_key_file: Path | None = None
-    """The key before, while servers change to a new one: keep it set until all have restarted.
-    Source: jetstream.prev_key."""
+    """The key before, until nats-server has restarted with the new one. For a server alone: on a cluster nats-server
+    cannot use it (docs/jetstream.md says what to do there). Source: jetstream.prev_key."""
     nats_server_tags: Annotated[list[Tag], Listed] = []
     """Say what kind of server this is (az:a, disk:ssd), so that streams can be placed by it. Source: server_tags."""
     nats_server_metadata: Annotated[dict[str, str], Structured] = {}

@@ -256,6 +256,23 @@ class Settings(RunnerSettings, ProxySettings, HubSettings, NatsSettings, Platfor
         return f"{'tls' if self.platform_tls else 'nats'}://{self.platform_address}:{self.nats_port}"
 
     @property
+    def jetstream_directory(self) -> Path:
+        """Where nats-server keeps its streams."""
+        return Path(self.nats_jetstream_directory or self.platform_root / "nats" / "jetstream")
+
+    @property
+    def nats_writable(self) -> list[str]:
+        """The folders nats-server writes to."""
+        folder = self.platform_root / "nats"
+        logs = [folder / "log"] if self.nats_log_to_file else []
+        return [str(path) for path in (folder / "jwt", self.jetstream_directory, folder / "run", *logs)]
+
+    @property
+    def lowest_proxy_port(self) -> int:
+        """Below 1024, nginx needs the right to bind it."""
+        return min(self.proxy_port, self.http_port or self.proxy_port)
+
+    @property
     def runner_label(self) -> str:
         """What the runner is called."""
         return self.runner_name or self.platform_name
