@@ -369,7 +369,7 @@ class NatsSettings(Part):
 
     # ---- logging
     nats_debug: bool = False
-    """Source: debug."""
+    """Log what the server does, connection by connection. Source: debug."""
     nats_trace: bool = False
     """Log every message: what people say lands in the log. Source: trace."""
     nats_max_traced_msg_len: Annotated[int, Field(ge=1), Unit("bytes")] | None = None

@@ -132,6 +132,7 @@ def values_of_host(
     Raises :class:`SettingsError` for a wrong setting of any host and :class:`IdentityError`.
     """
     own, rest = _sorted(name, over)
+    load({key: value for key, value in own.items() if key not in Settings.model_fields}, "settings")
     site, known = assemble(_hosts(content, own))
     if host not in known:
         raise SettingsError(f"there is no host {host!r}: there are {', '.join(known)}")

@@ -111,6 +111,7 @@ class HubSettings(_Role):
     hub_password_concurrency: Annotated[int, Field(ge=1, le=64)] = 1
     """Passwords hashed at the same time; each takes a core for 0.1 s and 64 MiB, and callouts must not wait for it."""
     hub_max_projects_per_account: Annotated[int, Field(ge=1, le=MAX_PROJECTS_PER_ACCOUNT)] = MAX_PROJECTS_PER_ACCOUNT
+    """nats-server's own end of the list of subjects of one session lies just above."""
     hub_api_packages: Packages = []
     """Python packages that add methods to the hub (README, "Your own API")."""
     hub_state_replicas: Annotated[int, Field(ge=1, le=5)] | None = None
