@@ -126,6 +126,7 @@ class ProxySettings(_Role):
     proxy_listen: Host | None = None
     """Address to listen on; every interface of a host that others reach, unless told."""
     proxy_port: Port = 4043
+    """For https. Not 443, which needs root on this machine."""
     proxy_http_port: Port | None = None
     """Listen for plain HTTP as well and send everybody to https, but for challenges of ACME; 80 with
     proxy_acme_webroot, unless told."""
