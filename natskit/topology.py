@@ -56,7 +56,8 @@ class Topology:
         """What a hub is called in answers and metrics: its program where one host has all hubs, else its host."""
         if len(self.hub) == 1:
             return program
-        return settings.platform_name if settings.hub_count == 1 else f"{settings.platform_name}-{program}"
+        host = settings.platform_name.replace(".", "-")  # it is part of subjects, where a dot separates
+        return host if settings.hub_count == 1 else f"{host}-{program}"
 
 
 def validate(hosts: Iterable[tuple[str, Iterable[str], Mapping[str, Any]]]) -> tuple[Topology, dict[str, Settings]]:
