@@ -128,9 +128,9 @@ def _problems(host: Host, site: Topology, settings: Settings) -> list[str]:
         if refusal:
             return [refusal]
         found = host.get_fact(HostLook, folder=str(settings.platform_root))
+        if found is None:
+            return [f"sudo does not let {rights.user if rights else 'the user'} do anything: is _sudo_password right?"]
         target = host.get_fact(artifacts.HostTarget)
-    if found is None:
-        return [f"sudo does not let {rights.user if rights else 'the user'} do anything: is _sudo_password right?"]
     return [
         *_unfit(found, artifacts.unfit(target), rights),
         *_of_another_platform(found, settings),
