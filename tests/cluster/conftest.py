@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.site import Cluster, Shell, brought_up, running
+from tests.cluster.site import Cluster, Neighbours, Shell, brought_up, running
 from tests.platform.site import World, populate
 
 
@@ -36,3 +36,18 @@ def project_shell(cluster: Cluster) -> Iterator[Shell]:
     """Run a line of shell in a running project."""
     with Shell(cluster) as shell:
         yield shell
+
+
+@pytest.fixture(scope="session")
+def neighbours(cluster: Cluster, world: World) -> Neighbours:
+    """Two running projects of one person on one machine."""
+    machines: dict[str, str] = {}
+    # Projects are spread over the runners: of three, two share one.
+    for number in range(3):
+        project_id = cluster.natskit_json("project", "create", world.email_b, f"Neighbour {number}")["project_id"]
+        cluster.natskit("project", "start", project_id)
+        machine = cluster.machine_of(project_id)
+        if machine in machines:
+            return Neighbours(machine, machines[machine], project_id)
+        machines[machine] = project_id
+    raise AssertionError(f"no two projects are on one machine: {machines}")

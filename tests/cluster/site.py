@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -130,6 +131,15 @@ class Cluster(Site):
             said = self.sh(machine, "journalctl --no-pager --output cat --lines 15 --unit 'natskit-*'", check=False)
             parts.append(f"---- {machine}\n{said.stdout[-3000:]}{said.stderr}")
         return "\n".join(parts)
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Two running projects on one machine."""
+
+    machine: str
+    a: str
+    b: str
 
 
 def docker(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
