@@ -370,7 +370,8 @@ class Execution:
 async def _is_set(event: asyncio.Event, seconds: float) -> bool:
     """Whether an event comes within so many seconds."""
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await event.wait()
     return event.is_set()
 
 

@@ -130,7 +130,8 @@ class Bucket(Generic[RecordT]):
         if self.current.is_set():
             return
         try:
-            await asyncio.wait_for(self.current.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self.current.wait()
         except TimeoutError:
             raise StateError(f"the state ({self.name}) is not available") from None
 
@@ -140,7 +141,8 @@ class Bucket(Generic[RecordT]):
         self._changed.add(future)
         try:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(future, seconds)
+                async with asyncio.timeout(seconds):
+                    await future
         finally:
             self._changed.discard(future)
 
@@ -212,7 +214,8 @@ class Bucket(Generic[RecordT]):
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((revision, future))
         try:
-            await asyncio.wait_for(future, REQUEST_SECONDS)
+            async with asyncio.timeout(REQUEST_SECONDS):
+                await future
         except TimeoutError:
             self._start_over()
             raise StateError(f"the write to {self.name} was stored, but this hub has not seen it yet") from None
@@ -255,7 +258,9 @@ class Bucket(Generic[RecordT]):
         checked = loop.time()
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._amiss.wait(), HEARTBEAT_SECONDS)
+                # Not ``wait_for``: with Python 3.11 it would forget a cancellation that comes with the event.
+                async with asyncio.timeout(HEARTBEAT_SECONDS):
+                    await self._amiss.wait()
                 return
             if loop.time() - self._heard > 3 * HEARTBEAT_SECONDS:
                 log.warning("bucket %s: no heartbeat, starting over", self.name)

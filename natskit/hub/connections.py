@@ -132,7 +132,8 @@ class Connections:
             # Comparing everything may take at most a tenth of the time.
             await asyncio.sleep(max(AGAIN_SECONDS, 9 * (loop.time() - began - ANSWER_SECONDS)))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._all_soon.wait(), EVERY_SECONDS)
+                async with asyncio.timeout(EVERY_SECONDS):
+                    await self._all_soon.wait()
                 await asyncio.sleep(AGAIN_SECONDS)
             self._all_soon.clear()
 
@@ -175,7 +176,8 @@ class Connections:
         await self._connection.publish("$SYS.REQ.SERVER.PING.CONNZ", json.dumps(question).encode(), reply=inbox)
         try:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(complete.wait(), ANSWER_SECONDS)
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    await complete.wait()
         finally:
             await subscription.unsubscribe()
         self._servers = answered

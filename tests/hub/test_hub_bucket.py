@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from natskit.hub.bucket import Bucket
 from natskit.hub.records import Membership, Runner
+from natskit.program import cancel
 from tests.hub.site import Site, eventually
 
 
@@ -42,8 +43,7 @@ async def view(site: Site, changes: list[tuple[str, Any]] | None = None) -> Asyn
         await bucket.wait_current(10)
         yield bucket
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await cancel([task])
         await connection.close()
 
 
