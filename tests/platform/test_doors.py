@@ -214,8 +214,12 @@ def test_the_path_cannot_choose_another_protocol(site: Site, session: Session, p
 
 def test_a_control_line_that_is_too_long_ends_only_that_connection(site: Site, session: Session) -> None:
     client = connect(site, session.cookie)
-    client.send(b"PUB " + b"a" * 70_000 + b" 0\r\n\r\n")
+    client.send(b"PUB " + b"a" * 5_000 + b" 0\r\n\r\n")
     assert "control line" in client.wait_closed().lower()
+    # More than the server reads at once: what it said last can be lost with the connection that it resets.
+    client = connect(site, session.cookie)
+    client.send(b"PUB " + b"a" * 70_000 + b" 0\r\n\r\n")
+    client.wait_closed()
     connect(site, session.cookie).close()
 
 
