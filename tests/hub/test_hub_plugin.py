@@ -75,8 +75,11 @@ async def test_own_methods_limits_and_a_crowd(site: Site, package: str) -> None:
         assert "secret" not in caught.value.message
 
     slow = [asyncio.create_task(call(browser, subject, "sleep", seconds=1.0)) for _ in range(80)]
-    while sum(task.done() for task in slow) < 30:  # those that are one too many
-        await asyncio.sleep(0.01)
+
+    async def refused() -> bool:
+        return sum(task.done() for task in slow) == 30
+
+    await eventually(refused, "those that are too many are turned away")
     assert (await call(browser, subject, "ping"))["pong"]
     assert sum(task.done() for task in slow) == 30, "the ping did not wait for the others"
     results = await asyncio.gather(*slow, return_exceptions=True)
