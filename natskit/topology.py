@@ -107,7 +107,9 @@ def _agree(known: Mapping[str, Settings]) -> Iterable[str]:
         if settings.platform_control is None and settings.platform_manager == "systemd":
             yield f"inventory, host {name}: platform_control is not set: name a folder here for the platform's keys"
     for key in PLATFORM_WIDE:
-        values = {str(getattr(settings, key)): name for name, settings in known.items()}
+        values: dict[str, str] = {}
+        for name, settings in known.items():
+            values.setdefault(str(getattr(settings, key)), name)
         if len(values) > 1:
             (one, here), (other, there) = list(values.items())[:2]
             yield f"inventory: {key} is {one} on {here} and {other} on {there}: it must be the same on all hosts"

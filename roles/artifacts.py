@@ -161,11 +161,13 @@ def console(settings: Settings) -> Path:
 
 
 def tidy(settings: Settings) -> None:
-    """Remove versions older than the last few; never one that a unit names."""
+    """Remove versions older than the last few; never one that a unit names, or that something still runs: a project
+    keeps the version it was started with."""
     parts = " ".join(f"{settings.platform_programs}/{kind}" for kind in ("programs", "nats-server", "console"))
     old = f"for part in {parts}; do ls -1dt $part/*/ 2>/dev/null | tail -n +{KEPT + 1}; done"
-    unused = 'while read -r old; do grep -rqsF "${old%/}/" /etc/systemd/system || echo $old; done'
-    _tidied(name="Remove old versions", listing=f"{old} | {unused}")
+    used = r"used=$(cat /etc/systemd/system/*.service /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' ' ')"
+    unused = 'while read -r old; do case "$used" in *"${old%/}/"*) ;; *) echo "$old" ;; esac; done'
+    _tidied(name="Remove old versions", listing=f"{used}; {old} | {unused}")
 
 
 class _Lines(FactBase[list[str]]):
