@@ -19,8 +19,9 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ class Seen:
         for attempt in self.attempts:
             if attempt.kind == kind and not attempt.failed:
                 ends.setdefault(attempt.client, []).append(attempt.ended)
-        return max((b - a for each in ends.values() for a, b in _pairs(sorted(each))), default=self.seconds)
+        return max((b - a for each in ends.values() for a, b in pairwise(sorted(each))), default=self.seconds)
 
     def reasons(self) -> dict[str, int]:
         """Why first attempts failed."""
@@ -134,7 +135,7 @@ class Load:
         return Seen(
             until - since,
             [a for a in list(self.attempts) if since <= a.ended <= until],
-            max(b - a for a, b in _pairs(ticks)),
+            max(b - a for a, b in pairwise(ticks)),
             sum(since <= t <= until for t in list(self.returns)),
             self.output,
         )
@@ -331,9 +332,7 @@ async def _open(connecting: Any) -> Any:
 
 
 async def _sign_in(target: Target) -> Client:
-    return await Client.sign_in(
-        target.info["url"], target.email, target.password, ca_file=Path(target.info["ca_file"])
-    )
+    return await Client.sign_in(target.info["url"], target.email, target.password, ca_file=Path(target.info["ca_file"]))
 
 
 async def _make_stream(connection: Connection) -> None:
@@ -377,12 +376,5 @@ async def _read_back(connection: Connection) -> set[str]:
     return found
 
 
-def _pairs(times: list[float]) -> Iterator[tuple[float, float]]:
-    return iter(zip(times, times[1:], strict=False))
-
-
 def _short(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:120]
-
-
-Condition = Callable[[], bool]

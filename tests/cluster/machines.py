@@ -31,7 +31,7 @@ UNITS = {
     "runner-2": "natskit-runner",
 }
 """What runs on each machine."""
-EMAIL, PASSWORD = "load@example.org", "correct horse battery staple"  # noqa: S105
+EMAIL, PASSWORD = "load@example.org", "correct horse battery staple"
 
 
 @dataclass
@@ -105,7 +105,7 @@ class Machines:
 
     def varz(self, machine: str) -> dict[str, Any]:
         """What a nats-server says of itself, on its own loopback."""
-        ask = "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:8222/varz', timeout=3).read().decode())"
+        ask = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8222/varz', timeout=3).read().decode())"
         found: dict[str, Any] = json.loads(self.sh(machine, f'python3 -c "{ask}"').stdout)
         return found
 
