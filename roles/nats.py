@@ -73,12 +73,22 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
     gate += ["--urls", ",".join(site.nats_urls_for(settings)), "--server", settings.platform_name]
     gate += ["--ca", str(directory / "tls" / "ca.crt")] if settings.platform_tls else []
     alone = len(site.nats) == 1
+    # By a name that stays: with the version of natskit in its unit, nats-server would be restarted for each new one.
+    reload = checked_file(
+        name="Write how nats-server is reloaded",
+        content="#!/bin/sh\nexec "
+        + shlex.join([str(programs), "-m", "natskit.reload", str(directory / "run" / "nats-server.pid"), monitor])
+        + "\n",
+        path=directory / "reload",
+        mode="700",
+        owner=owner,
+    )
     program = Program(
         name="nats",
         command=[str(server), "-c", str(directory / "nats-server.conf")],
         priority=10,
         # Most settings can be reloaded; nats-server says no to the others, and then it is restarted.
-        reload=[str(programs), "-m", "natskit.reload", str(directory / "run" / "nats-server.pid"), monitor],
+        reload=[str(reload.path)],
         stop_seconds=settings.nats_lame_duck_duration + STOP_SECONDS,
         # Alone there is nobody to wait for, and whoever starts later waits for the hubs.
         healthy=() if alone else [*gate, "--seconds", CAUGHT_UP_SECONDS],
