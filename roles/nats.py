@@ -11,7 +11,6 @@ from pathlib import Path
 from pyinfra import host
 from pyinfra.api import FactBase
 from pyinfra.api.exceptions import OperationError, PyinfraError
-from pyinfra.api.operation import OperationMeta
 from pyinfra.operations import python
 
 from natskit import named_files
@@ -20,7 +19,7 @@ from natskit.render import nats_values, render
 from natskit.settings import Settings
 from natskit.topology import Topology
 from roles import service, tls
-from roles.files import checked_file, private_directory
+from roles.files import WrittenFile, checked_file, private_directory
 from roles.platform import ca_file
 from roles.program import Program
 
@@ -114,7 +113,7 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
         )
 
 
-def _environment(settings: Settings, directory: Path) -> tuple[dict[str, str], list[OperationMeta]]:
+def _environment(settings: Settings, directory: Path) -> tuple[dict[str, str], list[WrittenFile]]:
     """The keys of JetStream, in a file that systemd reads as root and nats-server itself cannot."""
     environment = named_files.jetstream_environment(settings)
     if not environment:
@@ -128,7 +127,7 @@ def _environment(settings: Settings, directory: Path) -> tuple[dict[str, str], l
     return environment, [written]
 
 
-def _leafnodes(settings: Settings, directory: Path, owner: str) -> list[OperationMeta]:
+def _leafnodes(settings: Settings, directory: Path, owner: str) -> list[WrittenFile]:
     return [
         checked_file(
             name=f"Give nats-server the creds of leafnode {number}",
