@@ -10,9 +10,7 @@ from typing import Any
 
 import click
 
-from natskit import topology
 from natskit.errors import SettingsError
-from natskit.topology import ROLES
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -60,7 +58,7 @@ def init(
     for path in (inventory, settings):
         if path.exists():
             raise SettingsError(f"{path} is there already: edit it, or name another folder")
-    named = {role: list(hosts[role]) or _ask(QUESTIONS[role], f"--{role} HOST").split() for role in ROLES}
+    named = {role: list(hosts[role]) or _ask(QUESTIONS[role], f"--{role} HOST").split() for role in QUESTIONS}
     user = user or _ask("User who logs in by SSH and may use sudo", "--user NAME", "deploy")
     domain = domain or _ask("Name people type into the address bar", "--domain NAME", named["proxy"][0])
     admin = admin or (f"admin@{domain}" if "." in domain else "admin@localhost")
@@ -84,8 +82,10 @@ def init(
 
 def check(named: dict[str, list[str]], data: dict[str, Any]) -> None:
     """Refuse what a deploy would refuse. Raises :class:`SettingsError`."""
+    from natskit import topology
+
     every = dict.fromkeys(host for hosts in named.values() for host in hosts)
-    topology.validate((host, [role for role in ROLES if host in named[role]], data) for host in every)
+    topology.validate((host, [role for role in named if host in named[role]], data) for host in every)
 
 
 def inventory_text(named: dict[str, list[str]]) -> str:
@@ -97,7 +97,7 @@ def inventory_text(named: dict[str, list[str]]) -> str:
         'they reach each other there too, unless told otherwise: (NAME, {"platform_address": "10.0.0.1"}).',
         '"""',
     ]
-    for role in ROLES:
+    for role in QUESTIONS:
         lines += ["", f"# {_REASONS[role]}", f"{role} = {_list(named[role])}"]
     return "\n".join(lines) + "\n"
 
@@ -138,11 +138,15 @@ def settings_text(data: dict[str, Any], user: str, key: str | None) -> str:
 
 
 def _ask(question: str, flag: str, default: str | None = None) -> str:
-    if not sys.stdin.isatty():
+    if not _has_terminal():
         if default is not None:
             return default
         raise click.UsageError(f"{flag} is missing, and there is no terminal to ask on")
     return str(click.prompt(question, default=default))
+
+
+def _has_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _list(hosts: Sequence[str]) -> str:
