@@ -13,6 +13,9 @@ import sys
 import time
 from pathlib import Path
 
+NGINX_DROP_IN = "/etc/systemd/system/nginx.service.d/natskit.conf"
+"""What makes Debian's nginx the platform's proxy; without it, it is somebody else's."""
+
 _LISTEN = "0A"
 
 
@@ -77,6 +80,7 @@ def main() -> None:
         "ports": [(port, pid, command[:80], unit_of(pid) if pid else "") for port, pid, command in taken],
         "free": free(folder),
         "authorities": authorities(folder),
+        "has_proxy": Path(NGINX_DROP_IN).exists(),
         "clock": time.time(),
     }
     print(json.dumps(found))

@@ -176,7 +176,7 @@ def _of_another_platform(found: dict[str, Any], settings: Settings) -> Iterator[
 
 def _foreign(found: dict[str, Any]) -> Iterator[tuple[int, int, str]]:
     for port, pid, command, unit in found.get("ports", ()):
-        if not unit.startswith("natskit-") and unit != "nginx.service":
+        if not unit.startswith("natskit-") and not (unit == "nginx.service" and found["has_proxy"]):
             yield port, pid, command
 
 

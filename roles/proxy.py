@@ -19,10 +19,10 @@ from natskit.settings import Settings
 from natskit.topology import Topology
 from roles import artifacts, service, supervisor, tls
 from roles.files import WrittenFile, checked_file, private_directory, require_directory
+from roles.look import NGINX_DROP_IN
 from roles.program import Program
 
 DEBIAN_NGINX = "/usr/sbin/nginx"
-DROP_IN = "/etc/systemd/system/nginx.service.d/natskit.conf"
 
 
 def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
@@ -62,7 +62,7 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
         template="nginx-natskit.conf",
         unit={
             "unit_name": "nginx.service",
-            "path": DROP_IN,
+            "path": NGINX_DROP_IN,
             "user": owner,
             "binary": DEBIAN_NGINX,
             "directory": str(directory),

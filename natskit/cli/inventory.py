@@ -85,7 +85,7 @@ def check(named: dict[str, list[str]], data: dict[str, Any]) -> None:
     from natskit import topology
 
     every = dict.fromkeys(host for hosts in named.values() for host in hosts)
-    topology.validate((host, [role for role in QUESTIONS if host in named[role]], data) for host in every)
+    topology.validate((host, [role for role in named if host in named[role]], data) for host in every)
 
 
 def inventory_text(named: dict[str, list[str]]) -> str:
@@ -138,11 +138,15 @@ def settings_text(data: dict[str, Any], user: str, key: str | None) -> str:
 
 
 def _ask(question: str, flag: str, default: str | None = None) -> str:
-    if not sys.stdin.isatty():
+    if not _has_terminal():
         if default is not None:
             return default
         raise click.UsageError(f"{flag} is missing, and there is no terminal to ask on")
     return str(click.prompt(question, default=default))
+
+
+def _has_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _list(hosts: Sequence[str]) -> str:
