@@ -47,7 +47,7 @@ cluster-down: ## Remove what `make cluster` started
 security: ## How hardened the units of the cluster are, by systemd's own score
 	@scripts/security $(CLUSTER)
 
-test: lint console ## Everything: unit, real servers, real browser
+test: lint console ## Everything: unit, real servers, real browser, eight machines in Docker
 	@scripts/chromium
 	@$(BIN)/pytest $(TESTS)
 
