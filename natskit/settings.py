@@ -125,8 +125,9 @@ class NatsSettings(_Role):
     nats_max_pending: Annotated[int, Field(ge=1024**2)] = 64 * 1024 * 1024
     """Bytes the server holds for a reader that is too slow before it is cut off: the server's own default."""
     nats_write_deadline: Seconds = 10
-    nats_ping_interval: Seconds = 20
-    """Not the server's 120: a browser whose network vanished should not look present for minutes."""
+    nats_ping_interval: Seconds = 5
+    """Not the server's 120: until two pings are unanswered, a hub whose host lost its power or its network is still
+    given requests, and a browser looks present."""
     nats_auth_timeout: Annotated[float, Field(gt=0, le=30)] = 5
     """Seconds. Not the server's 2: after a restart thousands of clients wait for the same two hubs."""
     nats_lame_duck_duration: Annotated[int, Field(ge=30)] = 30
