@@ -27,7 +27,7 @@ def machines(cluster: Cluster) -> Iterator[Machines]:
 
 
 def said(done: Outcome) -> str:
-    return f"{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+    return f"{done.stdout}\n{done.stderr}"
 
 
 def deployed(machines: Machines, **changes: str) -> None:
