@@ -61,6 +61,7 @@ lint: .venv/dev ## Format check, lint, strict types
 	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ." >&2; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/python scripts/settings-doc --check
 
 bench: .venv/dev console ## Measure; results in bench/RESULTS.md
 	@scripts/chromium

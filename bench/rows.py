@@ -22,7 +22,7 @@ from natskit import rpc
 from natskit.client import Client
 from natskit.permissions import SCOPES, expand
 from tests.platform.raw import RawClient
-from tests.platform.site import Site, World, free_ports, wait_for
+from tests.platform.site import LocalSite, World, free_ports, wait_for
 
 BIN = Path(sys.executable).parent
 
@@ -44,7 +44,7 @@ class Row:
 class Stage:
     """What all rows work on: a platform, its people, and how often to repeat."""
 
-    site: Site
+    site: LocalSite
     world: World
     rounds: int
 
@@ -61,7 +61,7 @@ class Stage:
 
     def project(self) -> Target:
         """The project, over TCP."""
-        return Target(self.site.info["nats_urls"][0], creds=self.world.project_creds(self.site, "p").read_text())
+        return Target(self.site.info["nats_urls"][0], creds=self.site.project_creds(self.world.names["p"]))
 
 
 def measure(stage: Stage, only: str | None) -> Iterator[Row]:
@@ -345,7 +345,7 @@ def bare_server(configuration: str) -> Iterator[str]:
 @contextmanager
 def echo_servers(stage: Stage) -> Iterator[None]:
     """Two processes that answer with what they got, as little as nats-py can do; on the platform's own server."""
-    creds = str(stage.world.project_creds(stage.site, "p"))
+    creds = str(stage.site.project_creds_file(stage.world.names["p"]))
     command = [sys.executable, "-m", "bench.echo", stage.site.info["nats_urls"][0], creds]
     command.append(stage.world.name("projects.{p}.echo"))
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]

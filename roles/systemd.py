@@ -59,8 +59,9 @@ class Unread(FactBase[list[str]]):
 
 def install(settings: Settings) -> None:
     """The folders of the platform, and its programs; each role's own folder in them belongs to its user."""
-    for folder in (settings.platform_root, settings.platform_programs):
-        files.directory(name=f"Make folder {folder}", path=str(folder), mode="755", user="root", group="root")
+    # Whoever knows a name may pass through, and sees no other: projects read the CA's certificate there.
+    for folder, mode in ((settings.platform_root, "711"), (settings.platform_programs, "755")):
+        files.directory(name=f"Make folder {folder}", path=str(folder), mode=mode, user="root", group="root")
     artifacts.install_programs(settings)
 
 
