@@ -78,7 +78,7 @@ class Seen:
     """The longest time without a tick, in seconds."""
     reconnects: int
     output: str
-    """The project's command: ``whole``, or what is wrong with it."""
+    """Of the project's command: ``whole``, or how it ended."""
 
     def count(self, kind: str) -> int:
         return sum(a.kind == kind for a in self.attempts)
@@ -119,8 +119,8 @@ class Load:
     attempts: list[Attempt] = field(default_factory=list)
     ticks: list[float] = field(default_factory=list)
     returns: list[float] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
-    output_ended: str = ""
+    ends: list[tuple[float, str]] = field(default_factory=list)
+    """How runs of the project's command ended; it is started again."""
     acknowledged: set[str] = field(default_factory=set)
     written: Written | None = None
     """Known when the load has ended."""
@@ -137,15 +137,8 @@ class Load:
             [a for a in list(self.attempts) if since <= a.ended <= until],
             max(b - a for a, b in pairwise(ticks)),
             sum(since <= t <= until for t in list(self.returns)),
-            self.output,
+            "; ".join(how for t, how in list(self.ends) if since <= t <= until) or "whole",
         )
-
-    @property
-    def output(self) -> str:
-        lines = list(self.lines)
-        if lines != list(range(len(lines))):
-            return f"{len(lines)} lines, not in order"
-        return f"ended: {self.output_ended}" if self.output_ended else "whole"
 
     def run(self) -> None:
         try:
@@ -221,16 +214,29 @@ class Load:
                     await connection.flush(2)
 
     async def _follow(self, client: Client) -> None:
-        command = "i=0; while true; do echo $i; i=$((i+1)); sleep 0.1; done"
-        rest = b""
+        while True:
+            lines: list[int] = []
+            how = await self._output(client, lines)
+            if lines != list(range(len(lines))):
+                how = f"{len(lines)} lines, not whole"
+            if lines:
+                self.ends.append((time.monotonic(), how))
+            await asyncio.sleep(1)
+
+    async def _output(self, client: Client, lines: list[int]) -> str:
+        """Follow one run of a command that never ends by itself, and tell how it ended."""
+        command, rest = "i=0; while true; do echo $i; i=$((i+1)); sleep 0.1; done", b""
         try:
             async with client.exec(self.target.project_id, command=command) as run:
                 async for _, data in run:
-                    *lines, rest = (rest + data).split(b"\n")
-                    self.lines += map(int, lines)
-            self.output_ended = f"exit code {run.exit_code}, signal {run.signal}"
+                    *whole, rest = (rest + data).split(b"\n")
+                    for number in map(int, whole):
+                        if number != len(lines):
+                            return f"line {number} came after {len(lines)} lines"
+                        lines.append(number)
         except (NatskitError, rpc.RpcError) as error:
-            self.output_ended = _short(error)
+            return _short(error)
+        return f"exit code {run.exit_code}, signal {run.signal}"
 
     async def _on_tick(self, _message: Any) -> None:
         self.ticks.append(time.monotonic())

@@ -36,14 +36,16 @@ EMAIL, PASSWORD = "load@example.org", "correct horse battery staple"
 
 @dataclass
 class Machines:
-    """A cluster by its name. ``data`` goes with every deploy."""
+    """A cluster by its name, and its control folder. ``data`` goes with every deploy."""
 
     name: str
+    control: Path
     data: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def control(self) -> Path:
-        return REPOSITORY / ".cluster" / self.name
+    @classmethod
+    def named(cls, name: str) -> Machines:
+        """A cluster that ``make cluster`` has started."""
+        return cls(name, REPOSITORY / ".cluster" / name)
 
     @property
     def info(self) -> dict[str, Any]:
@@ -64,7 +66,7 @@ class Machines:
         return subprocess.run(
             [str(BIN / "pyinfra"), "-y", "inventories/docker.py", "deploy.py", *words, *arguments],
             cwd=REPOSITORY,
-            env=os.environ | {"NATSKIT_CLUSTER": self.name},
+            env=os.environ | {"NATSKIT_CLUSTER": self.name, "NATSKIT_CONTROL": str(self.control)},
             capture_output=True,
             text=True,
             timeout=600,
@@ -103,17 +105,34 @@ class Machines:
         show = "systemctl show --value -p ActiveEnterTimestampMonotonic"
         return {m: self.sh(m, f"{show} {UNITS[m]}").stdout.strip() for m in machines}
 
-    def varz(self, machine: str) -> dict[str, Any]:
+    def varz(self, machine: str, page: str = "varz") -> dict[str, Any]:
         """What a nats-server says of itself, on its own loopback."""
-        ask = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8222/varz', timeout=3).read().decode())"
+        ask = f"import urllib.request as r; print(r.urlopen('http://127.0.0.1:8222/{page}', timeout=3).read().decode())"
         found: dict[str, Any] = json.loads(self.sh(machine, f'python3 -c "{ask}"').stdout)
         return found
+
+    def busiest(self) -> str:
+        """The machine of the nats-server with the most browsers."""
+        browsers = {}
+        for machine in ("nats-1", "nats-2", "nats-3"):
+            connections = self.varz(machine, "connz")["connections"]
+            browsers[machine] = sum(connection.get("type") == "websocket" for connection in connections)
+        return max(browsers, key=lambda machine: browsers[machine])
 
     def wait_until_ready(self, seconds: float = 120) -> float:
         """Wait until every part answers; how long that took."""
         started = time.monotonic()
         self.natskit("ready", "--timeout", str(seconds))
         return time.monotonic() - started
+
+    def wait_until_replicated(self, seconds: float = 60) -> None:
+        """Wait until every nats-server says that all of its streams have caught up."""
+        ask = "import urllib.request as r; r.urlopen('http://127.0.0.1:8222/healthz', timeout=3)"
+        deadline = time.monotonic() + seconds
+        for machine in ("nats-1", "nats-2", "nats-3"):
+            while self.sh(machine, f'python3 -c "{ask}"').returncode != 0:
+                assert time.monotonic() < deadline, f"{machine} has not caught up"
+                time.sleep(0.3)
 
     @contextlib.contextmanager
     def isolated(self, machine: str) -> Iterator[None]:
