@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import wire
+from bench import sync, wire
 from bench.wire import Target
 from natskit import rpc
 from natskit.client import Client
 from natskit.permissions import SCOPES, expand
 from tests.platform.raw import RawClient
-from tests.platform.site import Site, World, free_ports, wait_for
+from tests.platform.site import LocalSite, World, free_ports, wait_for
 
 BIN = Path(sys.executable).parent
 
@@ -44,7 +44,7 @@ class Row:
 class Stage:
     """What all rows work on: a platform, its people, and how often to repeat."""
 
-    site: Site
+    site: LocalSite
     world: World
     rounds: int
 
@@ -61,7 +61,7 @@ class Stage:
 
     def project(self) -> Target:
         """The project, over TCP."""
-        return Target(self.site.info["nats_urls"][0], creds=self.world.project_creds(self.site, "p").read_text())
+        return Target(self.site.info["nats_urls"][0], creds=self.site.project_creds(self.world.names["p"]))
 
 
 def measure(stage: Stage, only: str | None) -> Iterator[Row]:
@@ -305,6 +305,20 @@ def idle_memory(stage: Stage) -> Iterator[Row]:
         )
 
 
+def synced_writes(stage: Stage) -> Iterator[Row]:
+    for (replicas, writers), (always, seldom) in sync.rates(str(BIN / "nats-server"), stage.rounds).items():
+        yield Row(
+            "8",
+            f"JetStream writes, R{replicas}, {writers} writer{'s' * (writers > 1)}, synced always against every 2 min",
+            always / seldom,
+            f"{always:,.0f} of {seldom:,.0f} writes/s",
+            "",
+            None,
+            "256 B, acknowledged, each writer waits for its own; one nats-py client, three nats-servers on one disk, "
+            "which a cluster has three of; 2 s a round",
+        )
+
+
 def percentiles(seconds: list[float]) -> tuple[float, float]:
     """Median and 99th percentile in milliseconds."""
     ordered = sorted(seconds)
@@ -331,7 +345,7 @@ def bare_server(configuration: str) -> Iterator[str]:
 @contextmanager
 def echo_servers(stage: Stage) -> Iterator[None]:
     """Two processes that answer with what they got, as little as nats-py can do; on the platform's own server."""
-    creds = str(stage.world.project_creds(stage.site, "p"))
+    creds = str(stage.site.project_creds_file(stage.world.names["p"]))
     command = [sys.executable, "-m", "bench.echo", stage.site.info["nats_urls"][0], creds]
     command.append(stage.world.name("projects.{p}.echo"))
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
@@ -362,4 +376,5 @@ MEASUREMENTS: list[tuple[str, Callable[[Stage], Iterator[Row]]]] = [
     ("4", hub_api),
     ("5", lambda stage: iter([connects(stage), storm(stage)])),
     ("6", lambda stage: iter([exec_true(stage)])),
+    ("8", synced_writes),
 ]

@@ -302,9 +302,9 @@ class NatsSettings(Part):
     """Do not slow down who sends faster than others read; they are cut off sooner. Source: no_fast_producer_stall."""
     nats_write_deadline: Seconds = 10
     """How long a write to a client may take: the server's own default. Source: write_deadline."""
-    nats_ping_interval: Seconds = 20
-    """Not the server's 120: a browser whose network vanished should not look present for minutes.
-    Source: ping_interval."""
+    nats_ping_interval: Seconds = 5
+    """Not the server's 120: until two pings are unanswered, a hub whose host lost its power or its network is still
+    given requests, and a browser looks present. Source: ping_interval."""
     nats_ping_max: Count = 2
     """Pings without an answer before a connection is closed: the server's own default. Source: ping_max."""
     nats_lame_duck_duration: Annotated[int, Field(ge=30), Unit("seconds")] = 30

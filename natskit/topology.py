@@ -60,7 +60,8 @@ class Topology:
         """What a hub is called in answers and metrics: its program where one host has all hubs, else its host."""
         if len(self.hub) == 1:
             return program
-        return settings.platform_name if settings.hub_count == 1 else f"{settings.platform_name}-{program}"
+        host = settings.platform_name.replace(".", "-")  # it is part of subjects, where a dot separates
+        return host if settings.hub_count == 1 else f"{host}-{program}"
 
 
 def validate(hosts: Hosts) -> tuple[Topology, dict[str, Settings]]:
@@ -196,7 +197,9 @@ def _agree(known: Mapping[str, Settings]) -> Iterable[str]:
         if settings.platform_control is None and settings.platform_manager == "systemd":
             yield f"inventory, host {name}: platform_control is not set: name a folder here for the platform's keys"
     for key in PLATFORM_WIDE:
-        values = {str(getattr(settings, key)): name for name, settings in known.items()}
+        values: dict[str, str] = {}
+        for name, settings in known.items():
+            values.setdefault(str(getattr(settings, key)), name)
         if len(values) > 1:
             (one, here), (other, there) = list(values.items())[:2]
             yield f"inventory: {key} is {one} on {here} and {other} on {there}: it must be the same on all hosts"

@@ -69,15 +69,22 @@ class HostTarget(FactBase[Target | None]):
         return Target(words[0], ".".join(words[1:3])) if len(words) == 3 else None
 
 
+def unfit(found: Target | None) -> str:
+    """Why natskit does not run there; empty if it does."""
+    if found is None:
+        return "there is no python3: apt-get install python3"
+    if tuple(map(int, found.python.split("."))) < OLDEST_PYTHON:
+        return f"it has Python {found.python}: natskit needs 3.11 or newer, as in Debian 12"
+    if found.machine not in ("x86_64", "aarch64"):
+        return f"it is a {found.machine}: there is nats-server for x86_64 and aarch64"
+    return ""
+
+
 def target() -> Target:
     """What this host runs on. Ends the run where natskit does not run."""
     found: Target | None = host.get_fact(HostTarget)
-    if found is None:
-        raise PyinfraError(f"{host.name} has no python3: apt-get install python3")
-    if tuple(map(int, found.python.split("."))) < OLDEST_PYTHON:
-        raise PyinfraError(f"{host.name} has Python {found.python}: natskit needs 3.11 or newer")
-    if found.machine not in ("x86_64", "aarch64"):
-        raise PyinfraError(f"{host.name} is a {found.machine}: there is nats-server for x86_64 and aarch64")
+    if found is None or unfit(found):
+        raise PyinfraError(f"{host.name}: {unfit(found)}")
     return found
 
 
@@ -154,11 +161,13 @@ def console(settings: Settings) -> Path:
 
 
 def tidy(settings: Settings) -> None:
-    """Remove versions older than the last few; never one that a unit names."""
+    """Remove versions older than the last few; never one that a unit names, or that something still runs: a project
+    keeps the version it was started with."""
     parts = " ".join(f"{settings.platform_programs}/{kind}" for kind in ("programs", "nats-server", "console"))
     old = f"for part in {parts}; do ls -1dt $part/*/ 2>/dev/null | tail -n +{KEPT + 1}; done"
-    unused = 'while read -r old; do grep -rqsF "${old%/}/" /etc/systemd/system || echo $old; done'
-    _tidied(name="Remove old versions", listing=f"{old} | {unused}")
+    used = r"used=$(cat /etc/systemd/system/*.service /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' ' ')"
+    unused = 'while read -r old; do case "$used" in *"${old%/}/"*) ;; *) echo "$old" ;; esac; done'
+    _tidied(name="Remove old versions", listing=f"{used}; {old} | {unused}")
 
 
 class _Lines(FactBase[list[str]]):

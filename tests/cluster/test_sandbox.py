@@ -8,37 +8,20 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
 from natskit.runner.agent_unit import instance_of, unit_of
+from tests.cluster.site import Cluster, Neighbours, docker
 
 RUNNER = "/var/lib/natskit/runner"
 METADATA = "169.254.169.254"
-BOMB_SECONDS = 6.0
+BOMB_SECONDS = 4.0
 
 Outcome = subprocess.CompletedProcess[str]
 ProjectShell = Callable[[str, str], Outcome]
 """Run a line of shell in a running project, by its id."""
-
-
-class Cluster(Protocol):
-    """The machines."""
-
-    def sh(self, machine: str, command: str) -> Outcome:
-        """Run a line of shell as root on a machine."""
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """Two running projects on one machine."""
-
-    machine: str
-    a: str
-    b: str
 
 
 def _fails(outcome: Outcome) -> bool:
@@ -51,6 +34,9 @@ def _says_nothing(outcome: Outcome) -> bool:
 
 def _python(code: str) -> str:
     return f"python3 - <<'END'\n{code}\nEND"
+
+
+ASK_METADATA = f"""python3 -c "import socket; socket.create_connection(('{METADATA}', 8080), 2)" """
 
 
 _THREADS = """
@@ -148,11 +134,7 @@ ESCAPES: list[tuple[str, str, Callable[[Outcome], bool]]] = [
         "tail -n +2 /proc/sysvipc/shm | grep .",
         _fails,
     ),
-    (
-        "the address of cloud metadata",
-        _python(f"import socket; socket.create_connection(('{METADATA}', 8080), 2)"),
-        _fails,
-    ),
+    ("the address of cloud metadata", ASK_METADATA, _fails),
     (
         # The runner and systemd walk this home as root: what they are led to must stay what it is (see the test).
         "lead root astray with links",
@@ -184,6 +166,26 @@ def fill(command: str, known: Mapping[str, str]) -> str:
     for word, fact in known.items():  # the longer words come first
         command = command.replace(word, fact)
     return command
+
+
+@pytest.fixture(scope="module", autouse=True)
+def metadata(cluster: Cluster, neighbours: Neighbours) -> Iterator[None]:
+    """Somebody answers where clouds hand out a machine's credentials; else no answer would prove nothing."""
+    machine, unit = neighbours.machine, "natskit-test-metadata"
+    set_address(cluster.container(machine), "replace")
+    listen = f"import socket, time; listener = socket.create_server(('{METADATA}', 8080)); time.sleep(3600)"
+    cluster.sh(machine, f'systemd-run --unit {unit} python3 -c "{listen}"')
+    cluster.sh(machine, f"for i in $(seq 50); do {ASK_METADATA} 2>/dev/null && exit; sleep 0.1; done; exit 1")
+    yield
+    cluster.sh(machine, f"systemctl stop {unit}")
+    set_address(cluster.container(machine), "delete")
+
+
+def set_address(container: str, change: str) -> None:
+    """Give a machine the address of cloud metadata, or take it; the machine itself has no right to."""
+    image = docker("inspect", "--format", "{{.Image}}", container).stdout.strip()
+    network = ["--network", f"container:{container}", "--cap-add", "NET_ADMIN", "--entrypoint", "ip"]
+    docker("run", "--rm", *network, image, "address", change, f"{METADATA}/32", "dev", "lo")
 
 
 @pytest.fixture
@@ -238,12 +240,16 @@ BOMBS: list[tuple[str, str]] = [
 @pytest.mark.parametrize(("name", "command"), BOMBS, ids=[name for name, _ in BOMBS])
 def test_bomb(name: str, command: str, cluster: Cluster, prepared: Neighbours, project_shell: ProjectShell) -> None:
     runner = facts(cluster, prepared)["RUNNER_PID"]
-    bomb = threading.Thread(target=project_shell, args=(prepared.a, command), daemon=True)
+    ended: list[Outcome] = []
+    bomb = threading.Thread(target=lambda: ended.append(project_shell(prepared.a, command)), daemon=True)
     bomb.start()
     began, slowest = time.monotonic(), 0.0
     while time.monotonic() - began < BOMB_SECONDS:
         slowest = max(slowest, answer_seconds(project_shell, prepared.b))
-    cluster.sh(prepared.machine, f"systemctl restart {unit_of(prepared.a)}")
+    assert not ended or ended[0].returncode != 255, f"it went off: {ended[0].stderr}"
+    # So many bombs in so short a time are more starts than systemd allows.
+    unit = unit_of(prepared.a)
+    cluster.sh(prepared.machine, f"systemctl reset-failed {unit}; systemctl restart {unit}")
     bomb.join(20)
     assert slowest < 2, f"{name}: the other project took {slowest:.1f} s"
     assert facts(cluster, prepared)["RUNNER_PID"] == runner, "the runner lives"
@@ -255,10 +261,14 @@ DISK_BOMB = "for i in $(seq 24); do head -c 33554432 /dev/zero > fill$i; sleep 0
 
 def test_a_full_disk(cluster: Cluster, prepared: Neighbours, project_shell: ProjectShell) -> None:
     """Comes last: project A is stopped afterwards. The machine's ``max_disk_bytes`` has to be below 700 MiB."""
+    assert project_shell(prepared.a, "true").returncode == 0
     bomb = threading.Thread(target=project_shell, args=(prepared.a, DISK_BOMB), daemon=True)
     bomb.start()
     deadline = time.monotonic() + 90
-    while cluster.sh(prepared.machine, f"systemctl is-active {unit_of(prepared.a)}").stdout.strip() == "active":
+    while (
+        cluster.sh(prepared.machine, f"systemctl is-active {unit_of(prepared.a)}", check=False).stdout.strip()
+        == "active"
+    ):
         assert time.monotonic() < deadline, "the project that fills the disk is not stopped"
         assert answer_seconds(project_shell, prepared.b) < 2
     free = cluster.sh(prepared.machine, "df --output=avail -B1 /var/lib/private | tail -n 1").stdout

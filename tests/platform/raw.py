@@ -38,16 +38,34 @@ class _Transport(Protocol):
 
 
 class _Tcp:
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, context: ssl.SSLContext | None) -> None:
         self._socket = socket.create_connection((host, port), timeout=TIMEOUT)
+        self._greeting = b""
+        if context:
+            try:
+                self._upgrade(context, host)
+            except BaseException:
+                self.close()
+                raise
+
+    def _upgrade(self, context: ssl.SSLContext, host: str) -> None:
+        """The server says INFO in the clear, and then waits for TLS; not a byte more is taken here."""
+        while not self._greeting.endswith(b"\r\n"):
+            if not (byte := self._socket.recv(1)):
+                raise ClosedError("no INFO")
+            self._greeting += byte
+        self._socket = context.wrap_socket(self._socket, server_hostname=host)
 
     def send(self, data: bytes) -> None:
         self._socket.sendall(data)
 
     def receive(self) -> bytes:
+        if self._greeting:
+            greeting, self._greeting = self._greeting, b""
+            return greeting
         try:
             return self._socket.recv(1 << 16)
-        except ConnectionResetError:
+        except (ConnectionResetError, ssl.SSLError):
             return b""
 
     def close(self) -> None:
@@ -165,10 +183,13 @@ class RawClient:
         self.ping()
 
     @classmethod
-    def tcp(cls, host: str, port: int, creds: Path | str | None = None) -> RawClient:
-        """Connect over TCP with a creds file (its path or its text), or with nothing."""
+    def tcp(
+        cls, host: str, port: int, creds: Path | str | None = None, *, ca_file: Path | str | None = None
+    ) -> RawClient:
+        """Connect over TCP, with TLS if there is a CA to ask for, with a creds file (its path or text) or nothing."""
+        context = ssl.create_default_context(cafile=str(ca_file)) if ca_file else None
         jwt, seed = read_creds(creds) if creds is not None else (None, None)
-        return cls(_Tcp(host, port), jwt, seed)
+        return cls(_Tcp(host, port, context), jwt, seed)
 
     @classmethod
     def websocket(

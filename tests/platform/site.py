@@ -6,13 +6,16 @@ import contextlib
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -46,22 +49,52 @@ def wait_for(condition: Callable[[], T], what: str, timeout: float = 30) -> T:
     raise AssertionError(f"{what}: not within {timeout} s ({error!r})")
 
 
+@dataclass(frozen=True)
+class Deployed:
+    """How a run of ``deploy.py`` ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What pyinfra says of each operation (``operations``) and of all (``totals``); needs ``--json``."""
+        assert self.returncode == 0, f"{self.stdout[-20_000:]}\n{self.stderr[-20_000:]}"
+        return dict(json.loads(self.stdout)["results"])
+
+    @property
+    def changes(self) -> dict[str, list[str]]:
+        """The names of the operations that changed something, by host."""
+        changed: dict[str, list[str]] = {}
+        for operation in self.results["operations"]:
+            for host in operation["success"]:
+                changed.setdefault(host.rpartition("/")[2], []).append(operation["name"])
+        return changed
+
+
 @dataclass
-class Site:
-    """One deployed platform. ``root`` holds its data; ``info`` is what the deploy wrote for the command line."""
+class Site(ABC):
+    """A deployed platform, on one machine or on several: what the tests that run on both know of it.
+
+    ``root`` is the folder with its keys and with ``info``, which the deploy wrote for the command line.
+    """
 
     root: Path
     data: dict[str, str]
     info: dict[str, Any] = field(default_factory=dict)
+    inventory: ClassVar[str]
+    domain: str = "example.org"
+    """Where the people live: a site that is used again has some already, who cannot be deleted."""
 
-    def deploy(self, *arguments: str, **overrides: str) -> subprocess.CompletedProcess[str]:
-        """Run ``pyinfra inventories/local.py deploy.py`` with this site's settings, and ``overrides`` on top."""
+    def deploy(self, *arguments: str, **overrides: str) -> Deployed:
+        """Run ``pyinfra INVENTORY deploy.py`` with this site's settings, and ``overrides`` on top."""
         data = self.data | overrides
         command = [
             str(Path(sys.executable).with_name("pyinfra")),
             # With -y a dry run does not even look for what would change.
             *([] if "--dry" in arguments else ["-y"]),
-            "inventories/local.py",
+            self.inventory,
             "deploy.py",
             *[word for key, value in data.items() for word in ("--data", f"{key}={value}")],
             *arguments,
@@ -71,11 +104,12 @@ class Site:
         )
         if (self.root / "platform.json").exists():
             self.info = json.loads((self.root / "platform.json").read_text())
-        return done
+        return Deployed(done.returncode, done.stdout, done.stderr)
 
     @property
     def environment(self) -> dict[str, str]:
-        return os.environ | {"NATSKIT_LOCAL": str(self.root), "NATSKIT_PLATFORM": str(self.root)}
+        """Of the commands that are run against this site."""
+        return os.environ | {"NATSKIT_PLATFORM": str(self.root)}
 
     def natskit(
         self, *arguments: str, check: bool = True, stdin: str | None = None
@@ -110,14 +144,8 @@ class Site:
     def ca_file(self) -> str:
         return str(self.info["ca_file"])
 
-    @property
-    def nats_port(self) -> int:
-        return int(self.info["nats_urls"][0].rsplit(":", 1)[1])
-
     def http(self) -> httpx.Client:
         """A browser-like HTTP client: trusts the local CA, keeps cookies, sends the site's Origin."""
-        import ssl
-
         context = ssl.create_default_context(cafile=self.ca_file)
         return httpx.Client(base_url=self.url, verify=context, headers={"Origin": self.url}, timeout=20)
 
@@ -129,22 +157,85 @@ class Site:
             cookie = "; ".join(f"{name}={value}" for name, value in answer.cookies.items())
             return Session(answer.json()["account_id"], cookie)
 
+    def tcp(self, creds: Path | str | None = None) -> RawClient:
+        """A raw connection to a nats-server, past the proxy, with a creds file (its path or its text)."""
+        url = urlsplit(self.info["nats_urls"][0])
+        assert url.hostname
+        assert url.port
+        return RawClient.tcp(url.hostname, url.port, creds, ca_file=self.info["nats_ca_file"])
+
+    @abstractmethod
+    def read(self, program: str, name: str) -> str:
+        """A file in the folder of a program, wherever that runs."""
+
+    @abstractmethod
+    def project_creds(self, project_id: str) -> str:
+        """The creds that the runner gave to a project."""
+
+    @abstractmethod
+    def monitor(self, path: str) -> list[str]:
+        """What each nats-server's monitoring, which only its own machine reaches, answers."""
+
+    @abstractmethod
+    def readable_by_others(self) -> list[str]:
+        """Files with keys that more than their owner may read. Fails if there are no such files at all."""
+
+    @abstractmethod
     def stop(self) -> None:
         """Take the platform down and wait until it is."""
+
+    @abstractmethod
+    def logs(self) -> str:
+        """The end of every log, for the report of a failing test."""
+
+
+class LocalSite(Site):
+    """The platform on this machine; ``root`` holds all of it."""
+
+    inventory = "inventories/local.py"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return super().environment | {"NATSKIT_LOCAL": str(self.root)}
+
+    def read(self, program: str, name: str) -> str:
+        return (self.root / program / name).read_text()
+
+    def project_creds(self, project_id: str) -> str:
+        return self.project_creds_file(project_id).read_text()
+
+    def project_creds_file(self, project_id: str) -> Path:
+        """The same, for who wants the file."""
+        (found,) = (self.root / "runner" / "projects" / project_id).glob("*.creds")
+        return found
+
+    def monitor(self, path: str) -> list[str]:
+        return [httpx.get(f"{self.info['monitor_url']}/{path}").text]
+
+    def readable_by_others(self) -> list[str]:
+        found = [path for path in self.root.rglob("*") if is_secret(path.name)]
+        assert found
+        return [str(path) for path in found if path.stat().st_mode & 0o077]
+
+    def stop(self) -> None:
         subprocess.run([REPOSITORY / "scripts" / "down", str(self.root)], check=True, capture_output=True, timeout=120)
 
     def logs(self) -> str:
-        """The end of every log, for the report of a failing test."""
         parts = []
         for log in sorted((self.root / "log").glob("*.log")):
             parts.append(f"---- {log.name}\n{log.read_text(errors='replace')[-3000:]}")
         return "\n".join(parts)
 
 
+def is_secret(name: str) -> bool:
+    """Whether a file of this name holds a key."""
+    return name == "keys.json" or name.endswith((".nk", ".creds", ".key"))
+
+
 @contextlib.contextmanager
-def deployed(root: Path, **data: str) -> Iterator[Site]:
+def deployed(root: Path, **data: str) -> Iterator[LocalSite]:
     """A platform on free ports, ready for use, and taken down at the end."""
-    site = Site(root, dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True)) | data)
+    site = LocalSite(root, dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True)) | data)
     try:
         done = site.deploy()
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{site.logs()}"
@@ -177,7 +268,7 @@ class World:
 
     def connect(self, site: Site, role: str) -> RawClient:
         """A raw connection with the real credentials of a role."""
-        creds = site.info["creds"]
+        admin = Path(site.info["creds"]["platform_admin"])
         match role:
             case "browser" | "other browser":
                 email = self.email_a if role == "browser" else self.email_b
@@ -185,23 +276,17 @@ class World:
                 return RawClient.websocket(
                     site.websocket_url, ca_file=site.ca_file, cookie=session.cookie, origin=site.url
                 )
-            case "project":
-                return RawClient.tcp("127.0.0.1", site.nats_port, self.project_creds(site, "p"))
+            case "project" | "other project":
+                return site.tcp(site.project_creds(self.names["p" if role == "project" else "q"]))
             case "runner":
-                return RawClient.tcp("127.0.0.1", site.nats_port, site.root / "runner" / "runner.creds")
+                return site.tcp(site.read("runner", "runner.creds"))
             case "hub":
-                return RawClient.tcp("127.0.0.1", site.nats_port, site.root / "hub-1" / "platform.creds")
+                return site.tcp(site.read("hub-1", "platform.creds"))
             case "admin":
-                return RawClient.tcp("127.0.0.1", site.nats_port, Path(creds["platform_admin"]))
+                return site.tcp(admin)
             case "probe":
-                path = Path(creds["platform_admin"]).with_name("probe.creds")
-                return RawClient.tcp("127.0.0.1", site.nats_port, path)
+                return site.tcp(admin.with_name("probe.creds"))
         raise ValueError(role)
-
-    def project_creds(self, site: Site, which: str) -> Path:
-        """The creds file the runner wrote for a project."""
-        (found,) = (site.root / "runner" / "projects" / self.names[which]).glob("*.creds")
-        return found
 
 
 def populate(site: Site) -> World:
@@ -209,10 +294,10 @@ def populate(site: Site) -> World:
     password = "correct horse battery staple"  # noqa: S105
     names: dict[str, str] = {}
     for account, project in (("a", "p"), ("b", "q")):
-        email = f"{account}@example.org"
+        email = f"{account}@{site.domain}"
         site.natskit("account", "add", email, "--password-stdin", stdin=password)
         names[project] = site.natskit_json("project", "create", email, f"Project of {account}")["project_id"]
         names[account] = site.sign_in(email, password).account_id
         site.natskit("project", "start", names[project])
-    names["r"] = json.loads((site.root / "runner" / "runner.json").read_text())["runner_id"]
-    return World(names, "a@example.org", "b@example.org", password)
+    names["r"] = json.loads(site.read("runner", "runner.json"))["runner_id"]
+    return World(names, f"a@{site.domain}", f"b@{site.domain}", password)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -13,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.platform.site import PORTS, Site, deployed, free_ports, wait_for
+from tests.platform.site import PORTS, LocalSite, Site, deployed, free_ports, wait_for
 
 pytestmark = pytest.mark.platform
 
@@ -32,8 +31,7 @@ def changes(site: Site, **settings: str) -> list[str]:
     """Deploy, and the names of the operations that changed something."""
     done = site.deploy("--json", **settings)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{site.logs()}"
-    operations = json.loads(done.stdout)["results"]["operations"]
-    return [operation["name"] for operation in operations if operation["success"]]
+    return done.changes.get("@local", [])
 
 
 def processes(site: Site) -> dict[str, int]:
@@ -63,7 +61,7 @@ def test_a_dry_run_says_what_would_change_and_changes_nothing(machine: Site) -> 
 
 
 def test_a_dry_run_on_a_clean_machine_leaves_it_clean(tmp_path: Path) -> None:
-    site = Site(tmp_path / "local", dict(zip(PORTS, map(str, free_ports(5)), strict=True)))
+    site = LocalSite(tmp_path / "local", dict(zip(PORTS, map(str, free_ports(5)), strict=True)))
     done = site.deploy("--dry")
     assert done.returncode == 0, done.stderr
     assert not site.root.exists()

@@ -408,10 +408,8 @@ def _witness(site: Site, world: World, reply: str) -> Callable[[], int]:
             return int(json.loads(answer)["state"]["last_seq"])
 
         return last_sequence
-    if "{q}" in reply:
-        watcher = RawClient.tcp("127.0.0.1", site.nats_port, world.project_creds(site, "q"))
-    else:
-        watcher = world.connect(site, "other browser")
+    owner = "other project" if "{q}" in reply else "other browser"
+    watcher = world.connect(site, owner)
     assert watcher.subscribe(world.name(reply)) == []
 
     def received() -> int:

@@ -81,7 +81,7 @@ async def test_everybody_comes_back_after_nats_server_restarts(site: Site, world
         except Exception:
             assert time.monotonic() < deadline, "hub and project did not come back"
             await asyncio.sleep(0.05)
-    raw = RawClient.tcp("127.0.0.1", site.nats_port, world.project_creds(site, "p"))
+    raw = site.tcp(site.project_creds(world.names["p"]))
     while news.empty():
         assert time.monotonic() < deadline, "the subscription did not come back"
         raw.publish(f"events.project.{project}.news", b"hello again")
