@@ -193,6 +193,7 @@ def unit_values(name: str, settings: Settings, python: str = "") -> dict[str, An
             "writable": settings.nats_writable,
             "memory_limit": settings.nats_memory_limit,
             "environment_file": str(nats / "environment") if settings.nats_jetstream_key_file else None,
+            "mount": settings.nats_jetstream_directory,
         },
         "natskit-hub.service": {
             "name": settings.hub_names[0],

@@ -97,6 +97,7 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
             "writable": settings.nats_writable,
             "memory_limit": settings.nats_memory_limit,
             "environment_file": str(directory / "environment") if environment else None,
+            "mount": settings.nats_jetstream_directory,
         },
     )
     kept_running = service.run(settings, program, restart_on=restart_on, reload_on=reload_on)

@@ -94,6 +94,13 @@ def test_a_key_of_jetstream_is_in_the_unit_by_its_file(tmp_path: Path) -> None:
     assert "EnvironmentFile=/var/lib/natskit/nats/environment\n" in text
 
 
+def test_a_disk_of_its_own_is_there_before_nats_server() -> None:
+    assert "RequiresMountsFor" not in rendered("natskit-nats.service")
+    text = rendered("natskit-nats.service", "--set", "nats_jetstream_directory=/srv/jetstream")
+    assert "RequiresMountsFor=/srv/jetstream\n" in text
+    assert "ReadWritePaths=/var/lib/natskit/nats/jwt /srv/jetstream /var/lib/natskit/nats/run\n" in text
+
+
 def test_the_yaml_of_the_page_is_yaml() -> None:
     for text in re.findall(r"```yaml\n(.*?)```", (DOCS / "render.md").read_text(), re.DOTALL):
         assert yaml.safe_load(text)
