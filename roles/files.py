@@ -18,6 +18,11 @@ from pyinfra.operations import files
 from natskit.errors import SettingsError
 
 CANDIDATE = ".candidate"
+AS_USER = (
+    "setpriv --reuid={user} --regid={user} --clear-groups "
+    "--inh-caps=+net_bind_service --ambient-caps=+net_bind_service --"
+)
+"""What its unit allows a program: its own user, and ports below 1024."""
 
 
 def private_directory(path: Path, owner: str = "") -> None:
@@ -86,8 +91,8 @@ def _written(
     if check:
         log = shlex.quote(f"{path}{CANDIDATE}.log")
         command = " ".join(candidate if word == "{}" else shlex.quote(word) for word in check)
-        # As the user who will read it: nginx makes its folders even when it only checks.
-        command = f"runuser -u {owner} -- {command}" if owner else command
+        # As the user who will read it: nginx makes its folders even when it only checks, and binds its ports.
+        command = f"{AS_USER.format(user=owner)} {command}" if owner else command
         steps.append(f"{{ {command} > {log} 2>&1 || {{ cat {log} >&2; rm -f {candidate} {log}; exit 1; }}; }}")
         steps.append(f"rm -f {log}")
     steps.append(f"mv {candidate} {shlex.quote(path)}")
