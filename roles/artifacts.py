@@ -69,15 +69,22 @@ class HostTarget(FactBase[Target | None]):
         return Target(words[0], ".".join(words[1:3])) if len(words) == 3 else None
 
 
+def unfit(found: Target | None) -> str:
+    """Why natskit does not run there; empty if it does."""
+    if found is None:
+        return "there is no python3: apt-get install python3"
+    if tuple(map(int, found.python.split("."))) < OLDEST_PYTHON:
+        return f"it has Python {found.python}: natskit needs 3.11 or newer, as in Debian 12"
+    if found.machine not in ("x86_64", "aarch64"):
+        return f"it is a {found.machine}: there is nats-server for x86_64 and aarch64"
+    return ""
+
+
 def target() -> Target:
     """What this host runs on. Ends the run where natskit does not run."""
     found: Target | None = host.get_fact(HostTarget)
-    if found is None:
-        raise PyinfraError(f"{host.name} has no python3: apt-get install python3")
-    if tuple(map(int, found.python.split("."))) < OLDEST_PYTHON:
-        raise PyinfraError(f"{host.name} has Python {found.python}: natskit needs 3.11 or newer")
-    if found.machine not in ("x86_64", "aarch64"):
-        raise PyinfraError(f"{host.name} is a {found.machine}: there is nats-server for x86_64 and aarch64")
+    if found is None or unfit(found):
+        raise PyinfraError(f"{host.name}: {unfit(found)}")
     return found
 
 

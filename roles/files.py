@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import shlex
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,9 +25,22 @@ def private_directory(path: Path, owner: str = "") -> None:
     files.directory(name=f"Make folder {path}", path=str(path), mode="700", user=owner or None, group=owner or None)
 
 
+@dataclass(frozen=True)
+class WrittenFile:
+    """A file that a program reads, and whether this deploy changed it."""
+
+    path: Path
+    operation: OperationMeta
+
+    @property
+    def did_change(self) -> Callable[[], bool]:
+        """For ``_if``: asked when the deploy runs."""
+        return self.operation.did_change
+
+
 def checked_file(
     *, name: str, content: str, path: Path, mode: str = "600", owner: str = "", check: Sequence[str] = ()
-) -> OperationMeta:
+) -> WrittenFile:
     """Write a file when its content differs; with ``check``, only after that program has accepted it.
 
     The candidate is written beside the file, ``{}`` in ``check`` stands for its path, and it is moved into place, at
@@ -37,7 +50,7 @@ def checked_file(
     The content goes through the command's input: never into an argv, and never into a file that others may read, as
     the temporary file of an upload over SSH with sudo would be.
     """
-    return _written(
+    operation = _written(
         name=name,
         content=_Content(content.encode()),
         path=str(path),
@@ -45,6 +58,7 @@ def checked_file(
         owner=owner,
         check=list(check),
     )
+    return WrittenFile(path, operation)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,8 @@ CONNECTOR_KEYS = ("ssh_", "docker_", "_")
 _locks: dict[Path, IO[str]] = {}
 _platform: list[tuple[Topology, dict[str, Settings]]] = []
 """Validated once, for the host that pyinfra prepares first."""
+_checking = threading.Lock()
+"""The others wait meanwhile: hosts are prepared side by side."""
 
 
 def validate(host: Host, inventory: Inventory) -> tuple[Settings, Topology]:
@@ -36,19 +39,26 @@ def validate(host: Host, inventory: Inventory) -> tuple[Settings, Topology]:
     Ends the run, before any host is touched, with one line for each error of any host.
     """
     try:
-        if not _platform:
-            found = topology.validate((h.name, h.groups, _ours(h.data.dict())) for h in inventory)  # type: ignore[no-untyped-call]
-            for settings in found[1].values():
-                build.environment(settings, [*settings.hub_api_packages, *settings.runner_project_api_packages])
-                if not service.uses_systemd(settings):
-                    preflight.check(settings)
-            if not is_dry():
-                _lock(next(iter(found[1].values())).control)
-            _platform.append(found)
+        with _checking:
+            if not _platform:
+                _platform.append(_checked(inventory))
         site, known = _platform[0]
         return known[host.name], site
     except NatskitError as error:
         raise PyinfraError(str(error)) from None
+
+
+def _checked(inventory: Inventory) -> tuple[Topology, dict[str, Settings]]:
+    site, known = topology.validate((h.name, h.groups, _ours(h.data.dict())) for h in inventory)  # type: ignore[no-untyped-call]
+    for settings in known.values():
+        build.environment(settings, [*settings.hub_api_packages, *settings.runner_project_api_packages])
+        if not service.uses_systemd(settings):
+            preflight.check(settings)
+    if not is_dry():
+        _lock(next(iter(known.values())).control)
+    if service.uses_systemd(next(iter(known.values()))):
+        preflight.check_hosts(inventory, site, known)
+    return site, known
 
 
 def _ours(data: Mapping[str, Any]) -> dict[str, Any]:

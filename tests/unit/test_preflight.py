@@ -1,0 +1,90 @@
+"""What a look at a host makes of its answers; that it is asked, tests/cluster/test_ssh.py has."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from natskit import topology
+from natskit.settings import load
+from roles import artifacts, look, preflight
+from roles.artifacts import Target
+
+
+def test_a_look_at_this_machine_names_who_listens(tmp_path: Path) -> None:
+    (tmp_path / "ca.crt").write_text("a certificate")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        done = subprocess.run(
+            [sys.executable, "-I", "-", str(tmp_path)],
+            input=Path(look.__file__).read_text(),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        port = server.getsockname()[1]
+    found = json.loads(done.stdout)
+    assert [taken[2] for taken in found["ports"] if taken[0] == port] != []
+    assert found["free"] > 0
+    assert len(found["authorities"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (None, "there is no python3: apt-get install python3"),
+        (Target("x86_64", "3.9"), "it has Python 3.9: natskit needs 3.11 or newer, as in Debian 12"),
+        (Target("riscv64", "3.13"), "it is a riscv64: there is nats-server for x86_64 and aarch64"),
+        (Target("aarch64", "3.13"), ""),
+    ],
+)
+def test_where_the_programs_do_not_run(target: Target | None, said: str) -> None:
+    assert artifacts.unfit(target) == said
+
+
+@pytest.mark.parametrize(("skew", "said"), [(2.0, ""), (-3.0, ""), (61.0, "61 s ahead of"), (-7.4, "7 s behind")])
+def test_a_clock_may_be_off_by_what_looking_takes(skew: float, said: str) -> None:
+    assert said in "".join(preflight._wrong_clock({"skew": skew}))
+    assert bool(said) == bool(list(preflight._wrong_clock({"skew": skew})))
+
+
+@pytest.mark.parametrize(
+    ("port", "unit", "found", "is_foreign"),
+    [
+        (4222, "natskit-nats.service", {}, False),
+        (443, "nginx.service", {"has_proxy": True}, False),
+        (443, "nginx.service", {"has_proxy": False}, True),
+        (443, "apache2.service", {"has_proxy": True}, True),
+        (80, "apache2.service", {"has_proxy": True}, False),
+    ],
+)
+def test_a_port_is_taken_by_what_is_not_ours(port: int, unit: str, found: dict[str, Any], is_foreign: bool) -> None:
+    answer = {"has_proxy": False, "ports": [[port, 812, "program", unit]]} | found
+    said = list(preflight._taken_ports({443: "proxy_port", 4222: "nats_port"}, preflight._foreign(answer)))
+    assert said == (
+        [f"port {port} is taken by process 812 (program): stop it, or set proxy_port to a free port"]
+        if is_foreign
+        else []
+    )
+
+
+def test_a_host_needs_the_ports_of_its_roles() -> None:
+    data = {"platform_control": "/srv/control", "hub_count": 1, "proxy_port": 443}
+    roles = {"a": ["nats", "hub"], "b": ["nats"], "c": ["nats", "proxy"]}
+    site, known = topology.validate((name, groups, data) for name, groups in roles.items())
+    assert set(preflight.ports(known["a"], site)) == {4222, 5004, 8222, 6222, 8101}
+    assert set(preflight.ports(known["c"], site)) == {4222, 5004, 8222, 6222, 443}
+    alone = load({"platform_root": "/srv/natskit", "platform_manager": "supervisor", "platform_tls": False}, "here")
+    assert set(preflight.ports(alone)) == {4222, 5004, 8222, 8101, 8102, 4043}
+
+
+def test_a_host_without_root_is_told_what_to_do() -> None:
+    rights = preflight.HostRights().process(["deploy 1000", "wants a password"])
+    assert rights == preflight.Rights("deploy", False, "wants a password")
+    assert "set _sudo = True" in "".join(preflight._unfit({"is_root": False, "has_systemd": True}, "", rights))
+    assert "systemd does not run" in "".join(preflight._unfit({"is_root": True, "has_systemd": False}, "", rights))
