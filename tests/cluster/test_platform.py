@@ -74,8 +74,7 @@ def test_what_a_project_says_at_any_server_reaches_the_browser(
         assert browser.subscribe(subject) == []
         project = cluster.tcp(cluster.project_creds(project_id), server)
         assert project.info["server_name"] == server
-        assert project.publish(subject, server.encode()) == []
-        assert browser.wait_for_message(subject) == server.encode()
+        assert browser.hear_from(project, subject, server.encode()) == server.encode()
 
 
 def test_both_hubs_answer_and_projects_on_all_machines(
