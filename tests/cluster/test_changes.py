@@ -169,13 +169,7 @@ def down_and_up(machines: Machines, hub: str, since: float) -> tuple[float, floa
 
 def serial(machines: Machines, machine: str, port: int) -> int:
     """The serial number of the certificate that is served at a port; of NATS after its INFO."""
-    address = machines.docker(
-        "inspect",
-        "--format",
-        "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}",
-        f"{machines.name}-{machine}",
-    ).stdout.strip()
-    with socket.create_connection((address, port), timeout=5) as plain:
+    with socket.create_connection((machines.address(machine), port), timeout=5) as plain:
         if port == 4222:
             plain.recv(4096)
         context = ssl.create_default_context()
