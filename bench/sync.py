@@ -45,7 +45,7 @@ def servers(program: str, sync_interval: str) -> Iterator[str]:
 
 
 async def _make_streams(url: str) -> bool:
-    client = await nats.connect(url, allow_reconnect=False, connect_timeout=1)
+    client = await nats.connect(url, allow_reconnect=False, connect_timeout=1, error_cb=_quiet)
     try:
         for replicas in (1, SERVERS):
             wanted = {"name": f"R{replicas}", "subjects": [f"R{replicas}.>"], "num_replicas": replicas}
@@ -56,6 +56,10 @@ async def _make_streams(url: str) -> bool:
     finally:
         await client.close()
     return True
+
+
+async def _quiet(_error: Exception) -> None:
+    """It has not started yet: no news."""
 
 
 async def _rate(url: str, replicas: int, writers: int) -> float:

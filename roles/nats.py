@@ -25,6 +25,8 @@ from roles.program import Program
 
 STOP_SECONDS = 30
 """Beyond the lame duck's own time: JetStream writes what it holds."""
+WELL_SECONDS = "20"
+"""How long the others may take to be well before a restart; longer than an election, and they were well before."""
 CAUGHT_UP_SECONDS = "300"
 """How long a server may take to catch up with the others after its restart."""
 
@@ -91,7 +93,7 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
         stop_seconds=settings.nats_lame_duck_duration + STOP_SECONDS,
         # Alone there is nobody to wait for, and whoever starts later waits for the hubs.
         healthy=() if alone else [*gate, "--seconds", CAUGHT_UP_SECONDS],
-        before_restart=() if alone else [*gate, "--before"],
+        before_restart=() if alone else [*gate, "--before", "--seconds", WELL_SECONDS],
         unit={
             "user": owner,
             "writable": settings.nats_writable,
