@@ -9,16 +9,18 @@ BIN := .venv/bin
 # The name of the Docker cluster; its keys and what is uploaded to it are in .cluster/NAME
 export NATSKIT_CLUSTER ?= natskit
 CLUSTER := $(NATSKIT_CLUSTER)
+# What `make upgrade-cluster` goes to: the newest nats-server that is pinned. An older one is the way back.
+NATS_VERSION ?= $(basename $(lastword $(shell ls requirements/nats-server | sort --version-sort)))
 # Extra words for pyinfra, such as DEPLOY="--data proxy_port=8443"
 DEPLOY ?=
 # Extra words for pytest, such as TESTS="tests/unit -k claims"
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up plan down status logs cluster cluster-down security test lint bench clean lock console
+.PHONY: help up plan down status logs cluster cluster-down upgrade-cluster security test lint bench clean lock console
 
 help: ## Explain the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 up: .venv/platform console ## Bring up the whole platform on this machine, data in .local/
 	@$(BIN)/pyinfra -y inventories/local.py deploy.py $(DEPLOY) 2>&1 | scripts/quietly
@@ -41,13 +43,17 @@ cluster: .venv/platform console ## Eight machines in Docker, and the whole platf
 	@$(BIN)/pyinfra -y inventories/docker.py deploy.py $(DEPLOY) 2>&1 | scripts/quietly
 	@$(BIN)/natskit --platform .cluster/$(CLUSTER) ready
 
+upgrade-cluster: .venv/platform console ## NATS_VERSION of nats-server and these programs, one host at a time
+	@$(BIN)/pyinfra -y inventories/docker.py deploy.py --data nats_version=$(NATS_VERSION) $(DEPLOY) 2>&1 | scripts/quietly
+	@$(BIN)/natskit --platform .cluster/$(CLUSTER) ready
+
 cluster-down: ## Remove what `make cluster` started
 	@scripts/cluster down $(CLUSTER)
 
 security: ## How hardened the units of the cluster are, by systemd's own score
 	@scripts/security $(CLUSTER)
 
-test: lint console ## Everything: unit, real servers, real browser
+test: lint console ## Everything: unit, real servers, real browser, eight machines in Docker
 	@scripts/chromium
 	@$(BIN)/pytest $(TESTS)
 
@@ -55,6 +61,7 @@ lint: .venv/dev ## Format check, lint, strict types
 	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ." >&2; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/python scripts/settings-doc --check
 
 bench: .venv/dev console ## Measure; results in bench/RESULTS.md
 	@scripts/chromium

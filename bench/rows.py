@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import wire
+from bench import sync, wire
 from bench.wire import Target
 from natskit import rpc
 from natskit.client import Client
@@ -305,6 +305,20 @@ def idle_memory(stage: Stage) -> Iterator[Row]:
         )
 
 
+def synced_writes(stage: Stage) -> Iterator[Row]:
+    for (replicas, writers), (always, seldom) in sync.rates(str(BIN / "nats-server"), stage.rounds).items():
+        yield Row(
+            "8",
+            f"JetStream writes, R{replicas}, {writers} writer{'s' * (writers > 1)}, synced always against every 2 min",
+            always / seldom,
+            f"{always:,.0f} of {seldom:,.0f} writes/s",
+            "",
+            None,
+            "256 B, acknowledged, each writer waits for its own; one nats-py client, three nats-servers on one disk, "
+            "which a cluster has three of; 2 s a round",
+        )
+
+
 def percentiles(seconds: list[float]) -> tuple[float, float]:
     """Median and 99th percentile in milliseconds."""
     ordered = sorted(seconds)
@@ -362,4 +376,5 @@ MEASUREMENTS: list[tuple[str, Callable[[Stage], Iterator[Row]]]] = [
     ("4", hub_api),
     ("5", lambda stage: iter([connects(stage), storm(stage)])),
     ("6", lambda stage: iter([exec_true(stage)])),
+    ("8", synced_writes),
 ]

@@ -32,18 +32,23 @@ def _machines() -> dict[str, list[tuple[str, dict[str, Any]]]]:
         raise InventoryError(f"no cluster {_cluster} in Docker: make cluster starts one")
     for container in json.loads(_docker("container", "inspect", *sorted(names))):
         name = container["Name"].removeprefix("/")
-        # A machine that does not run would be committed to an image and removed when pyinfra is done with it.
-        if container["State"]["Status"] != "running":
-            raise InventoryError(f"{name} is {container['State']['Status']}: make cluster starts it again")
         (network,) = container["NetworkSettings"]["Networks"].values()
+        # The address it was given: it has none while it is stopped.
+        address = network["IPAMConfig"]["IPv4Address"]
         machine = {
             "platform_name": name.removeprefix(f"{_cluster}-"),
-            "platform_address": network["IPAddress"],
+            "platform_address": address,
             "platform_control": str(_control),
             "proxy_port": 443,
             "hub_count": 1,
+            "nats_jetstream_max_file": 1024**3,  # all machines share this one's disk
         }
-        groups[container["Config"]["Labels"]["natskit.role"]].append((f"@docker/{name}", machine))
+        place = f"@docker/{name}"
+        if container["State"]["Status"] != "running":
+            # It fails alone, as a host that is down does: nobody answers there. By its container pyinfra would make an
+            # image of it, and remove it in the end.
+            place, machine = name, machine | {"ssh_hostname": address, "ssh_connect_retries": 0}
+        groups[container["Config"]["Labels"]["natskit.role"]].append((place, machine))
     for machines in groups.values():
         for _, machine in machines:
             machine["proxy_name"] = groups["proxy"][0][1]["platform_address"]

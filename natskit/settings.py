@@ -11,18 +11,15 @@ import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from natskit.errors import SettingsError
+from natskit.nats_settings import NatsSettings
 from natskit.permissions import MAX_PROJECTS_PER_ACCOUNT
+from natskit.setting_types import Bytes, Host, HostPath, Listed, Port, Seconds, Unit
 
-Port = Annotated[int, Field(ge=1, le=65535)]
-Bytes = Annotated[int, Field(ge=0)]
-Seconds = Annotated[int, Field(ge=1)]
-Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$")]
-"""A DNS name or an IPv4 address."""
 Package = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$")]
 
 MAX_ROOT = 107 - len("/supervisor/supervisor.sock.4194304")
@@ -32,13 +29,8 @@ _ID_OR_NOTHING = r"^([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$"
 _RUNNER_NAMESPACE = uuid.UUID("6e617473-6b69-7400-8000-72756e6e6572")
 
 
-def _split(value: Any) -> Any:
-    """``a,b`` from a command line is the list ``["a", "b"]``."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-Packages = Annotated[list[Package], BeforeValidator(_split)]
-Folders = Annotated[list[Annotated[str, Field(pattern=r"^/")]], BeforeValidator(_split)]
+Packages = Annotated[list[Package], Listed]
+Folders = Annotated[list[Annotated[str, Field(pattern=r"^/")]], Listed]
 """Absolute paths."""
 
 
@@ -103,45 +95,6 @@ class PlatformSettings(_Role):
         return "127.0.0.1" if self.platform_address in ("127.0.0.1", "localhost") else "0.0.0.0"
 
 
-class NatsSettings(_Role):
-    """nats-server. Names and units follow its configuration (docs.nats.io, "Configuration")."""
-
-    nats_version: Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$")] = "2.15.1"
-    """The version systemd runs; an older one stays beside a newer one, so this is also the way back."""
-    nats_host: Host | None = None
-    """Address to listen on; every interface of a host that others reach, unless told."""
-    nats_port: Port = 4222
-    nats_websocket_port: Port = 5004
-    nats_cluster_name: Annotated[str, Field(pattern=r"^[^\s*>.]+$")] = "natskit"
-    nats_cluster_port: Port = 6222
-    """Where the nats-servers of a platform meet each other; only used where there are several."""
-    nats_monitor_port: Port = 8222
-    """Always on loopback: monitoring names every connection and its subjects."""
-    nats_max_payload: Annotated[int, Field(ge=65_536, le=64 * 1024**2)] = 1024 * 1024
-    """Bytes. The server's own default and its maximum; larger messages hold up everybody behind them."""
-    nats_max_control_line: Annotated[int, Field(ge=512)] = 4096
-    """Bytes. The server's own default; the longest subject of ours has 90."""
-    nats_max_connections: Annotated[int, Field(ge=1)] = 65_536
-    nats_max_pending: Annotated[int, Field(ge=1024**2)] = 64 * 1024 * 1024
-    """Bytes the server holds for a reader that is too slow before it is cut off: the server's own default."""
-    nats_write_deadline: Seconds = 10
-    nats_ping_interval: Seconds = 20
-    """Not the server's 120: a browser whose network vanished should not look present for minutes."""
-    nats_auth_timeout: Annotated[float, Field(gt=0, le=30)] = 5
-    """Seconds. Not the server's 2: after a restart thousands of clients wait for the same two hubs."""
-    nats_lame_duck_duration: Annotated[int, Field(ge=30)] = 30
-    """Seconds over which clients are moved away before the server stops; 30 is the server's minimum."""
-    nats_jetstream_max_file: Bytes = 10 * 1024**3
-    nats_jetstream_max_memory: Bytes = 256 * 1024**2
-    nats_sync_interval: Annotated[str, Field(pattern=r"^(always|[1-9][0-9]*(ms|s|m))$")] = "always"
-    """Not the server's 2m, which loses acknowledged writes at power loss (Jepsen, NATS 2.12.1, 2025)."""
-    nats_memory_limit: Annotated[int, Field(ge=64 * 1024**2)] | None = None
-    """Bytes of memory nats-server may use on a host: GOMEMLIMIT makes it collect garbage before that is reached."""
-    nats_debug: bool = False
-    nats_extra: str = ""
-    """Anything nats-server knows and we do not model, appended to its configuration as it is."""
-
-
 class HubSettings(_Role):
     """The hubs of one host."""
 
@@ -153,11 +106,12 @@ class HubSettings(_Role):
     """Seconds a browser stays signed in without being seen."""
     hub_session_absolute: Seconds = 30 * 86_400
     """Seconds after which the password is asked for again in any case."""
-    hub_authorization_ttl: Annotated[int, Field(ge=10)] = 900
+    hub_authorization_ttl: Annotated[int, Field(ge=10), Unit("seconds")] = 900
     """Seconds a connection keeps its rights without asking again: the backstop for a lost kick."""
     hub_password_concurrency: Annotated[int, Field(ge=1, le=64)] = 1
     """Passwords hashed at the same time; each takes a core for 0.1 s and 64 MiB, and callouts must not wait for it."""
     hub_max_projects_per_account: Annotated[int, Field(ge=1, le=MAX_PROJECTS_PER_ACCOUNT)] = MAX_PROJECTS_PER_ACCOUNT
+    """nats-server's own end of the list of subjects of one session lies just above."""
     hub_api_packages: Packages = []
     """Python packages that add methods to the hub (README, "Your own API")."""
     hub_state_replicas: Annotated[int, Field(ge=1, le=5)] | None = None
@@ -172,20 +126,45 @@ class ProxySettings(_Role):
     proxy_listen: Host | None = None
     """Address to listen on; every interface of a host that others reach, unless told."""
     proxy_port: Port = 4043
+    """For https. Not 443, which needs root on this machine."""
+    proxy_http_port: Port | None = None
+    """Listen for plain HTTP as well and send everybody to https, but for challenges of ACME; 80 with
+    proxy_acme_webroot, unless told."""
     proxy_certificate: Path | None = None
-    """Your own certificate for ``proxy_name``, with the chain up to its root (PEM), on the control machine."""
+    """Your own certificate for proxy_name, with the chain up to its root (PEM), on the control machine."""
     proxy_key: Path | None = None
-    """Its key."""
-    proxy_certificate_hosts: Annotated[list[Host], BeforeValidator(_split)] = []
+    """Its key (PEM, without a password)."""
+    proxy_certificate_on_host: bool = False
+    """Something on the host renews the certificate (docs/acme.md): proxy_certificate and proxy_key are paths there, or,
+    if not set, platform_root/proxy/tls.crt and tls.key, where a deploy puts a certificate only if there is none."""
+    proxy_acme_webroot: HostPath | None = None
+    """Folder on the host whose .well-known/acme-challenge is answered from over plain HTTP: for certbot --webroot and
+    lego --http.webroot. Source: RFC 8555, section 8.3."""
+    proxy_certificate_hosts: Annotated[list[Host], Listed] = []
     """DNS names and addresses in the certificate from the platform's CA; unless told, proxy_name and the address."""
     proxy_websocket_buffer: Bytes = 65_536
     """Bytes for each direction of each open WebSocket that is busy: bulk speed against memory (bench/RESULTS.md)."""
-    proxy_sign_in_rate: Annotated[int, Field(ge=1)] = 30
+    proxy_sign_in_rate: Annotated[int, Field(ge=1), Unit("a minute")] = 30
     """Sign-in attempts a minute and address; more are answered 429."""
     proxy_sign_in_burst: Annotated[int, Field(ge=0)] = 20
     """Attempts beyond that rate that are let through at once: a class behind one address."""
     proxy_max_body: Bytes = 1024 * 1024
     """Bytes of an HTTP request; the hubs take no more than a NATS message may have."""
+
+    @model_validator(mode="after")
+    def _certificate_with_key(self) -> Self:
+        if (self.proxy_certificate is None) != (self.proxy_key is None):
+            missing = "proxy_key" if self.proxy_key is None else "proxy_certificate"
+            raise ValueError(f"proxy_certificate and proxy_key go together, and {missing} is not set")
+        for path in (self.proxy_certificate, self.proxy_key):
+            if path is not None and self.proxy_certificate_on_host and not re.fullmatch(r"/[^\s%;\"'$\\]*", str(path)):
+                raise ValueError(f"proxy_certificate_on_host is set, and {path} is not an absolute path on the host")
+        return self
+
+    @property
+    def http_port(self) -> int | None:
+        """Where plain HTTP is answered, if it is."""
+        return self.proxy_http_port or (80 if self.proxy_acme_webroot else None)
 
 
 class RunnerSettings(_Role):
@@ -195,19 +174,19 @@ class RunnerSettings(_Role):
     """What the runner is called in ``natskit status``; the host's name, unless told."""
     runner_id: Annotated[str, Field(pattern=_ID_OR_NOTHING)] = ""
     """Lower-case UUID; made from the name where none is given."""
-    runner_project_memory: Annotated[int, Field(ge=256 * 1024**2)] | None = 4 * 1024**3
+    runner_project_memory: Annotated[int, Field(ge=256 * 1024**2), Unit("bytes")] | None = 4 * 1024**3
     """Bytes: of all of a project together on a host; locally of the data of each process (RLIMIT_DATA)."""
     runner_project_processes: Annotated[int, Field(ge=16)] = 512
     """Processes and threads of a project on a host; locally RLIMIT_NPROC would count yours, and it is not limited."""
-    runner_project_cpu: Annotated[int, Field(ge=1)] | None = 200
+    runner_project_cpu: Annotated[int, Field(ge=1), Unit("% of a core")] | None = 200
     """Percent of one core that a project on a host may use; 200 is two cores. Not limited locally."""
-    runner_project_file: Annotated[int, Field(ge=1024**2)] | None = 2 * 1024**3
+    runner_project_file: Annotated[int, Field(ge=1024**2), Unit("bytes")] | None = 2 * 1024**3
     """Bytes of one file (RLIMIT_FSIZE)."""
-    runner_project_disk: Annotated[int, Field(ge=16 * 1024**2)] | None = 10 * 1024**3
+    runner_project_disk: Annotated[int, Field(ge=16 * 1024**2), Unit("bytes")] | None = 10 * 1024**3
     """Bytes of a project's files on a host; one that has more is stopped, and its user gets time to clean up."""
     runner_disk_reserve: Bytes = 1024**3
     """Bytes that stay free on a runner's host: below, the project that writes most is stopped."""
-    runner_project_window: Annotated[int, Field(ge=128 * 1024, le=32 * 1024**2)] = 2 * 1024**2
+    runner_project_window: Annotated[int, Field(ge=128 * 1024, le=32 * 1024**2), Unit("bytes")] = 2 * 1024**2
     """Bytes of output of one command that may be on their way, unacknowledged."""
     runner_project_api_packages: Packages = []
     """Python packages that add methods to the project agent (README, "Your own API")."""
@@ -219,12 +198,15 @@ class Settings(RunnerSettings, ProxySettings, HubSettings, NatsSettings, Platfor
     @model_validator(mode="after")
     def _ports_differ(self) -> Self:
         ports: dict[int, str] = {}
-        named = [
+        optional = ("nats_leafnode_port", "nats_gateway_port", "nats_mqtt_port")
+        named: list[tuple[str, int]] = [
             ("nats_port", self.nats_port),
             ("nats_websocket_port", self.nats_websocket_port),
             ("nats_monitor_port", self.nats_monitor_port),
             ("nats_cluster_port", self.nats_cluster_port),
+            *((key, port) for key in optional if (port := getattr(self, key)) is not None),
             ("proxy_port", self.proxy_port),
+            *((("proxy_http_port", self.http_port),) if self.http_port else ()),
             *((f"hub_port + {n}" if n else "hub_port", port) for n, port in enumerate(self.hub_ports)),
         ]
         for key, port in named:
@@ -236,9 +218,16 @@ class Settings(RunnerSettings, ProxySettings, HubSettings, NatsSettings, Platfor
         return self
 
     @model_validator(mode="after")
-    def _messages_fit(self) -> Self:
-        if self.nats_max_payload > self.nats_max_pending:
-            raise ValueError("nats_max_payload must not be higher than nats_max_pending: nats-server would not start")
+    def _protected(self) -> Self:
+        if not self.platform_tls:
+            for listener in ("client", "websocket", "cluster", "leafnode", "gateway", "mqtt"):
+                if getattr(self, f"nats_{listener}_tls") is not None:
+                    raise ValueError(f"nats_{listener}_tls changes TLS that is off: platform_tls is false")
+        if self.nats_jetstream_key_file and self.platform_manager == "supervisor":
+            raise ValueError(
+                "nats_jetstream_key_file needs platform_manager systemd, which gives nats-server the key without "
+                "showing it to others; here, encrypt the disk"
+            )
         return self
 
     @model_validator(mode="after")
@@ -269,6 +258,23 @@ class Settings(RunnerSettings, ProxySettings, HubSettings, NatsSettings, Platfor
         return f"{'tls' if self.platform_tls else 'nats'}://{self.platform_address}:{self.nats_port}"
 
     @property
+    def jetstream_directory(self) -> Path:
+        """Where nats-server keeps its streams."""
+        return Path(self.nats_jetstream_directory or self.platform_root / "nats" / "jetstream")
+
+    @property
+    def nats_writable(self) -> list[str]:
+        """The folders nats-server writes to."""
+        folder = self.platform_root / "nats"
+        logs = [folder / "log"] if self.nats_log_to_file else []
+        return [str(path) for path in (folder / "jwt", self.jetstream_directory, folder / "run", *logs)]
+
+    @property
+    def lowest_proxy_port(self) -> int:
+        """Below 1024, nginx needs the right to bind it."""
+        return min(self.proxy_port, self.http_port or self.proxy_port)
+
+    @property
     def runner_label(self) -> str:
         """What the runner is called."""
         return self.runner_name or self.platform_name
@@ -291,12 +297,38 @@ def load(data: Mapping[str, Any], place: str) -> Settings:
 
 
 def _explain(problem: Any, place: str) -> str:
-    key = str(problem["loc"][0]) if problem["loc"] else ""
+    key, inside = _path(problem["loc"])
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, Settings.model_fields, n=1)
-        hint = f"did you mean {near[0]}?" if near else "natskit/settings.py has them all"
-        return f"{place}: unknown setting {key}: {hint}"
+        known = _names(Settings) if inside else Settings.model_fields
+        near = difflib.get_close_matches(inside.rpartition(".")[2] if inside else key, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "docs/settings.md has them all"
+        return f"{place}: unknown setting {key}{inside}: {hint}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     if not key:
         return f"{place}: {message}"
-    return f"{place}: {key} = {problem['input']!r}: {message[0].lower()}{message[1:]}"
+    shown = "" if isinstance(problem["input"], dict) else f" = {problem['input']!r}"
+    return f"{place}: {key}{inside}{shown}: {message[0].lower()}{message[1:]}"
+
+
+def _path(location: tuple[str | int, ...]) -> tuple[str, str]:
+    """The setting, and the place in it: ``nats_gateways`` and ``[0].urls``."""
+    key, *parts = location or ("",)
+    # A key of a dictionary that is wrong itself is followed by "[key]".
+    inside = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts if part != "[key]"]
+    return str(key), "".join(inside)
+
+
+def _names(model: type[BaseModel]) -> set[str]:
+    """The names of all that is inside a model's settings."""
+    found: set[str] = set()
+    for field in model.model_fields.values():
+        for part in parts(field.annotation):
+            found |= set(part.model_fields) | _names(part)
+    return found
+
+
+def parts(annotation: Any) -> list[type[BaseModel]]:
+    """The models in the type of a setting: itself, what a list holds, or what else it may be."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [part for argument in get_args(annotation) for part in parts(argument)]

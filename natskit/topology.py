@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from natskit import named_files
 from natskit.errors import SettingsError
 from natskit.settings import Settings, load
 
 ROLES = ("nats", "hub", "proxy", "runner")
 """The groups of an inventory: a host plays the role of each that it is in."""
+
+Hosts = Iterable[tuple[str, Iterable[str], Mapping[str, Any]]]
 
 PLATFORM_WIDE = ("proxy_name", "proxy_port", "platform_control", "platform_tls", "nats_cluster_name")
 """Settings that are one value for all hosts: put them into group_data/all.py."""
@@ -38,7 +42,7 @@ class Topology:
     @property
     def replicas(self) -> int:
         """Copies of what JetStream holds: as many servers may be lost as are left beyond a majority of these."""
-        return self.hub[0].hub_state_replicas or min(3, len(self.nats))
+        return self.hub[0].hub_state_replicas or min(3, sum(settings.nats_jetstream for settings in self.nats))
 
     def nats_urls_for(self, settings: Settings) -> list[str]:
         """The same for a host; the nats-server of the host itself comes first, if it has one."""
@@ -60,7 +64,19 @@ class Topology:
         return host if settings.hub_count == 1 else f"{host}-{program}"
 
 
-def validate(hosts: Iterable[tuple[str, Iterable[str], Mapping[str, Any]]]) -> tuple[Topology, dict[str, Settings]]:
+def validate(hosts: Hosts) -> tuple[Topology, dict[str, Settings]]:
+    """The platform as :func:`assemble` makes it, and as a deploy needs it: the files that settings name are there.
+
+    Raises :class:`SettingsError` with a line for each thing that is wrong, on every host.
+    """
+    site, known = assemble(hosts)
+    problems = list(named_files.problems(site, now=time.time()))
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return site, known
+
+
+def assemble(hosts: Hosts) -> tuple[Topology, dict[str, Settings]]:
     """The platform, and the settings of each host, from the hosts' names, groups and data.
 
     Raises :class:`SettingsError` with a line for each thing that is wrong, on every host.
@@ -79,7 +95,7 @@ def validate(hosts: Iterable[tuple[str, Iterable[str], Mapping[str, Any]]]) -> t
             if role in groups:
                 roles[role].append(known[name])
     if not problems:
-        problems = [*_whole(roles), *_agree(known), *_differ(known)]
+        problems = [*_whole(roles), *_nats(roles["nats"]), *_agree(known), *_differ(known)]
     if problems:
         raise SettingsError("\n".join(problems))
     return Topology(**{role: tuple(settings) for role, settings in roles.items()}), known
@@ -97,9 +113,83 @@ def _whole(roles: Mapping[str, list[Settings]]) -> Iterable[str]:
     copies = {settings.hub_state_replicas for settings in roles["hub"]}
     if len(copies) > 1:
         yield "inventory: hub_state_replicas is not the same on all hubs: set it in group_data/all.py"
+    with_streams = sum(settings.nats_jetstream for settings in roles["nats"])
     for number in copies - {None}:
-        if number is not None and number > len(roles["nats"]):
-            yield f"inventory: hub_state_replicas = {number}: there are only {len(roles['nats'])} nats-servers"
+        if number is not None and number > with_streams:
+            yield f"inventory: hub_state_replicas = {number}: there are only {with_streams} nats-servers with JetStream"
+
+
+NATS_WIDE = (
+    "nats_jetstream_domain",
+    "nats_jetstream_unique_tag",
+    "nats_max_payload",
+    "nats_gateways",
+    "nats_gateway_reject_unknown",
+)
+"""Settings that all nats-servers of a cluster must have in common: put them into group_data/nats.py."""
+
+
+def _nats(servers: list[Settings]) -> Iterable[str]:
+    """What nats-servers have to agree on, and what they need of each other."""
+    for key in NATS_WIDE:
+        yield from _same(key, {settings.platform_name: getattr(settings, key) for settings in servers})
+    doors = {settings.platform_name: "open" if settings.nats_gateway_port else "closed" for settings in servers}
+    if len(set(doors.values())) > 1:
+        without = next(name for name, door in doors.items() if door == "closed")
+        yield (
+            f"inventory: nats_gateway_port is not set on {without}: in a supercluster every server of a cluster needs "
+            "it, or what its clients say stays inside"
+        )
+    if servers and not any(settings.nats_resolver == "full" for settings in servers):
+        cache = [settings.platform_name for settings in servers if settings.nats_resolver == "cache"]
+        if cache:
+            yield (
+                f"inventory, host {cache[0]}: nats_resolver = 'cache' asks a full one for NATS accounts, and no "
+                "nats-server is full"
+            )
+    yield from _jetstream(servers)
+
+
+def _jetstream(servers: list[Settings]) -> Iterable[str]:
+    with_streams = [settings for settings in servers if settings.nats_jetstream]
+    for settings in with_streams:
+        clustered = len(servers) > 1 or bool(settings.nats_cluster_routes)
+        if settings.nats_gateway_port and not clustered:
+            yield (
+                f"inventory, host {settings.platform_name}: nats_gateway_port and JetStream on a nats-server without "
+                "routes: it would not start (JetStream cluster requires configured routes)"
+            )
+        if settings.nats_jetstream_previous_key_file and clustered:
+            yield (
+                f"inventory, host {settings.platform_name}: nats_jetstream_previous_key_file: on a cluster nats-server "
+                "cannot open its own state with it and would not start: docs/jetstream.md says how to change a key"
+            )
+    if servers and not with_streams:
+        yield "inventory: nats_jetstream is off on all nats-servers, and the platform keeps its state in it"
+    for settings in with_streams:
+        replicas = settings.nats_mqtt_stream_replicas
+        if replicas and replicas > len(with_streams):
+            yield (
+                f"inventory, host {settings.platform_name}: nats_mqtt_stream_replicas = {replicas}: JetStream runs on "
+                f"{len(with_streams)} nats-servers"
+            )
+    tag = with_streams[0].nats_jetstream_unique_tag if with_streams else None
+    if tag:
+        values = {own for settings in with_streams for own in settings.nats_server_tags if own.startswith(tag)}
+        copies = min(3, len(with_streams))
+        if len(values) < copies:
+            yield (
+                f"inventory: nats_jetstream_unique_tag = {tag!r} has {len(values)} values in nats_server_tags: the "
+                f"state has {copies} copies, each of which needs its own"
+            )
+
+
+def _same(key: str, values: Mapping[str, Any]) -> Iterable[str]:
+    (here, one), *others = values.items() if values else [("", None)]
+    for there, other in others:
+        if other != one:
+            yield f"inventory: {key} is {one} on {here} and {other} on {there}: it must be the same on all nats-servers"
+            return
 
 
 def _agree(known: Mapping[str, Settings]) -> Iterable[str]:

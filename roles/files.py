@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import shlex
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,11 @@ from pyinfra.operations import files
 from natskit.errors import SettingsError
 
 CANDIDATE = ".candidate"
+AS_USER = (
+    "setpriv --reuid={user} --regid={user} --clear-groups "
+    "--inh-caps=+net_bind_service --ambient-caps=+net_bind_service --"
+)
+"""What its unit allows a program: its own user, and ports below 1024."""
 
 
 def private_directory(path: Path, owner: str = "") -> None:
@@ -25,9 +30,22 @@ def private_directory(path: Path, owner: str = "") -> None:
     files.directory(name=f"Make folder {path}", path=str(path), mode="700", user=owner or None, group=owner or None)
 
 
+@dataclass(frozen=True)
+class WrittenFile:
+    """A file that a program reads, and whether this deploy changed it."""
+
+    path: Path
+    operation: OperationMeta
+
+    @property
+    def did_change(self) -> Callable[[], bool]:
+        """For ``_if``: asked when the deploy runs."""
+        return self.operation.did_change
+
+
 def checked_file(
     *, name: str, content: str, path: Path, mode: str = "600", owner: str = "", check: Sequence[str] = ()
-) -> OperationMeta:
+) -> WrittenFile:
     """Write a file when its content differs; with ``check``, only after that program has accepted it.
 
     The candidate is written beside the file, ``{}`` in ``check`` stands for its path, and it is moved into place, at
@@ -37,7 +55,7 @@ def checked_file(
     The content goes through the command's input: never into an argv, and never into a file that others may read, as
     the temporary file of an upload over SSH with sudo would be.
     """
-    return _written(
+    operation = _written(
         name=name,
         content=_Content(content.encode()),
         path=str(path),
@@ -45,6 +63,7 @@ def checked_file(
         owner=owner,
         check=list(check),
     )
+    return WrittenFile(path, operation)
 
 
 @dataclass(frozen=True)
@@ -72,8 +91,8 @@ def _written(
     if check:
         log = shlex.quote(f"{path}{CANDIDATE}.log")
         command = " ".join(candidate if word == "{}" else shlex.quote(word) for word in check)
-        # As the user who will read it: nginx makes its folders even when it only checks.
-        command = f"runuser -u {owner} -- {command}" if owner else command
+        # As the user who will read it: nginx makes its folders even when it only checks, and binds its ports.
+        command = f"{AS_USER.format(user=owner)} {command}" if owner else command
         steps.append(f"{{ {command} > {log} 2>&1 || {{ cat {log} >&2; rm -f {candidate} {log}; exit 1; }}; }}")
         steps.append(f"rm -f {log}")
     steps.append(f"mv {candidate} {shlex.quote(path)}")

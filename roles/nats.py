@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from pyinfra import host
-from pyinfra.api.exceptions import OperationError
+from pyinfra.api import FactBase
+from pyinfra.api.exceptions import OperationError, PyinfraError
 from pyinfra.operations import python
 
+from natskit import named_files
 from natskit.identity import NATS_ACCOUNTS, Identity
-from natskit.render import derived, render
+from natskit.render import nats_values, render
 from natskit.settings import Settings
 from natskit.topology import Topology
 from roles import service, tls
-from roles.files import checked_file, private_directory
+from roles.files import WrittenFile, checked_file, private_directory
 from roles.platform import ca_file
 from roles.program import Program
 
@@ -29,9 +33,9 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
     """Install, configure, activate."""
     directory, owner = settings.platform_root / "nats", service.owner(settings, "nats")
     server, programs = service.nats_server(settings), service.python(settings)
-    writable = [directory / "jwt", directory / "jetstream", directory / "run"]
-    for folder in (directory, *writable):
+    for folder in (directory, *map(Path, settings.nats_writable)):
         private_directory(folder, owner)
+    _room(settings)
 
     accounts = {
         account: checked_file(
@@ -49,13 +53,17 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
         owner=owner,
     )
     reload_on = [probe, *(tls.install(settings, identity, "nats", directory, owner) if settings.platform_tls else [])]
+    reload_on += _leafnodes(settings, directory, owner)
+    environment, restart_on = _environment(settings, directory)
+    # Where the keys are not in reach, any will do to check a configuration.
+    variables = ["env", *(f"{name}=unknown" for name in environment)] if environment else []
     reload_on.append(
         checked_file(
             name="Render nats-server.conf",
             content=render("nats-server.conf", values(settings, site, identity)),
             path=directory / "nats-server.conf",
             owner=owner,
-            check=[str(server), "-t", "-c", "{}"],
+            check=[*variables, str(server), "-t", "-c", "{}"],
         )
     )
 
@@ -64,23 +72,37 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
     gate += ["--urls", ",".join(site.nats_urls_for(settings)), "--server", settings.platform_name]
     gate += ["--ca", str(directory / "tls" / "ca.crt")] if settings.platform_tls else []
     alone = len(site.nats) == 1
+    # By a name that stays: with the version of natskit in its unit, nats-server would be restarted for each new one.
+    reload = checked_file(
+        name="Write how nats-server is reloaded",
+        content="#!/bin/sh\nexec "
+        + shlex.join([str(programs), "-m", "natskit.reload", str(directory / "run" / "nats-server.pid"), monitor])
+        + "\n",
+        path=directory / "reload",
+        mode="700",
+        owner=owner,
+    )
     program = Program(
         name="nats",
         command=[str(server), "-c", str(directory / "nats-server.conf")],
         priority=10,
         # Most settings can be reloaded; nats-server says no to the others, and then it is restarted.
-        reload=[str(programs), "-m", "natskit.reload", str(directory / "run" / "nats-server.pid"), monitor],
+        reload=[str(reload.path)],
         stop_seconds=settings.nats_lame_duck_duration + STOP_SECONDS,
         # Alone there is nobody to wait for, and whoever starts later waits for the hubs.
         healthy=() if alone else [*gate, "--seconds", CAUGHT_UP_SECONDS],
         before_restart=() if alone else [*gate, "--before"],
         unit={
             "user": owner,
-            "writable": [str(folder) for folder in writable],
+            "writable": settings.nats_writable,
             "memory_limit": settings.nats_memory_limit,
+            "environment_file": str(directory / "environment") if environment else None,
+            "mount": settings.nats_jetstream_directory,
         },
     )
-    kept_running = service.run(settings, program, reload_on=reload_on)
+    kept_running = service.run(settings, program, restart_on=restart_on, reload_on=reload_on)
+    if settings.nats_resolver == "memory":  # it has them in its configuration, and reads that when it is reloaded
+        return
     for account, change in accounts.items():
         python.call(
             name=f"Push NATS account {account} to nats-server",
@@ -89,6 +111,58 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
             identity=identity,
             account=account,
             _if=[change.did_change, kept_running],
+        )
+
+
+def _environment(settings: Settings, directory: Path) -> tuple[dict[str, str], list[WrittenFile]]:
+    """The keys of JetStream, in a file that systemd reads as root and nats-server itself cannot."""
+    environment = named_files.jetstream_environment(settings)
+    if not environment:
+        return {}, []
+    written = checked_file(
+        name="Give nats-server the key of JetStream",
+        content=named_files.environment_file(environment),
+        path=directory / "environment",
+        owner="root",
+    )
+    return environment, [written]
+
+
+def _leafnodes(settings: Settings, directory: Path, owner: str) -> list[WrittenFile]:
+    return [
+        checked_file(
+            name=f"Give nats-server the creds of leafnode {number}",
+            content=named_files.creds(remote.credentials),
+            path=directory / f"leafnode-{number}.creds",
+            owner=owner,
+        )
+        for number, remote in enumerate(settings.nats_leafnode_remotes)
+        if remote.credentials
+    ]
+
+
+class DiskRoom(FactBase[int]):
+    """Bytes that the streams in a folder, which may not be there yet, can take: what they do, and what is free."""
+
+    def command(self, folder: str) -> str:
+        up = 'while [ ! -d "$f" ]; do f=$(dirname "$f"); done'
+        return f'f={shlex.quote(folder)}; du -sB1 "$f" 2>/dev/null; {up}; df -B1 --output=avail "$f" | tail -1'
+
+    def process(self, output: Iterable[str]) -> int:
+        return sum(int(line.split()[0]) for line in output)
+
+
+def _room(settings: Settings) -> None:
+    """A full disk ends JetStream on a server, and its own limit only refuses a write: the limit has to come first."""
+    if not settings.nats_jetstream or not settings.nats_jetstream_reserve or not service.uses_systemd(settings):
+        return
+    folder = str(settings.jetstream_directory)
+    room, wanted = host.get_fact(DiskRoom, folder=folder), settings.nats_jetstream_max_file
+    wanted += settings.nats_jetstream_reserve
+    if room < wanted:
+        raise PyinfraError(
+            f"{host.name}: the disk of {folder} has room for {room // 1024**2} MiB, and nats_jetstream_max_file with "
+            f"nats_jetstream_reserve is {wanted // 1024**2} MiB: make room, or lower one of them"
         )
 
 
@@ -117,9 +191,4 @@ def account_file(settings: Settings, identity: Identity, account: str) -> Path:
 
 def values(settings: Settings, site: Topology, identity: Identity) -> dict[str, object]:
     """What the template ``nats-server.conf`` needs."""
-    return derived("nats-server.conf", settings) | {
-        "url": site.url,
-        "routes": site.routes_for(settings),
-        "operator_jwt": identity.operator_jwt,
-        "system_account": identity.account_public_key("SYS"),
-    }
+    return nats_values(settings, site, identity)

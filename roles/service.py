@@ -10,10 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pyinfra.api.operation import OperationMeta
-
 from natskit.settings import Settings
 from roles import artifacts, supervisor, systemd
+from roles.files import WrittenFile
 from roles.program import Program
 
 HEALTHY_SECONDS = "60"
@@ -34,8 +33,8 @@ def run(
     settings: Settings,
     program: Program,
     *,
-    restart_on: Sequence[OperationMeta] = (),
-    reload_on: Sequence[OperationMeta] = (),
+    restart_on: Sequence[WrittenFile] = (),
+    reload_on: Sequence[WrittenFile] = (),
 ) -> Callable[[], bool]:
     """Keep a program running; restart or reload it if one of those operations changed something.
 

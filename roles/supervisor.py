@@ -12,12 +12,11 @@ from typing import Any
 
 from pyinfra import host
 from pyinfra.api import FactBase, StringCommand, operation
-from pyinfra.api.operation import OperationMeta
 from pyinfra.operations import server
 
 from natskit.render import render
 from natskit.settings import Settings
-from roles.files import checked_file, private_directory
+from roles.files import WrittenFile, checked_file, private_directory
 from roles.program import OPEN_FILES, Program
 
 BIN = Path(sys.prefix) / "bin"
@@ -109,8 +108,8 @@ def run(
     settings: Settings,
     program: Program,
     *,
-    restart_on: Sequence[OperationMeta] = (),
-    reload_on: Sequence[OperationMeta] = (),
+    restart_on: Sequence[WrittenFile] = (),
+    reload_on: Sequence[WrittenFile] = (),
 ) -> Callable[[], bool]:
     """See :func:`roles.service.run`."""
     configuration = _configuration(settings)
@@ -131,7 +130,7 @@ def run(
     def kept_running() -> bool:
         return not definition.did_change() and not started.did_change()
 
-    def unless_fresh(changes: Sequence[OperationMeta]) -> Callable[[], bool]:
+    def unless_fresh(changes: Sequence[WrittenFile]) -> Callable[[], bool]:
         return lambda: any(change.did_change() for change in changes) and kept_running()
 
     if restart_on:

@@ -11,16 +11,17 @@ from pathlib import Path
 
 from pyinfra import host
 from pyinfra.api import FactBase, StringCommand, operation
-from pyinfra.api.operation import OperationMeta
 from pyinfra.operations import files, server
 
 from natskit.render import render
 from natskit.settings import Settings
 from roles import artifacts
-from roles.files import checked_file
+from roles.files import WrittenFile, checked_file
 from roles.program import OPEN_FILES, Program
 
 UNITS = Path("/etc/systemd/system")
+RELOADED = Path("/run/natskit/reloaded")
+"""A file for each unit, of the time of its last reload, of which systemd keeps none."""
 
 
 class UnitStates(FactBase[dict[str, str]]):
@@ -34,6 +35,26 @@ class UnitStates(FactBase[dict[str, str]]):
         return {line[0]: line[2] for line in words if len(line) > 2}
 
     default = dict
+
+
+class Unread(FactBase[list[str]]):
+    """Which of its files a running unit has not read: a deploy before this one changed them and came no further.
+
+    A gate that refused, a host that went away: the files are as they should be by then, and what runs is not.
+    """
+
+    def command(self, unit: str, paths: list[str], also_reloads: bool) -> str:
+        since = f"systemctl show --timestamp=us+utc --value -p ActiveEnterTimestamp {shlex.quote(unit)}"
+        find = f'find {shlex.join(paths)} -maxdepth 0 -newermt "$since"'
+        reloaded = shlex.quote(str(RELOADED / unit))
+        if also_reloads:
+            find = f"if [ -e {reloaded} ]; then {find} -newer {reloaded}; else {find}; fi"
+        return f'since=$({since}) && [ -n "$since" ] && {find} 2>/dev/null || true'
+
+    def process(self, output: Iterable[str]) -> list[str]:
+        return [line for line in output if line.startswith("/")]
+
+    default = list
 
 
 def install(settings: Settings) -> None:
@@ -67,8 +88,8 @@ def run(
     settings: Settings,  # noqa: ARG001 - as supervisor's
     program: Program,
     *,
-    restart_on: Sequence[OperationMeta] = (),
-    reload_on: Sequence[OperationMeta] = (),
+    restart_on: Sequence[WrittenFile] = (),
+    reload_on: Sequence[WrittenFile] = (),
 ) -> Callable[[], bool]:
     """See :func:`roles.service.run`."""
     name = unit(program)
@@ -77,23 +98,34 @@ def run(
     before = [shlex.join(program.before_restart)] if program.before_restart else []
     started = _started(name=f"Run {program.name}", unit=name, wait=wait)
 
-    def outdated() -> bool:
-        changes = [definition, *restart_on]
-        return any(change.did_change() for change in changes) and not started.did_change()
+    def unread(written: Sequence[WrittenFile], also_reloads: bool) -> bool:
+        paths = [str(file.path) for file in written]
+        return bool(paths) and bool(host.get_fact(Unread, unit=name, paths=paths, also_reloads=also_reloads))
 
-    restart = [*before, f"systemctl restart {name}", *wait]
+    to_restart, to_reload = unread([definition, *restart_on], False), unread(reload_on, True)
+
+    def outdated() -> bool:
+        changed = to_restart or any(file.did_change() for file in (definition, *restart_on))
+        return changed and not started.did_change()
+
+    restart = [*before, "systemctl daemon-reload", f"systemctl restart {name}", *wait]
     server.shell(name=f"Restart {program.name}", commands=restart, _if=outdated, _serial=True)
     if reload_on:
+        reload = f"systemctl reload {name} && mkdir -p {RELOADED} && touch {RELOADED / name}"
         server.shell(
             name=f"Reload {program.name}",
-            commands=[f"systemctl reload {name} || {{ {' && '.join(restart)}; }}"],
-            _if=lambda: any(c.did_change() for c in reload_on) and not outdated() and not started.did_change(),
+            commands=[f"{{ {reload}; }} || {{ {' && '.join(restart)}; }}"],
+            _if=lambda: (
+                (to_reload or any(file.did_change() for file in reload_on))
+                and not outdated()
+                and not started.did_change()
+            ),
             _serial=True,
         )
     return lambda: not outdated() and not started.did_change()
 
 
-def define(program: Program, path: str) -> OperationMeta:
+def define(program: Program, path: str) -> WrittenFile:
     """Write a unit, and let systemd read it."""
     template = program.template or f"natskit-{program.name}.service"
     files.directory(name=f"Make folder {Path(path).parent}", path=str(Path(path).parent), mode="755")

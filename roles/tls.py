@@ -9,16 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pyinfra.api.operation import OperationMeta
-
 from natskit.identity import Identity
 from natskit.identity.tls import ensure_ca, ensure_host_certificate
 from natskit.settings import Settings
-from roles.files import checked_file, private_directory
+from roles.files import WrittenFile, checked_file, private_directory
 from roles.platform import is_dry
 
 
-def install(settings: Settings, identity: Identity, role: str, directory: Path, owner: str) -> list[OperationMeta]:
+def install(settings: Settings, identity: Identity, role: str, directory: Path, owner: str) -> list[WrittenFile]:
     """Give a role's folder a certificate of its host and role, its key and the CA; what changed is in the answer."""
     private_directory(directory / "tls", owner)
     with keys(identity) as folder:

@@ -23,9 +23,13 @@ from natskit.client import Client
 from natskit.errors import NatskitError
 from natskit.rpc import RpcError
 from natskit.runner.agent_unit import instance_of
+from tests.platform.raw import RawClient
 from tests.platform.site import REPOSITORY, Site
 
 NAME = "natskit-test"
+NATS = ("nats-1", "nats-2", "nats-3")
+HUBS = ("hub-1", "hub-2")
+RUNNERS = ("runner-1", "runner-2")
 SCRIPT = str(REPOSITORY / "scripts" / "cluster")
 T = TypeVar("T")
 
@@ -88,11 +92,12 @@ class Cluster(Site):
     def machine_of(self, project_id: str) -> str:
         """Where a project's files are."""
         folder = f"/var/lib/natskit/runner/projects/{instance_of(project_id)}"
-        runners = [machine for machine in self.machines if machine.startswith("runner-")]
-        (found,) = [
-            machine for machine in runners if self.sh(machine, f"test -d {folder}", check=False).returncode == 0
-        ]
+        holds = [machine for machine in RUNNERS if self.sh(machine, f"test -d {folder}", check=False).returncode == 0]
+        (found,) = holds
         return found
+
+    def tcp(self, creds: Path | str | None = None, server: str = NATS[0]) -> RawClient:
+        return RawClient.tcp(self.address(server), 4222, creds, ca_file=self.info["nats_ca_file"])
 
     def read(self, program: str, name: str) -> str:
         machine = "runner-1" if program == "runner" else program
@@ -105,8 +110,20 @@ class Cluster(Site):
 
     def monitor(self, path: str) -> list[str]:
         ask = f"import urllib.request as r; print(r.urlopen('http://127.0.0.1:8222/{path}').read().decode())"
-        servers = [machine for machine in self.machines if machine.startswith("nats-")]
-        return [self.sh(machine, f"python3 -c {shlex.quote(ask)}").stdout for machine in servers]
+        return [self.sh(machine, f"python3 -c {shlex.quote(ask)}").stdout for machine in NATS]
+
+    def variables(self, name: str) -> list[Any]:
+        """A value of each nats-server's ``/varz``."""
+        return [json.loads(answer)[name] for answer in self.monitor("varz")]
+
+    def streams(self) -> dict[str, set[str]]:
+        """Which servers have a copy of each stream, as they say themselves."""
+        found: dict[str, set[str]] = {}
+        for server, answer in zip(NATS, self.monitor("jsz?streams=true&accounts=true"), strict=True):
+            for account in json.loads(answer)["account_details"]:
+                for stream in account.get("stream_detail", []):
+                    found.setdefault(stream["name"], set()).add(server)
+        return found
 
     def readable_by_others(self) -> list[str]:
         secrets = r"\( -name keys.json -o -name '*.nk' -o -name '*.creds' -o -name '*.key' \)"

@@ -37,9 +37,16 @@ class _Transport(Protocol):
     def close(self) -> None: ...
 
 
+def _dial(host: str, port: int) -> socket.socket:
+    connection = socket.create_connection((host, port), timeout=TIMEOUT)
+    # A command and its PING are two writes: the second would wait 40 ms for the first one's acknowledgement.
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
 class _Tcp:
     def __init__(self, host: str, port: int, context: ssl.SSLContext | None) -> None:
-        self._socket = socket.create_connection((host, port), timeout=TIMEOUT)
+        self._socket = _dial(host, port)
         self._greeting = b""
         if context:
             try:
@@ -85,7 +92,7 @@ class _WebSocket:
 
     def __init__(self, url: str, context: ssl.SSLContext | None, origin: str | None, headers: dict[str, str]) -> None:
         uri = parse_uri(url)
-        plain = socket.create_connection((uri.host, uri.port), timeout=TIMEOUT)
+        plain = _dial(uri.host, uri.port)
         self._socket = context.wrap_socket(plain, server_hostname=uri.host) if context else plain
         self._protocol = ClientProtocol(uri, origin=Origin(origin) if origin is not None else None, max_size=None)
         try:
@@ -233,6 +240,16 @@ class RawClient:
         self._sid += 1
         self.send(f"SUB {subject} {queue} {self._sid}".replace("  ", " ").encode() + b"\r\n")
         return self.ping()
+
+    def hear_from(self, other: RawClient, subject: str, payload: bytes = b"", reply: str = "") -> bytes:
+        """The payload that ``other`` publishes, again and again: their servers may learn of a subscription later."""
+        deadline = time.monotonic() + TIMEOUT
+        while not any(name == subject for name, _ in self.messages):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no message on {subject}")
+            assert other.publish(subject, payload, reply) == []
+            self.ping()
+        return self.wait_for_message(subject)
 
     def unsubscribe_all(self) -> None:
         """Drop every subscription made so far."""

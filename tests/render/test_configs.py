@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
+import os
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -37,6 +41,8 @@ SOME_SETTINGS: list[dict[str, Any]] = [
     {"proxy_websocket_buffer": 1024**2, "hub_count": 1},
     {"hub_count": 64, "hub_port": 20000},
     {"platform_tls": False},
+    {"proxy_acme_webroot": "/var/lib/natskit/acme", "proxy_certificate_on_host": True},
+    {"proxy_http_port": 8080},
 ]
 
 
@@ -100,6 +106,61 @@ def test_nginx_accepts_without_a_warning(tmp_path: Path, identity: Path, setting
     said = nginx_says(tmp_path, identity, **settings)
     assert said.returncode == 0, said.stderr
     assert "warn" not in said.stderr
+
+
+def test_a_certificate_on_the_host_is_read_where_it_is(tmp_path: Path, identity: Path) -> None:
+    own = {"proxy_certificate": f"{tmp_path}/live.crt", "proxy_key": f"{tmp_path}/live.key"}
+    certificate, key = ensure_server_certificate(identity, "live", ["localhost"], now=int(time.time()))
+    (tmp_path / "live.crt").write_text(certificate)
+    (tmp_path / "live.key").write_text(key)
+    assert nginx_says(tmp_path, identity, **own, proxy_certificate_on_host=True).returncode == 0
+    assert f"ssl_certificate {tmp_path}/live.crt;" in (tmp_path / "proxy" / "nginx.conf").read_text()
+    assert nginx_says(tmp_path, identity, **own).returncode == 0
+    assert f"ssl_certificate {tmp_path}/proxy/tls.crt;" in (tmp_path / "proxy" / "nginx.conf").read_text()
+
+
+def test_the_proxy_shows_challenges_and_sends_all_else_to_https(tmp_path: Path, identity: Path) -> None:
+    challenges = tmp_path / "acme" / ".well-known" / "acme-challenge"
+    challenges.mkdir(parents=True)
+    (challenges / "token").write_text("proof")
+    tmp_path.chmod(0o755)
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        ports = {"proxy_http_port": one.getsockname()[1], "proxy_port": two.getsockname()[1]}
+    settings = ports | {
+        "proxy_acme_webroot": str(tmp_path / "acme"),
+        "proxy_user": "root root" if os.geteuid() == 0 else "",
+    }
+    assert nginx_says(tmp_path, identity, **settings).returncode == 0
+    proxy = tmp_path / "proxy"
+    server = subprocess.Popen([str(NGINX), "-p", str(proxy), "-e", "stderr", "-c", str(proxy / "nginx.conf")])
+    try:
+        found = {}
+        for path in ("/.well-known/acme-challenge/token", "/.well-known/acme-challenge/other", "/api/x?y=1"):
+            connection = _connected(ports["proxy_http_port"])
+            connection.request("GET", path, headers={"Host": "localhost"})
+            answer = connection.getresponse()
+            found[path] = (answer.status, answer.read(5) if answer.status == 200 else answer.headers["Location"])
+            connection.close()
+        assert list(found.values()) == [
+            (200, b"proof"),
+            (404, None),
+            (308, f"https://localhost:{ports['proxy_port']}/api/x?y=1"),
+        ]
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(10)
+
+
+def _connected(port: int) -> http.client.HTTPConnection:
+    deadline = time.monotonic() + 10
+    while True:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.connect()
+            return connection
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
 
 @pytest.mark.parametrize(

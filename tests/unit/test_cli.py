@@ -201,3 +201,39 @@ def test_a_part_that_answers_from_elsewhere_is_a_failure() -> None:
 )
 def test_only_a_hub_is_taken_for_a_hub(name: str, status: int, body: Any, expected: Part) -> None:
     assert read_health(name, URL, status, body if isinstance(body, str) else json.dumps(body)) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "said"),
+    [
+        ("hosts: {a: {groups: [nats]}}", [], "has several hosts: say which with --host, one of a"),
+        ("proxy_port: 443", ["--host", "a"], "has no hosts to choose from (docs/render.md)"),
+        ("hosts: {a: {groups: [nats, hub, proxy]}}", ["--host", "b"], "there is no host 'b': there are a"),
+        ("hosts: {a: {groups: [nats]}}", ["--host", "a"], "no host is in the group hub: a platform needs one"),
+        ("hosts: {a: {groups: [natz]}}", ["--host", "a"], "hosts, a: groups must be a list of some of nats, hub"),
+        ("hosts: {a: {proxy_port: 443}}", ["--host", "a"], "hosts, a: groups must be a list of some of nats, hub"),
+        ("hosts: [a]", ["--host", "a"], "hosts must have settings by name"),
+        (
+            "hosts: {a: {groups: [nats, hub, proxy], proxy_prot: 1}}",
+            ["--host", "a"],
+            "host a: unknown setting proxy_prot",
+        ),
+        (
+            "hosts: {a: {groups: [nats, hub, proxy]}}",
+            ["--host", "a", "--set", "proxy_prot=1"],
+            "unknown setting proxy_prot",
+        ),
+    ],
+)
+def test_render_for_one_host_of_several_names_what_is_wrong(
+    content: str,
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "site.yaml").write_text(content)
+    code, out, err = run(monkeypatch, capsys, "render", "nginx.conf", "--settings", str(tmp_path / "site.yaml"), *words)
+    assert (code, out) == (1, "")
+    assert said in err

@@ -140,7 +140,8 @@ export class Client {
       ignoreAuthErrorAbort: true,
       ignoreClusterUpdates: true,
       reconnectDelayHandler: () => this.#pause(),
-      pingInterval: 20_000,
+      // A server that lost its power or its network is noticed after two unanswered pings, and in no other way.
+      pingInterval: 5_000,
       timeout: 8_000,
       wsFactory: async (/** @type {string} */ url) => {
         await this.#beforeConnect();

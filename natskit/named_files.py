@@ -1,0 +1,134 @@
+"""Files on the control machine that settings name: the site's certificate, keys of JetStream, creds of leafnodes.
+
+They are looked at before any host is touched, since a host would refuse them half-way, or, worse, take them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from natskit.errors import SettingsError
+
+if TYPE_CHECKING:
+    from natskit.settings import Settings
+    from natskit.topology import Topology
+
+_KEY = re.compile(r"[A-Za-z0-9+/=_-]{32,}")
+
+
+def problems(site: Topology, now: float) -> Iterator[str]:
+    """One line for each file that is not what its setting needs; ``now`` in Unix seconds."""
+    for settings in site.proxy:
+        if settings.proxy_certificate and settings.proxy_key and not settings.proxy_certificate_on_host:
+            try:
+                check_certificate(settings.proxy_certificate, settings.proxy_key, settings.proxy_name, now)
+            except SettingsError as error:
+                yield f"inventory, host {settings.platform_name}: {error}"
+    for settings in site.nats:
+        try:
+            jetstream_environment(settings)
+            for remote in settings.nats_leafnode_remotes:
+                if remote.credentials:
+                    creds(remote.credentials)
+        except SettingsError as error:
+            yield f"inventory, host {settings.platform_name}: {error}"
+
+
+def check_certificate(certificate: Path, key: Path, name: str, now: float) -> None:
+    """Raise :class:`SettingsError` unless this is a certificate for the DNS name or address, good at ``now`` (Unix
+    seconds), with its key."""
+    content = _read("proxy_certificate", certificate)
+    try:
+        chain = x509.load_pem_x509_certificates(content)
+    except ValueError:
+        raise SettingsError(f"proxy_certificate = {certificate} is not a certificate in PEM") from None
+    try:
+        public = serialization.load_pem_private_key(_read("proxy_key", key), password=None).public_key()
+    except TypeError:
+        raise SettingsError(f"proxy_key = {key} has a password, which nginx could not ask for: remove it") from None
+    except ValueError:
+        raise SettingsError(f"proxy_key = {key} is not a private key in PEM") from None
+    form = Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+    matching = [entry.public_key().public_bytes(*form) == public.public_bytes(*form) for entry in chain]
+    if not matching[0]:
+        hint = ": the site's own certificate comes first in the file, then the chain" if any(matching) else ""
+        raise SettingsError(f"proxy_key = {key} is not the key of proxy_certificate = {certificate}{hint}")
+    at, first = datetime.fromtimestamp(now, UTC), chain[0]
+    if at >= first.not_valid_after_utc:
+        raise SettingsError(f"proxy_certificate = {certificate} has expired: {first.not_valid_after_utc:%Y-%m-%d}")
+    if at < first.not_valid_before_utc:
+        raise SettingsError(f"proxy_certificate = {certificate} begins later: {first.not_valid_before_utc:%Y-%m-%d}")
+    covered = _names(first)
+    if not any(_covers(pattern, name) for pattern in covered):
+        known = ", ".join(covered) or "no name at all"
+        raise SettingsError(f"proxy_certificate = {certificate} is for {known}, and not for proxy_name = {name}")
+
+
+def jetstream_environment(settings: Settings) -> dict[str, str]:
+    """What nats-server's environment needs for encryption at rest; nothing where there is none.
+
+    Raises :class:`SettingsError` without a word of what is in the files.
+    """
+    files = {
+        "NATS_JS_KEY": ("nats_jetstream_key_file", settings.nats_jetstream_key_file),
+        "NATS_JS_PREVIOUS_KEY": ("nats_jetstream_previous_key_file", settings.nats_jetstream_previous_key_file),
+    }
+    return {variable: _key(setting, path) for variable, (setting, path) in files.items() if path is not None}
+
+
+def environment_file(environment: dict[str, str]) -> str:
+    """The same for systemd's ``EnvironmentFile``. nats-server reads a variable as a value of its configuration, where
+    a key such as ``12e4`` would be a number: the inner quotes reach it, the outer ones are systemd's."""
+    return "".join(f"{variable}='\"{key}\"'\n" for variable, key in environment.items())
+
+
+def creds(path: Path) -> str:
+    """The creds of a leafnode. Raises :class:`SettingsError`."""
+    content = _read("nats_leafnode_remotes, credentials", path).decode(errors="replace")
+    if "BEGIN NATS USER JWT" not in content or "BEGIN USER NKEY SEED" not in content:
+        raise SettingsError(f"nats_leafnode_remotes, credentials = {path} is not a creds file: it has a JWT and a seed")
+    return content
+
+
+def _key(setting: str, path: Path) -> str:
+    key = _read(setting, path).decode(errors="replace").strip()
+    if not _KEY.fullmatch(key):
+        raise SettingsError(
+            f"{setting} = {path} is not one line of at least 32 letters, digits, +, /, =, _ and -: make one with "
+            "openssl rand -base64 32"
+        )
+    return key
+
+
+def _read(setting: str, path: Path) -> bytes:
+    try:
+        return path.expanduser().read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{setting} = {path} cannot be read on this machine: {error.strerror}") from None
+
+
+def _names(certificate: x509.Certificate) -> list[str]:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
+
+
+def _covers(pattern: str, name: str) -> bool:
+    """RFC 6125: a ``*`` stands for the first label alone, and never for a part of an address."""
+    try:
+        return str(ipaddress.ip_address(name)) == pattern
+    except ValueError:
+        pass
+    pattern, name = pattern.lower(), name.lower()
+    return pattern == name or (pattern.startswith("*.") and pattern[1:] == "." + name.partition(".")[2])

@@ -1,0 +1,39 @@
+"""Any one process or host may be killed, or cut off: what was acknowledged stays, and the rest comes back by itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster.failures import FAILURES, Failure, inflict, table
+from tests.cluster.load import Load, running
+from tests.cluster.machines import Machines
+from tests.cluster.site import Cluster
+
+AWAY_SECONDS = 3.0
+
+
+@pytest.fixture(scope="module")
+def machines(cluster: Cluster) -> Machines:
+    return Machines(cluster.name, cluster.root, dict(cluster.data))
+
+
+@pytest.fixture(scope="module")
+def load(machines: Machines) -> Iterator[Load]:
+    """One load through all that happens; in the end, all its writes are there."""
+    with running(machines.target()) as load:
+        time.sleep(1)
+        yield load
+    assert load.written is not None
+    assert load.written.lost == []
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.name)
+def test_the_rest_goes_on_and_what_was_killed_comes_back(machines: Machines, load: Load, failure: Failure) -> None:
+    result = inflict(machines, load, failure, AWAY_SECONDS)
+    print(table([result], None), result.seen.reasons())
+    assert result.seen.failed("write") == 0
+    if failure.outlived:
+        assert result.seen.failed("request") == 0, result.seen.reasons()
