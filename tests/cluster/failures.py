@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from natskit.runner.agent_unit import unit_of
 from tests.cluster.load import Load, Seen, Target, Written, running
 from tests.cluster.machines import UNITS, Machines
+from tests.platform.site import wait_for
 
-SETTLED_SECONDS = 3.0
+SETTLED_SECONDS = 5.0
 """How long is looked on after all is well again: what was asked meanwhile has failed or been answered by then."""
 
 
@@ -101,6 +102,7 @@ def inflict(machines: Machines, load: Load, failure: Failure, seconds: float) ->
     failure.happen(machines, load.target, seconds)
     machines.wait_until_ready()
     machines.wait_until_replicated()
+    wait_for(lambda: machines.home_of(load.target.project_id), "the project runs again", 60)
     well_again = time.monotonic() - started
     time.sleep(SETTLED_SECONDS)
     return Result(failure, load.seen(started), well_again)

@@ -351,9 +351,14 @@ async def _make_stream(connection: Connection) -> None:
         "max_msgs_per_subject": 1,
         "allow_direct": True,
     }
-    answer = await connection.request(f"$JS.API.STREAM.CREATE.{STREAM}", json.dumps(wanted).encode(), timeout=10)
-    made = json.loads(answer.data)
-    assert "error" not in made, made
+    deadline = time.monotonic() + 20
+    while True:  # what was restarted a moment ago may still elect its leader
+        answer = await connection.request(f"$JS.API.STREAM.CREATE.{STREAM}", json.dumps(wanted).encode(), timeout=10)
+        made = json.loads(answer.data)
+        if "error" not in made:
+            return
+        assert time.monotonic() < deadline, made
+        await asyncio.sleep(0.5)
 
 
 async def _written(connection: Connection, key: str, *, again: bool) -> bool:
