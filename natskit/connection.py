@@ -48,6 +48,10 @@ OnStatus = Callable[[Status, str], None]
 CONNECT_TIMEOUT = 5
 """Seconds. The auth callout alone may take two when all hubs have just restarted."""
 
+OPEN_TIMEOUT = 1.25
+"""Seconds until a host that does not even answer the first packet is left for another; the kernel sends it again after
+one. A host without power says nothing, and two of those must not use up what `natskit status` waits in all."""
+
 LONGEST_PAUSE = 3.0
 """Seconds between attempts, at most; half of it is random, so that thousands of clients do not come back at once."""
 
@@ -382,7 +386,7 @@ class _Tcp(TcpTransport):
     """nats-py's transport, which soon gives up a server that says nothing any more."""
 
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
-        await super().connect(uri, buffer_size, connect_timeout)
+        await super().connect(uri, buffer_size, min(connect_timeout, OPEN_TIMEOUT))  # type: ignore[arg-type]
         writer: Any = self._io_writer
         raw: socket.socket = writer.get_extra_info("socket")
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
