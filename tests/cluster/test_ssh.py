@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,22 +29,21 @@ class OverSsh:
 
     def write(self, known_hosts: str) -> None:
         """Write the inventory, with the keys by which the hosts are known."""
+        with pytest.MonkeyPatch.context() as patched:
+            for name in ("NATSKIT_CLUSTER", "NATSKIT_CONTROL"):
+                patched.setenv(name, self.cluster.environment[name])
+            groups = runpy.run_path(str(REPOSITORY / self.cluster.inventory))
         lines = []
         for role in ROLES:
-            machines = [machine for machine in self.cluster.machines if machine.startswith(f"{role}-")]
-            hosts = [(self.cluster.address(machine), {"platform_name": machine}) for machine in machines]
+            # The same data, at the address of each machine instead of its container.
+            hosts = [(machine["platform_address"], machine) for _, machine in groups[role]]
             lines.append(f"{role} = {hosts!r}")
-        proxy = self.cluster.address("proxy-1")
         settings = {
             "ssh_user": USER,
             "ssh_key": str(self.folder / "key"),
             "ssh_known_hosts_file": str(self.folder / "known_hosts"),
             "ssh_strict_host_key_checking": "yes",
             "_sudo": True,
-            "platform_control": str(self.cluster.root),
-            "proxy_name": proxy,
-            "proxy_port": 443,
-            "hub_count": 1,
         }
         (self.folder / "group_data").mkdir(exist_ok=True)
         (self.folder / "inventory.py").write_text("\n".join(lines) + "\n")
@@ -170,7 +170,13 @@ def test_a_host_that_is_down_fails_alone_and_the_next_run_completes_it(ssh: Over
 
 
 def test_a_host_of_another_platform_is_not_given_new_keys(ssh: OverSsh, tmp_path: Path) -> None:
-    done = ssh.deploy(platform_control=str(tmp_path / "other"))
+    inventory = ssh.folder / "inventory.py"
+    good = inventory.read_text()
+    inventory.write_text(good.replace(repr(str(ssh.cluster.root)), repr(str(tmp_path / "other"))))
+    try:
+        done = ssh.deploy()
+    finally:
+        inventory.write_text(good)
     assert done.returncode != 0
     said = done.stdout + done.stderr
     assert all(f"{ssh.cluster.address(machine)}: it belongs to a platform" in said for machine in ssh.cluster.machines)
