@@ -67,7 +67,7 @@ def test_a_package_that_is_nowhere_is_refused_before_anything_is_touched(extende
 def test_every_command_of_the_readme_exists(extended: Site) -> None:
     """Names of targets and subcommands in the README's shell blocks; the blocks as a whole are run by hand."""
     text = "\n".join(re.findall(r"```(?:sh|console)\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL))
-    targets = set(re.findall(r"^make ([a-z]+)", text, re.MULTILINE))
+    targets = set(re.findall(r"^make ([a-z-]+)", text, re.MULTILINE))
     makefile = (REPOSITORY / "Makefile").read_text()
     assert targets
     assert {target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)} == set()

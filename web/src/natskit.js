@@ -22,6 +22,7 @@ const CALL_TIMEOUT = 15_000;
 const LONGEST_PAUSE = 3_000;
 /** Methods of the hub that always change what the caller may do. */
 const CUTTING = new Set(["create_project", "delete_project"]);
+const NETWORK_PAUSE = 300;
 /** Methods of the hub and of projects that do the same thing when they are done twice. */
 const REPEATABLE = new Set([
   "ping",
@@ -419,9 +420,8 @@ export class Client {
 
 /** @param {string} method @param {string} path @param {unknown} [body] @returns {Promise<any>} */
 async function http(method, path, body) {
-  let answer;
-  try {
-    answer = await fetch(path, {
+  const ask = () =>
+    fetch(path, {
       method,
       credentials: "same-origin",
       cache: "no-store",
@@ -429,9 +429,12 @@ async function http(method, path, body) {
         ? {}
         : { headers: { "content-type": "application/json" }, body: JSON.stringify(body) }),
     });
-  } catch {
-    throw new NatskitError("unavailable", "the site cannot be reached: is the network up?");
-  }
+  // Once more: browsers give up what is on its way when the machine gets another network, or loses one it did not use.
+  const answer = await ask()
+    .catch(() => pause(NETWORK_PAUSE).then(ask))
+    .catch(() => {
+      throw new NatskitError("unavailable", "the site cannot be reached: is the network up?");
+    });
   if (answer.status === 204) return undefined;
   const content = await answer.json().catch(() => ({}));
   if (answer.ok) return content;
@@ -455,6 +458,11 @@ function publishCommands(subject, payload, count) {
   const block = new Uint8Array(command.length * count);
   for (let n = 0; n < count; n++) block.set(command, n * command.length);
   return block;
+}
+
+/** @param {number} milliseconds */
+function pause(milliseconds) {
+  return new Promise((resolve) => setTimeout(resolve, milliseconds));
 }
 
 /** Let the page do what waits; unlike setTimeout, without the pause of 4 ms after a few turns. */
