@@ -15,13 +15,11 @@ Without it, this server has come back when it says so (``/healthz``), a value wr
 stream has a replica that is offline or behind. A nats-server may say that it is healthy and be wedged (nats-server
 #8519), so its word alone is not enough.
 
-The value goes into a bucket of the gate's own, as the user ``probe``, which may do nothing else
+The value goes into a bucket of the gate's own, which the hubs make, as the user ``probe``, which may do nothing else
 (:data:`natskit.permissions.SCOPES`). Its JetStream API (ADR-1, ADR-31 for DIRECT, ADR-8 for the layout of a KV bucket;
 docs.nats.io, "JetStream wire API Reference"):
 
 ====================================================  ================================================================
-``$JS.API.STREAM.CREATE.KV_probe``                    make the bucket; the same again is no error
-``$JS.API.STREAM.UPDATE.KV_probe``                    give it more replicas, when servers were added
 ``$KV.probe.{server}``                                write; the answer is the PubAck of a majority
 ``$JS.API.DIRECT.GET.KV_probe.$KV.probe.{server}``    read, from this server's own replica if it has one
 ``$JS.API.STREAM.INFO.KV_{bucket}``                   leader and replicas, as the stream's leader sees them
@@ -61,11 +59,9 @@ MAX_LAG = 100
 """Raft entries a replica may be behind although it is current, which is told by what its leader has applied so far."""
 LOOKS = 10
 """How often a stream is looked at: while it is written to, a majority is now and then ahead of the last replica."""
-MAX_REPLICAS = 3
 """As for the state's buckets: five would cost each write two more acknowledgements, for the loss of a second server."""
 
 _STREAM_NOT_FOUND = 10059
-_NAME_IN_USE = 10058
 _KEY = re.compile(r"[-_=/a-zA-Z0-9]+(\.[-_=/a-zA-Z0-9]+)*")
 
 
@@ -127,7 +123,10 @@ class Gate:
             found = str(client._server_info.get("server_name", ""))  # nats-py tells it in no other way
             if name and found != name:
                 raise StateError(f"{url} is {found}, not {name}: its own URL has to be the first")
-            await self._ensure_bucket(client, url)
+            info = await _ask(client, f"$JS.API.STREAM.INFO.KV_{PROBE_BUCKET}", b"", url)
+            if info.get("error", {}).get("err_code") == _STREAM_NOT_FOUND:
+                return  # the hubs make it, and come after the first nats-servers: there is nothing to lose yet
+            _check(info, f"stream KV_{PROBE_BUCKET}")
             value = secrets.token_hex(16)
             # Every server has its key, and so has every one who writes through it at the same time.
             key = found if url == self.urls[0] else f"{found}.{self.server}"
@@ -136,28 +135,6 @@ class Gate:
             if written.get("stream") != f"KV_{PROBE_BUCKET}":
                 raise StateError(f"a write through {found} is acknowledged by {written.get('stream')}")
             await self._read_back(client, key, value, f"a value written through {found}")
-
-    async def _ensure_bucket(self, client: Client, url: str) -> None:
-        replicas = min(len(self.urls), MAX_REPLICAS)
-        wanted = json.dumps(
-            {
-                "name": f"KV_{PROBE_BUCKET}",
-                "subjects": [f"$KV.{PROBE_BUCKET}.>"],
-                "num_replicas": replicas,
-                # On disk, as the state is: a full or read-only disk has to be noticed.
-                "storage": "file",
-                "max_msgs_per_subject": 1,
-                "max_msg_size": 256,
-                "max_bytes": 1 << 20,
-                # Values of servers that are gone must not stand in the way.
-                "discard": "old",
-                "allow_direct": True,
-            }
-        ).encode()
-        made = await _ask(client, f"$JS.API.STREAM.CREATE.KV_{PROBE_BUCKET}", wanted, url)
-        if made.get("error", {}).get("err_code") == _NAME_IN_USE:
-            made = await _ask(client, f"$JS.API.STREAM.UPDATE.KV_{PROBE_BUCKET}", wanted, url)
-        _check(made, f"the bucket {PROBE_BUCKET}, with {replicas} replicas")
 
     async def _read_back(self, client: Client, key: str, value: str, what: str) -> None:
         """The write was acknowledged by a majority; the replica that answers may still be waiting for it."""

@@ -71,12 +71,14 @@ def _kv_publish(bucket: str) -> tuple[str, ...]:
 
 
 def _probe_publish() -> tuple[str, ...]:
-    """What :mod:`natskit.gate` publishes: it makes and uses its own bucket, and asks how the state's streams are."""
+    """What :mod:`natskit.gate` publishes: it uses its own bucket, and asks how the state's streams are.
+
+    It does not make the bucket, the hubs do: whoever may configure a stream can make it a copy of any other
+    (``sources``), or the voice of anybody (``republish``).
+    """
     stream = f"KV_{PROBE_BUCKET}"
     return (
         f"$KV.{PROBE_BUCKET}.>",
-        f"$JS.API.STREAM.CREATE.{stream}",
-        f"$JS.API.STREAM.UPDATE.{stream}",
         f"$JS.API.DIRECT.GET.{stream}.>",
         *(f"$JS.API.STREAM.INFO.KV_{bucket}" for bucket in (PROBE_BUCKET, *BUCKETS)),
     )
@@ -119,6 +121,8 @@ SCOPES: Mapping[Role, Permissions] = {
             "_INBOX.admin.>",
             "$JS.API.INFO",
             *(subject for bucket in BUCKETS for subject in _kv_publish(bucket)),
+            f"$JS.API.STREAM.CREATE.KV_{PROBE_BUCKET}",
+            f"$JS.API.STREAM.UPDATE.KV_{PROBE_BUCKET}",
         ),
         subscribe=(
             "hub.api.* hub",

@@ -17,24 +17,31 @@ from roles.platform import is_dry
 
 
 def install(settings: Settings, identity: Identity, role: str, directory: Path, owner: str) -> list[WrittenFile]:
-    """Give a role's folder a certificate of its host and role, its key and the CA; what changed is in the answer."""
+    """Give a role's folder a certificate of its host and role, its key and the CA; what changed is in the answer.
+
+    nats-servers get another one for each other, of another CA, which nobody else has a certificate of.
+    """
     private_directory(directory / "tls", owner)
     with keys(identity) as folder:
-        now = int(time.time())
-        # By its role's name the proxy knows it, by loopback the deploy asks for its health.
-        names = {settings.platform_address, settings.platform_name, f"{role}.natskit", "127.0.0.1"}
-        certificate, key = ensure_host_certificate(folder, f"{settings.platform_name}-{role}", names, now=now)
-        authority = ensure_ca(folder, now=now).read_text()
-    files = {"key": ("host.key", key), "certificate": ("host.crt", certificate), "CA": ("ca.crt", authority)}
+        files = _files(settings, folder, role, "host", "ca")
+        if role == "nats":
+            files |= _files(settings, folder / "routes", role, "route", "route-ca")
     return [
-        checked_file(
-            name=f"Give {directory.name} its {what} for TLS",
-            content=content,
-            path=directory / "tls" / file,
-            owner=owner,
-        )
-        for what, (file, content) in files.items()
+        checked_file(name=f"Give {directory.name} {file}", content=content, path=directory / "tls" / file, owner=owner)
+        for file, content in files.items()
     ]
+
+
+def _files(settings: Settings, folder: Path, role: str, name: str, authority: str) -> dict[str, str]:
+    now = int(time.time())
+    # By its role's name the proxy knows it, by loopback the deploy asks for its health.
+    names = {settings.platform_address, settings.platform_name, f"{role}.natskit", "127.0.0.1"}
+    certificate, key = ensure_host_certificate(folder, f"{settings.platform_name}-{role}", names, now=now)
+    return {
+        f"{name}.key": key,
+        f"{name}.crt": certificate,
+        f"{authority}.crt": ensure_ca(folder, now=now).read_text(),
+    }
 
 
 @contextmanager
@@ -44,6 +51,7 @@ def keys(identity: Identity) -> Iterator[Path]:
         yield identity.directory
         return
     with tempfile.TemporaryDirectory() as scratch:
-        if (identity.directory / "tls").exists():
-            shutil.copytree(identity.directory / "tls", Path(scratch) / "tls")
+        for part in ("tls", "routes"):
+            if (identity.directory / part).exists():
+                shutil.copytree(identity.directory / part, Path(scratch) / part)
         yield Path(scratch)

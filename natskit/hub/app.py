@@ -17,9 +17,10 @@ import nats.errors
 import uvicorn
 
 from natskit.connection import Connection, connect, request
-from natskit.errors import SettingsError
+from natskit.errors import SettingsError, StateError
 from natskit.hub import https
 from natskit.hub.accounts import Accounts
+from natskit.hub.bucket import ensure_probe_bucket
 from natskit.hub.callout import Callout
 from natskit.hub.connections import Connections
 from natskit.hub.http import Pages
@@ -91,6 +92,10 @@ class Hub:
         self._spawn(self.state.follow())
         for bucket in self.state.buckets:
             await bucket.current.wait()
+        try:
+            await ensure_probe_bucket(platform, self.program.state.replicas)
+        except (StateError, nats.errors.Error) as error:  # a deploy will notice; what people ask for goes on
+            log.warning("the bucket of natskit.gate: %s", error)
         self._spawn(self.connections.run())
         self._spawn(self._sweep())
         await self._callout.start()

@@ -25,6 +25,7 @@ from nats.aio.subscription import Subscription
 from natskit.connection import Connection
 from natskit.errors import StateError
 from natskit.hub.records import Record
+from natskit.permissions import PROBE_BUCKET
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,34 @@ class Entry(Generic[RecordT]):
 class _Fill(Generic[RecordT]):
     entries: dict[str, Entry[RecordT]]
     markers: dict[str, int]
+
+
+async def ensure_probe_bucket(connection: Connection, replicas: int) -> None:
+    """Make the bucket of :mod:`natskit.gate`, which may not do that itself, or give it another number of replicas.
+
+    Raises :class:`StateError`.
+    """
+    config = {
+        "name": f"KV_{PROBE_BUCKET}",
+        "subjects": [f"$KV.{PROBE_BUCKET}.>"],
+        "num_replicas": replicas,
+        # On disk, as the state is: a full or read-only disk has to be noticed.
+        "storage": "file",
+        "max_msgs_per_subject": 1,
+        "max_msg_size": 256,
+        "max_bytes": 1 << 20,
+        # Values of servers that are gone must not stand in the way.
+        "discard": "old",
+        "allow_direct": True,
+    }
+    for verb in ("CREATE", "UPDATE"):
+        subject = f"$JS.API.STREAM.{verb}.KV_{PROBE_BUCKET}"
+        answer = await connection.request(subject, json.dumps(config).encode(), timeout=REQUEST_SECONDS)
+        error = json.loads(answer.data).get("error", {})
+        if error.get("err_code") != _NAME_IN_USE:
+            break
+    if error:
+        raise _ApiError(subject, error)
 
 
 class Bucket(Generic[RecordT]):

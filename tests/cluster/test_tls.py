@@ -18,6 +18,7 @@ from natskit.identity.tls import ensure_ca, ensure_host_certificate
 from tests.cluster.site import NATS, Cluster
 from tests.platform.raw import ClosedError, RawClient
 
+ROUTES = "routes"
 NOW = int(time.time())
 WEBSOCKET = b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
 INNER_DOORS = {
@@ -33,7 +34,9 @@ MakeContext = Callable[[Cluster, Path], ssl.SSLContext | None]
 
 
 def _trusting(cluster: Cluster) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=cluster.ca_file)
+    context = ssl.create_default_context(cafile=cluster.ca_file)
+    context.load_verify_locations(cluster.root / "identity" / ROUTES / "tls" / "ca.crt")
+    return context
 
 
 def _with_certificate(cluster: Cluster, ca: Path, scratch: Path) -> ssl.SSLContext:
@@ -50,13 +53,13 @@ def _foreign(cluster: Cluster, scratch: Path) -> ssl.SSLContext:
     return _with_certificate(cluster, scratch / "foreign", scratch)
 
 
-def _own(cluster: Cluster, scratch: Path) -> ssl.SSLContext:
-    """The platform's CA signs it, in a copy of its folder: nothing is left behind."""
+def _own(cluster: Cluster, scratch: Path, part: str = "") -> ssl.SSLContext:
+    """The platform's CA signs it, or that of routes, in a copy of its folder: nothing is left behind."""
     for name in ("ca.crt", "ca.key"):
         copy = scratch / "own" / "tls" / name
         copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         copy.touch(mode=0o600)
-        copy.write_bytes((cluster.root / "identity" / "tls" / name).read_bytes())
+        copy.write_bytes((cluster.root / "identity" / part / "tls" / name).read_bytes())
     return _with_certificate(cluster, scratch / "own", scratch)
 
 
@@ -83,7 +86,16 @@ def hear(address: str, port: int, context: ssl.SSLContext | None, words: bytes) 
 def test_hosts_know_each_other_by_the_platforms_ca(cluster: Cluster, tmp_path: Path, door: str) -> None:
     """Without this, the refusals below would prove nothing."""
     machine, port, words, answer = INNER_DOORS[door]
-    assert hear(cluster.address(machine), port, _own(cluster, tmp_path), words).startswith(answer)
+    own = _own(cluster, tmp_path, ROUTES if door == "route" else "")
+    assert hear(cluster.address(machine), port, own, words).startswith(answer)
+
+
+def test_the_certificate_of_a_hub_or_the_proxy_makes_no_nats_server(cluster: Cluster, tmp_path: Path) -> None:
+    """Who speaks the protocol of routes may publish as anybody and hears everything."""
+    assert hear(cluster.address("nats-1"), 6222, _own(cluster, tmp_path), b"") == b""
+    for machine in ("hub-1", "proxy-1"):
+        held = cluster.sh(machine, "cat /var/lib/natskit/*/tls/*.crt").stdout
+        assert (cluster.root / "identity" / ROUTES / "tls" / "ca.crt").read_text() not in held
 
 
 @pytest.mark.parametrize("stranger", STRANGERS)

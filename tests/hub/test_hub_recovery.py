@@ -32,7 +32,7 @@ async def test_a_killed_hub_costs_at_most_the_requests_in_flight(site: Site) -> 
     for _ in range(20):
         await asyncio.gather(*(one() for _ in range(5)))
     assert answered == {"hub-1"}
-    assert failed <= 1
+    assert failed <= 5, "more than were on their way when the server noticed"
     site.start_hub("hub-2")
     await site.healthy("hub-2")
     await asyncio.gather(*(one() for _ in range(50)))

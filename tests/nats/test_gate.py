@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -19,9 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import nats
+import nats.errors
 import pytest
 from nats.aio.client import Client
 
+from natskit.connection import NatsServers, connect
+from natskit.errors import StateError
+from natskit.hub.bucket import ensure_probe_bucket
 from natskit.identity import Identity, tls
 from natskit.permissions import BUCKETS
 from tests.hub.site import eventually, free_port
@@ -106,6 +111,26 @@ class Cluster:
         creds = str(self.identity.creds_path("PLATFORM", "hub"))
         return await nats.connect(self.url(name), user_credentials=creds, inbox_prefix="_INBOX.hub")
 
+    async def make_bucket(self) -> None:
+        """What the hubs do when they start."""
+        ca = self.root / "tls" / "tls" / "ca.crt" if self.secure else None
+        connection = await connect(
+            NatsServers(urls=[self.url(name) for name in self.names], ca_file=ca),
+            name="hub",
+            inbox_prefix="_INBOX.hub",
+            creds=self.identity.creds_path("PLATFORM", "hub"),
+            timeout=20,
+        )
+
+        async def made() -> bool:
+            with contextlib.suppress(StateError, nats.errors.Error):  # the servers have yet to find each other
+                await ensure_probe_bucket(connection, min(3, len(self.names)))
+                return True
+            return False
+
+        await eventually(made, "the bucket", 20)
+        await connection.close()
+
     def log(self) -> str:
         return "\n".join((self.root / f"{name}.log").read_text()[-3000:] for name in self.names)
 
@@ -130,6 +155,7 @@ def running(root: Path, names: tuple[str, ...], secure: bool = False) -> Iterato
     try:
         for name in names:
             found.start(name)
+        asyncio.run(found.make_bucket())
         yield found
     finally:
         for name in names:

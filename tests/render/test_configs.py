@@ -50,9 +50,10 @@ def give_certificate(identity: Path, directory: Path) -> None:
     """What a deploy puts beside the configuration of a host."""
     (directory / "tls").mkdir(parents=True, exist_ok=True)
     certificate, key = ensure_host_certificate(identity, "host", ["127.0.0.1"], now=int(time.time()))
-    (directory / "tls" / "host.crt").write_text(certificate)
-    (directory / "tls" / "host.key").write_text(key)
-    (directory / "tls" / "ca.crt").write_text((identity / "tls" / "ca.crt").read_text())
+    for name, authority in (("host", "ca"), ("route", "route-ca")):
+        (directory / "tls" / f"{name}.crt").write_text(certificate)
+        (directory / "tls" / f"{name}.key").write_text(key)
+        (directory / "tls" / f"{authority}.crt").write_text((identity / "tls" / "ca.crt").read_text())
 
 
 @pytest.fixture(scope="module")
