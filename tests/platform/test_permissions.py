@@ -60,8 +60,6 @@ ALLOWED: dict[str, dict[str, list[str]]] = {
         "publish": [
             "$KV.probe.nats-1",
             "$KV.probe.nats-1.nats-2",
-            "$JS.API.STREAM.CREATE.KV_probe",
-            "$JS.API.STREAM.UPDATE.KV_probe",
             "$JS.API.STREAM.INFO.KV_probe",
             "$JS.API.STREAM.INFO.KV_accounts",
             "$JS.API.STREAM.INFO.KV_projects",
@@ -186,6 +184,9 @@ FORBIDDEN_PUBLISH: dict[str, list[str]] = {
         "$JS.API.STREAM.INFO.other",
         "$JS.API.STREAM.CREATE.KV_accounts",
         "$JS.API.STREAM.UPDATE.KV_accounts",
+        # Whoever configures a stream makes it a copy of another one, or the voice of somebody else.
+        "$JS.API.STREAM.CREATE.KV_probe",
+        "$JS.API.STREAM.UPDATE.KV_probe",
         "$JS.API.STREAM.DELETE.KV_probe",
         "$JS.API.STREAM.PURGE.KV_probe",
         "$JS.API.STREAM.MSG.GET.KV_probe",
