@@ -14,6 +14,7 @@ from pyinfra.api import FactBase, StringCommand, operation
 from pyinfra.operations import files, server
 
 from natskit.render import render
+from natskit.runner.systemd import parse_list
 from natskit.settings import Settings
 from roles import artifacts
 from roles.files import WrittenFile, checked_file
@@ -31,8 +32,7 @@ class UnitStates(FactBase[dict[str, str]]):
         return f"systemctl list-units --all --plain --no-legend {shlex.quote(pattern)} || true"
 
     def process(self, output: Iterable[str]) -> dict[str, str]:
-        words = [line.split() for line in output]
-        return {line[0]: line[2] for line in words if len(line) > 2}
+        return {unit: state.active for unit, state in parse_list("\n".join(output)).items()}
 
     default = dict
 

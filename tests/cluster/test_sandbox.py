@@ -93,7 +93,9 @@ ESCAPES: list[tuple[str, str, Callable[[Outcome], bool]]] = [
     ("write to /opt", "touch /opt/natskit/natskit-was-here", _fails),
     (
         "change the agent's program",
-        "echo >> $(ls /opt/natskit/programs/current/lib/python3*/site-packages/natskit/rpc.py)",
+        # Where it is not found, nothing is proved: that counts as a success of the attack.
+        "for f in /opt/natskit/programs/*/env/lib/python3*/site-packages/natskit/rpc.py; "
+        'do [ -r "$f" ] || exit 0; echo >> "$f" && exit 0; done; exit 1',
         _fails,
     ),
     ("write to the state of others", "touch /var/lib/private/natskit-project/natskit-was-here", _fails),
