@@ -12,8 +12,10 @@ import click
 from natskit.cli.account import account
 from natskit.cli.execute import execute
 from natskit.cli.health import ready, status
+from natskit.cli.identity import identity
 from natskit.cli.inventory import init
 from natskit.cli.project import project
+from natskit.cli.rotate import delete_account, diff, push, rotate
 from natskit.cli.template import render
 from natskit.errors import NatskitError
 
@@ -43,8 +45,10 @@ def cli(context: click.Context, directory: str) -> None:
     context.obj = directory
 
 
-for command in (account, project, execute, status, ready, render, init):
+for command in (account, project, execute, status, ready, identity, render, init):
     cli.add_command(command)
+for command in (rotate, diff, push, delete_account):
+    identity.add_command(command)
 
 
 def main() -> None:

@@ -125,8 +125,11 @@ class State:
         """The live sessions of an account."""
         return set(self._sessions_of.get(account_id, ()))
 
-    def rights(self, holder: Holder) -> Rights | None:
-        """What a holder gets now; ``None`` if nothing any more. No I/O: this is the callout's path."""
+    def rights(self, holder: Holder, public_key: str = "") -> Rights | None:
+        """What a holder gets now; ``None`` if nothing any more. No I/O: this is the callout's path.
+
+        A runner may still show the ``public_key`` that is being replaced; what it gets then is outdated at once.
+        """
         match holder.kind:
             case "browser":
                 session = self.sessions.get(holder.session_id)
@@ -145,7 +148,10 @@ class State:
                 return _fixed_rights("project", holder.id, project.public_key)
             case "runner":
                 runner = self.known_runners.get(holder.id)
-                return _fixed_rights("runner", holder.id, runner.public_key) if runner else None
+                if runner is None:
+                    return None
+                old = public_key != "" and public_key == runner.retiring_key
+                return _fixed_rights("runner", holder.id, runner.retiring_key if old else runner.public_key)
 
     def names_of_session(self, session_id: str) -> set[str]:
         """The name of a session's connections."""
@@ -213,6 +219,11 @@ def _parse_account(key: str, data: bytes) -> AccountRecord:
 def _fixed_rights(kind: Literal["project", "runner"], identifier: str, public_key: str) -> Rights:
     tags = [f"{kind}:{identifier}"]
     return Rights(tags, f"{kind}.{identifier}.-.{_digest([*tags, public_key])}", None, public_key)
+
+
+def runner_name(runner_id: str, public_key: str) -> str:
+    """The name of a runner's connections, which tells by which key it came."""
+    return _fixed_rights("runner", runner_id, public_key).name
 
 
 def _digest(parts: list[str]) -> str:
