@@ -212,7 +212,7 @@ class Identity:
 
     def sign_what_is_missing(self, *, now: int) -> None:
         """The JWTs that follow from the index, of which whoever wrote that was kept."""
-        self._change(now, lambda index, seeds: None)
+        self._change(now, lambda *_: None)
 
     def hurry_rotation(self, *, now: int) -> None:
         """What was begun in peace is urgent now: cookies by the old key are not exchanged any more."""
