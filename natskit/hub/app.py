@@ -189,10 +189,11 @@ async def serve(program: HubProgram) -> None:
         timeout_graceful_shutdown=int(DRAIN_SECONDS),
     )
     loop = asyncio.get_running_loop()
+    certificate: ssl.SSLContext | None = None
     if program.http.tls is not None:
         config.load()
-        config.ssl = https.server_context(program.http.tls)
-    loop.add_signal_handler(signal.SIGHUP, _renew, hub, config.ssl)
+        config.ssl = certificate = https.server_context(program.http.tls)
+    loop.add_signal_handler(signal.SIGHUP, _renew, hub, certificate)
     server = _Server(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.handle_exit, number, None)
