@@ -16,15 +16,18 @@ from pyinfra.api.exceptions import PyinfraError
 
 from natskit import __version__, topology
 from natskit.errors import NatskitError, SettingsError
-from natskit.identity import Identity
+from natskit.identity import Identity, passphrase
 from natskit.identity.files import make_private, write_private
 from natskit.identity.tls import ensure_ca
+from natskit.identity.vault import Vault
 from natskit.settings import Settings
 from natskit.topology import Topology
 from roles import build, preflight, service
 
 CONNECTOR_KEYS = ("ssh_", "docker_", "_")
 """Prefixes of data that pyinfra's connectors read, not natskit."""
+
+passphrase.withdraw()
 
 _locks: dict[Path, IO[str]] = {}
 _platform: list[tuple[Topology, dict[str, Settings]]] = []
@@ -54,9 +57,11 @@ def _checked(inventory: Inventory) -> tuple[Topology, dict[str, Settings]]:
         build.environment(settings, [*settings.hub_api_packages, *settings.runner_project_api_packages])
         if not service.uses_systemd(settings):
             preflight.check(settings)
+    first = next(iter(known.values()))
     if not is_dry():
-        _lock(next(iter(known.values())).control)
-    if service.uses_systemd(next(iter(known.values()))):
+        _lock(first.control)
+    Vault(first.identity).unlock()
+    if service.uses_systemd(first):
         preflight.check_hosts(inventory, site, known)
     return site, known
 
@@ -87,7 +92,7 @@ def identity(settings: Settings) -> Identity:
     try:
         found = Identity.ensure(settings.identity, now=int(time.time()), write=not is_dry())
         if not is_dry():
-            ensure_ca(found.directory, now=int(time.time()))
+            ensure_ca(found.files, now=int(time.time()))
         return found
     except NatskitError as error:
         raise PyinfraError(str(error)) from None
