@@ -14,7 +14,7 @@ from typing import IO, Any
 from pyinfra.api import Host, Inventory
 from pyinfra.api.exceptions import PyinfraError
 
-from natskit import __version__, topology
+from natskit import __version__, named_files, topology
 from natskit.errors import NatskitError, SettingsError
 from natskit.identity import Identity, passphrase
 from natskit.identity.files import make_private, write_private
@@ -103,6 +103,17 @@ def ca_file(settings: Settings) -> Path:
     return settings.identity / "tls" / "ca.crt"
 
 
+def certificates(site: Topology) -> list[str]:
+    """Those of the platform's CA that a program uses: their paths within the identity, without ``.crt``."""
+    proxy = site.proxy[0]
+    found = [] if proxy.proxy_certificate or proxy.proxy_certificate_on_host else ["tls/proxy"]
+    for role in ("nats", "hub", "proxy"):
+        for settings in getattr(site, role):
+            name = f"tls/hosts/{settings.platform_name}-{role}"
+            found += [name, *([f"routes/{name}"] if role == "nats" else [])] if settings.platform_tls else []
+    return found
+
+
 def describe(site: Topology, identity: Identity) -> None:
     """Write ``platform.json``, from which the ``natskit`` command learns where everything is. It holds no secret."""
     first = site.nats[0]
@@ -121,6 +132,8 @@ def describe(site: Topology, identity: Identity) -> None:
         "nats": [settings.platform_name for settings in site.nats],
         "hubs": [site.hub_label(settings, name) for settings in site.hub for name in settings.hub_names],
         "first_account": site.hub[0].platform_first_account,
+        "certificates": certificates(site),
+        "named_files": named_files.outside(site),
     }
     if not service.uses_systemd(first):
         content |= {

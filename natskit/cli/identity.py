@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from natskit.cli.platform import Platform, json_option, show_json, show_table
+from natskit.errors import IdentityError
+
+if TYPE_CHECKING:
+    from natskit.identity.report import InUse
 
 
 @click.group()
@@ -118,3 +126,82 @@ def restore(file: Path, directory: Path) -> None:
 def default(platform: str) -> Path:
     """The identity of a platform, which need not be deployed yet."""
     return Path(platform) / "identity"
+
+
+@identity.command("export")
+@click.argument("target", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--identity", "directory", metavar="DIR", type=click.Path(path_type=Path), help="Of this identity.")
+@click.pass_obj
+def export_nsc(platform: str, target: Path, directory: Path | None) -> None:
+    """Write the identity to DIR, missing or empty, as nsc keeps it; nothing in there is encrypted.
+
+    \b
+    Example:
+      natskit identity export /mnt/ramdisk/bus
+      nsc --data-dir /mnt/ramdisk/bus/stores --keystore-dir /mnt/ramdisk/bus/keys list accounts
+    """
+    from natskit.identity import nsc
+
+    nsc.export(directory or default(platform), target)
+    click.echo(f"{target} has all keys, readable.")
+
+
+@identity.command("import")
+@click.argument("source", metavar="FROM", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+def import_nsc(source: Path, directory: Path) -> None:
+    """Make the identity in DIR, missing or empty, of what `natskit identity export` wrote.
+
+    An operator that nsc made itself is refused: its JWT names the system account of other servers.
+
+    \b
+    Example:
+      natskit identity import /mnt/ramdisk/bus ~/bus/platform/identity
+    """
+    from natskit.identity import nsc
+
+    nsc.import_(source, directory)
+    click.echo(f"{directory} has the identity of {source}; encrypt it with natskit identity encrypt {directory}.")
+
+
+@identity.command("list")
+@_directory_argument
+@click.option("--warn-days", type=click.IntRange(min=0), metavar="N", help="Exit 1 if something ends within N days.")
+@json_option
+@click.pass_obj
+def list_identity(platform: str, directory: Path | None, warn_days: int | None, as_json: bool) -> None:
+    """Every key, JWT and certificate: who uses it, when it expires, what to do. No passphrase is needed.
+
+    With --warn-days, exits 1 when something ends within so many days, is missing or damaged, and names it.
+
+    \b
+    Examples:
+      natskit identity list
+      natskit identity list --warn-days 25 >/dev/null    # daily, by cron
+    """
+    from natskit.identity import report
+
+    now = int(time.time())
+    found = report.entries(directory or default(platform), None if directory else _in_use(platform))
+    if as_json:
+        show_json([asdict(entry) | {"state": entry.state(now, warn_days or 0)} for entry in found])
+    else:
+        rows = [[entry.kind, entry.name, entry.used_by, entry.until, entry.to_do] for entry in found]
+        show_table(["", "of", "used by", "expires", "what to do"], rows, "")
+    due = report.due(found, now, warn_days) if warn_days is not None else []
+    if due:
+        named = "; ".join(f"{entry.kind} of {entry.name} ({entry.until})" for entry in due)
+        raise IdentityError(f"within {warn_days} days, or already: {named}")
+
+
+def _in_use(platform: str) -> InUse | None:
+    """What the last deploy said; nothing if there was none."""
+    from natskit.identity import report
+
+    if not (Path(platform) / "platform.json").exists():
+        return None
+    content = Platform.find(platform).content
+    if "certificates" not in content:
+        return None
+    named = tuple(report.Named(**one) for one in content.get("named_files", []))
+    return report.InUse(frozenset(content["certificates"]), named)

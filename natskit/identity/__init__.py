@@ -34,7 +34,7 @@ STATIC_USERS = (
 """The users that are minted at deploy time and hold creds files: the hubs, the one who administers, and the probe that
 a deploy runs around the restart of a nats-server."""
 
-_INDEX = "natskit.json"
+INDEX = "natskit.json"
 _KIND_FOLDERS: dict[str, nkey.Kind] = {"O": "operator", "A": "account", "U": "user"}
 
 
@@ -85,7 +85,7 @@ class Identity:
             check_private(directory)
         with locked(directory) if write else nullcontext():
             refuse_half_encrypted(directory)
-            if (directory / _INDEX).exists():
+            if (directory / INDEX).exists():
                 identity = cls.load(directory, write=write)
                 identity._loaded = False
             else:
@@ -102,7 +102,7 @@ class Identity:
 
         With ``write=True`` what changes in it later is written.
         """
-        path = directory / _INDEX
+        path = directory / INDEX
         if not path.exists():
             _refuse_half_written(directory)
             raise IdentityError(f"{directory} holds no identity: a deploy makes one")
@@ -268,8 +268,8 @@ class Identity:
         if not self._write:
             return
         for public, seed in self._seeds.items():
-            self.files.write(_seed_path(self.directory, public), seed)
-        self.files.write(self.directory / _INDEX, json.dumps(self._index, indent=2, sort_keys=True) + "\n")
+            self.files.write(seed_path(self.directory, public), seed)
+        self.files.write(self.directory / INDEX, json.dumps(self._index, indent=2, sort_keys=True) + "\n")
 
 
 def _create_missing(index: dict[str, Any], seeds: dict[str, str]) -> bool:
@@ -303,7 +303,7 @@ def _create_missing(index: dict[str, Any], seeds: dict[str, str]) -> bool:
 def _read_index(files: Vault, known: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
     """The index, and the seed of every key it names; those in ``known`` are not read again."""
     directory = files.directory
-    path = directory / _INDEX
+    path = directory / INDEX
     try:
         index = json.loads(path.read_text())
         publics = _public_keys(index)
@@ -325,15 +325,15 @@ def _public_keys(index: dict[str, Any]) -> list[str]:
     ]
 
 
-def _seed_path(directory: Path, public: str) -> Path:
+def seed_path(directory: Path, public: str) -> Path:
     return directory / "keys" / "keys" / public[0] / public[1:3] / f"{public}.nk"
 
 
 def _read_seed(files: Vault, public: str) -> str:
     directory = files.directory
-    path = _seed_path(directory, public)
+    path = seed_path(directory, public)
     if not files.exists(path):
-        raise IdentityError(f"{path} is missing, but {directory / _INDEX} names it: restore {directory} from a backup")
+        raise IdentityError(f"{path} is missing, but {directory / INDEX} names it: restore {directory} from a backup")
     content = files.read(path)
     try:
         seed = content.decode("ascii").strip()
@@ -364,6 +364,6 @@ def _refuse_half_written(directory: Path) -> None:
     leftovers = [name for name in ("keys", "stores") if any((directory / name).rglob("*"))]
     if leftovers:
         raise IdentityError(
-            f"{directory} is half-written: it holds {' and '.join(leftovers)} but no {_INDEX}. "
+            f"{directory} is half-written: it holds {' and '.join(leftovers)} but no {INDEX}. "
             "Restore it from a backup, or, if no server was ever deployed with it, remove it and deploy again"
         )
