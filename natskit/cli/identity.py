@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -205,3 +208,24 @@ def _in_use(platform: str) -> InUse | None:
         return None
     named = tuple(report.Named(**one) for one in content.get("named_files", []))
     return report.InUse(frozenset(content["certificates"]), named)
+
+
+@identity.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("command", nargs=-1, required=True, metavar="COMMAND...", type=click.UNPROCESSED)
+@click.pass_obj
+def unlocked(platform: str, command: tuple[str, ...]) -> None:
+    """Ask for the passphrase once and run COMMAND, in which deploys and natskit do not ask again.
+
+    They read it from a descriptor: it is in no environment and in no file. Asks nothing for an identity without one.
+
+    \b
+    Example:
+      natskit --platform ~/bus/platform identity unlocked -- sh -c 'deploy-bus && natskit ready'
+    """
+    from natskit.identity.passphrase import handed_down
+    from natskit.identity.vault import Vault
+
+    Vault(default(platform)).unlock()
+    with handed_down() as (environment, descriptors):
+        done = subprocess.run(command, env=os.environ | environment, pass_fds=descriptors, check=False)
+    sys.exit(done.returncode if done.returncode >= 0 else 128 - done.returncode)

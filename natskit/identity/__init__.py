@@ -70,7 +70,6 @@ class Identity:
         """Its files; the CA's are beside the others."""
         self._index = index
         self._seeds = seeds
-        self._write = write
         self._loaded = False
         self._jwts: dict[str, str] = {}
 
@@ -111,6 +110,15 @@ class Identity:
         identity._loaded = True
         identity._jwts = {name: _read_optional(path) for name, path in identity._jwt_paths().items()}
         return identity
+
+    @property
+    def _write(self) -> bool:
+        """Whether what changes is written."""
+        return self.files.writes
+
+    @_write.setter
+    def _write(self, write: bool) -> None:
+        self.files.writes = write
 
     @property
     def operator_jwt(self) -> str:

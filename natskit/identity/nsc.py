@@ -120,6 +120,8 @@ def _index(source: Path) -> dict[str, Any]:
                 f"NATS account {name} of {source} has two signing keys of one role: complete its rotation"
             )
         index["accounts"][name] = {"identity": body["sub"], "signing": signing}
+        if revoked := body["nats"].get("revocations"):
+            index["accounts"][name]["revoked"] = revoked
         for path in sorted((store / "accounts" / name / "users").glob("*.jwt")):
             user = _claims(path)
             if claims.tag(user, "kind") == "runner":
@@ -159,7 +161,7 @@ def _key(key: Any) -> str:
 
 def _same_keys(found: dict[str, Any], index: dict[str, Any]) -> bool:
     return all(found[part] == index.get(part) for part in ("operator", "users", "runners")) and all(
-        found["accounts"][name][part] == index["accounts"][name][part]
+        found["accounts"][name].get(part) == index["accounts"][name].get(part)
         for name in NATS_ACCOUNTS
-        for part in ("identity", "signing")
+        for part in ("identity", "signing", "revoked")
     )

@@ -2,7 +2,8 @@
 
 In this order: the variable ``NATSKIT_IDENTITY_PASSPHRASE``; what the command in ``NATSKIT_IDENTITY_PASSPHRASE_COMMAND``
 prints (run without a shell, such as ``pass show natskit``); a question on the terminal. The variables are taken out of
-the environment before anything is started, so no child process inherits them.
+the environment before anything is started, so no child process inherits them. A child that is to know the passphrase
+is handed a descriptor to read it from (:func:`handed_down`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import getpass
 import os
 import shlex
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from natskit.errors import IdentityError
 
@@ -18,6 +21,8 @@ VARIABLE = "NATSKIT_IDENTITY_PASSPHRASE"
 COMMAND = "NATSKIT_IDENTITY_PASSPHRASE_COMMAND"
 NEW_VARIABLE = "NATSKIT_IDENTITY_NEW_PASSPHRASE"
 """What a change of the passphrase changes it to; asked for on the terminal, unless told."""
+DESCRIPTOR = "NATSKIT_IDENTITY_PASSPHRASE_FD"
+"""The number of an inherited descriptor with the passphrase, for commands that natskit starts."""
 LEAST = 8
 """Characters of a new passphrase. Who guesses it is slowed down by scrypt, to a second an attempt (c2sp.org/age)."""
 
@@ -30,6 +35,32 @@ def withdraw() -> None:
         value = os.environ.pop(name, None)
         if value is not None:
             _given[name] = value
+    descriptor = os.environ.pop(DESCRIPTOR, None)
+    if descriptor is not None:
+        _given.setdefault(VARIABLE, _inherited(descriptor))
+
+
+def remember(passphrase: str) -> None:
+    """Keep a passphrase that has opened something: for :func:`handed_down`, and not to ask again."""
+    _given[VARIABLE] = passphrase
+
+
+@contextmanager
+def handed_down() -> Iterator[tuple[dict[str, str], tuple[int, ...]]]:
+    """What a child needs not to ask: its further environment, and its ``pass_fds``; nothing if none is known here.
+
+    The passphrase itself is in a file in memory that has no name, and can be read by several, one after the other.
+    """
+    withdraw()
+    if VARIABLE not in _given:
+        yield {}, ()
+        return
+    fd = os.memfd_create("passphrase")
+    try:
+        os.write(fd, _given[VARIABLE].encode())
+        yield {DESCRIPTOR: str(fd)}, (fd,)
+    finally:
+        os.close(fd)
 
 
 def current(what: str) -> str:
@@ -57,6 +88,16 @@ def changed(what: str) -> str:
     """Another passphrase for ``what``. Raises :class:`IdentityError` as :func:`chosen`."""
     withdraw()
     return _long_enough(_given[NEW_VARIABLE]) if NEW_VARIABLE in _given else _asked_twice(what)
+
+
+def _inherited(descriptor: str) -> str:
+    try:
+        fd = int(descriptor)
+        text = os.pread(fd, 10_000, 0).decode()
+        os.close(fd)
+    except (OSError, ValueError):
+        raise IdentityError(f"{DESCRIPTOR} = {descriptor[:10]!r} is no descriptor of a file: unset it") from None
+    return text
 
 
 def _from_command(command: str) -> str:

@@ -103,10 +103,8 @@ def _operator(directory: Path, index: dict[str, Any]) -> Iterator[Entry]:
         "NATS accounts",
         "if it leaked: natskit identity rotate operator-signing-key",
     )
-    for key in index.get("operator_retiring", []):
-        yield _key(
-            directory, "operator, retiring", key, "nobody soon", "complete its rotation: natskit identity rotate"
-        )
+    yield from _rotated(directory, "operator, next signing", [index.get("operator_next")])
+    yield from _rotated(directory, "operator, retiring", index.get("operator_retiring", []))
     yield _jwt(directory, "operator", f"{OPERATOR}.jwt", "each nats-server", "deploy again")
 
 
@@ -126,14 +124,10 @@ def _account(directory: Path, name: str, account: dict[str, Any]) -> Iterator[En
         yield _key(
             directory, f"{name}, signing {role}", key, used_by, f"if it leaked: natskit identity rotate {command}"
         )
+    for role, key in account.get("next", {}).items():
+        yield from _rotated(directory, f"{name}, next signing {role}", [key])
     for old in account.get("retiring", []):
-        yield _key(
-            directory,
-            f"{name}, retiring {old['role']}",
-            old["key"],
-            f"nobody soon (since {old.get('since', 'unknown')})",
-            "complete its rotation: natskit identity rotate",
-        )
+        yield from _rotated(directory, f"{name}, retiring {old['role']}", [old["key"]])
     yield _jwt(directory, f"NATS account {name}", path, "each nats-server", "deploy again")
 
 
@@ -152,6 +146,22 @@ def _users(directory: Path, index: dict[str, Any]) -> Iterator[Entry]:
     for runner, key in sorted(index["runners"].items()):
         yield _key(directory, f"runner {runner}", key, "that runner", "")
         yield _jwt(directory, f"runner {runner}", f"accounts/AUTH/users/runner-{runner}.jwt", "that runner", "deploy")
+
+    for user, key in index.get("next_users", {}).items():
+        yield from _rotated(directory, f"user {user}, next", [key])
+    for old in index.get("retiring_users", []):
+        yield from _rotated(directory, f"user {old['user']}, retiring", [old["key"]])
+    for runner, key in index.get("next_runners", {}).items():
+        yield from _rotated(directory, f"runner {runner}, next", [key])
+    for runner, key in index.get("retiring_runners", {}).items():
+        yield from _rotated(directory, f"runner {runner}, retiring", [key])
+
+
+def _rotated(directory: Path, name: str, keys: Iterable[str | None]) -> Iterator[Entry]:
+    """Keys that a rotation brings in, or takes out; the seed of one that no longer signs need not be there."""
+    for key in filter(None, keys):
+        file = str(seed_path(directory, key).relative_to(directory))
+        yield Entry("key", name, "a rotation that is under way", "complete it: natskit identity rotate", file)
 
 
 def _key(directory: Path, name: str, public: str, used_by: str, to_do: str) -> Entry:

@@ -46,12 +46,12 @@ class Vault:
     def __init__(self, directory: Path, *, write: bool = True) -> None:
         self.directory = directory
         self._root = directory
-        self._write = write
+        self.writes = write
         self._written: dict[Path, bytes] = {}
 
     def at(self, folder: str) -> Vault:
         """A folder within this one, sealed by the same key."""
-        inner = Vault(self.directory / folder, write=self._write)
+        inner = Vault(self.directory / folder, write=self.writes)
         inner._root, inner._written = self._root, self._written
         return inner
 
@@ -82,12 +82,18 @@ class Vault:
     def write(self, path: Path, content: str) -> None:
         """Write a file as :func:`write_private` does, sealed if it is a secret and this folder is encrypted."""
         data = content.encode()
-        if not self._write:
+        if not self.writes:
             self._written[path] = data
         elif not (is_secret(path) and self.is_encrypted):
             write_private(path, data)
         elif not (sealed(path).exists() and _open(sealed(path), self._key()) == data):
             write_private(sealed(path), _seal(data, self._key()))
+
+    def remove(self, path: Path) -> None:
+        """Remove a file, sealed or not, if it is there."""
+        for found in (sealed(path), path) if is_secret(path) else (path,):
+            if found.exists():
+                _remove(found)
 
     def _key(self) -> Any:
         return _unlock(self._root / KEY)
@@ -201,6 +207,7 @@ def _open_key(path: Path, text: str) -> Any:
         opened = age().passphrase.decrypt(content, text).decode()
         lines = [line for line in opened.splitlines() if line and not line.startswith("#")]
         _unlocked[content] = age().x25519.Identity.from_str(lines[0])
+        passphrase.remember(text)
     except (age().DecryptError, age().IdentityError, ValueError, IndexError):
         raise IdentityError(
             f"the passphrase does not open {path}: it is the wrong one, or the file is damaged"
