@@ -1,9 +1,10 @@
 """The JWTs of NATS accounts on running nats-servers: look, push and see them applied, delete.
 
-    python -m natskit.resolver [--ca FILE] --server NAME NATS_URL[,NATS_URL…] SYS_ADMIN_CREDS JWT_FILE…
+    python -m natskit.resolver [--ca FILE] --server NAME NATS_URL[,NATS_URL…] JWT_FILE… <SYS_ADMIN_CREDS
 
 Pushes what ``--server`` does not use yet; ``--check`` only looks, and exits 1 where something is to be done. Of several
-URLs, which are those of one cluster, any that answers will do. ``--ca`` is the CA of ``tls://`` URLs (PEM).
+URLs, which are those of one cluster, any that answers will do. ``--ca`` is the CA of ``tls://`` URLs (PEM). The creds
+of ``SYS/admin`` come as input, since they may be in no file.
 
 nats-server acknowledges a JWT when it has stored it, before it has looked who signed it (``accounts.go``,
 ``accClaimsReqSubj``), and a lookup answers with what is stored. What a server really uses is in ``ACCOUNTZ``: that is
@@ -26,7 +27,7 @@ from typing import Any
 import nats.errors
 from nats.aio.msg import Msg
 
-from natskit.connection import Connection, NatsServers, connect
+from natskit.connection import Connection, Creds, CredsText, NatsServers, connect
 from natskit.errors import NatskitError
 from natskit.identity import claims, nkey
 from natskit.permissions import inbox_prefix
@@ -34,7 +35,6 @@ from natskit.permissions import inbox_prefix
 TIMEOUT = 5.0
 ANSWER_SECONDS = 2.0
 """How long a server may take for one answer."""
-_IGNORED = ("iat", "jti", "iss", "sub")
 
 
 @dataclass
@@ -242,7 +242,7 @@ class Servers:
 @asynccontextmanager
 async def open_servers(
     servers: NatsServers,
-    creds: Path,
+    creds: Creds,
     names: Collection[str],
     timeout: float = TIMEOUT,  # noqa: ASYNC109
 ) -> AsyncIterator[Servers]:
@@ -309,7 +309,7 @@ def _name(token: str) -> str:
 async def _main(asked: argparse.Namespace) -> int:
     tokens = [path.read_text().strip() for path in asked.jwts]
     servers = NatsServers(urls=asked.nats_urls, ca_file=asked.ca)
-    async with open_servers(servers, asked.creds, [asked.server]) as there:
+    async with open_servers(servers, CredsText(sys.stdin.read()), [asked.server]) as there:
         if not asked.check:
             await there.push(tokens)
             return 0
@@ -325,7 +325,6 @@ def main() -> None:
     parser.add_argument("--server", required=True, metavar="NAME")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("nats_urls", type=lambda text: text.split(","))
-    parser.add_argument("creds", type=Path)
     parser.add_argument("jwts", type=Path, nargs="+")
     asked = parser.parse_args()
     try:

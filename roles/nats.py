@@ -180,9 +180,9 @@ def _resolver(settings: Settings, identity: Identity, *words: str) -> str:
     """Run :mod:`natskit.resolver` for this host's nats-server; what is wrong, or nothing."""
     authority = ["--ca", str(ca_file(settings))] if settings.platform_tls else []
     command = [sys.executable, "-m", "natskit.resolver", *authority, "--server", settings.platform_name, *words]
-    command += [settings.nats_url, str(identity.creds_path("SYS", "admin"))]
-    command += [str(identity.account_path(account)) for account in NATS_ACCOUNTS]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command += [settings.nats_url, *(str(identity.account_path(account)) for account in NATS_ACCOUNTS)]
+    creds = identity.creds("SYS", "admin")
+    done = subprocess.run(command, input=creds, capture_output=True, text=True, check=False)
     return "" if done.returncode == 0 else done.stderr.strip() or "it uses others"
 
 

@@ -15,17 +15,20 @@ from typing import IO, Any
 from pyinfra.api import Host, Inventory
 from pyinfra.api.exceptions import PyinfraError
 
-from natskit import __version__, topology
+from natskit import __version__, named_files, topology
 from natskit.errors import NatskitError, SettingsError
-from natskit.identity import Identity
+from natskit.identity import Identity, passphrase
 from natskit.identity.files import make_private, write_private
 from natskit.identity.tls import ensure_ca
+from natskit.identity.vault import Vault
 from natskit.settings import Settings
 from natskit.topology import Topology
 from roles import build, preflight, service
 
 CONNECTOR_KEYS = ("ssh_", "docker_", "_")
 """Prefixes of data that pyinfra's connectors read, not natskit."""
+
+passphrase.withdraw()
 
 _locks: dict[Path, IO[str]] = {}
 _platform: list[tuple[Topology, dict[str, Settings]]] = []
@@ -55,9 +58,11 @@ def _checked(inventory: Inventory) -> tuple[Topology, dict[str, Settings]]:
         build.environment(settings, [*settings.hub_api_packages, *settings.runner_project_api_packages])
         if not service.uses_systemd(settings):
             preflight.check(settings)
+    first = next(iter(known.values()))
     if not is_dry():
-        _lock(next(iter(known.values())).control)
-    if service.uses_systemd(next(iter(known.values()))):
+        _lock(first.control)
+    Vault(first.identity).unlock()
+    if service.uses_systemd(first):
         preflight.check_hosts(inventory, site, known)
     return site, known
 
@@ -88,7 +93,7 @@ def identity(settings: Settings) -> Identity:
     try:
         found = Identity.ensure(settings.identity, now=int(time.time()), write=not is_dry())
         if not is_dry():
-            ensure_ca(found.directory, now=int(time.time()))
+            ensure_ca(found.files, now=int(time.time()))
         return found
     except NatskitError as error:
         raise PyinfraError(str(error)) from None
@@ -97,6 +102,17 @@ def identity(settings: Settings) -> Identity:
 def ca_file(settings: Settings) -> Path:
     """The certificate of the platform's CA, on the control machine."""
     return settings.identity / "tls" / "ca.crt"
+
+
+def certificates(site: Topology) -> list[str]:
+    """Those of the platform's CA that a program uses: their paths within the identity, without ``.crt``."""
+    proxy = site.proxy[0]
+    found = [] if proxy.proxy_certificate or proxy.proxy_certificate_on_host else ["tls/proxy"]
+    for role in ("nats", "hub", "proxy"):
+        for settings in getattr(site, role):
+            name = f"tls/hosts/{settings.platform_name}-{role}"
+            found += [name, *([f"routes/{name}"] if role == "nats" else [])] if settings.platform_tls else []
+    return found
 
 
 def describe(site: Topology, identity: Identity) -> None:
@@ -122,6 +138,8 @@ def describe(site: Topology, identity: Identity) -> None:
         "session_sliding": site.hub[0].hub_session_sliding,
         "runners": [settings.runner_uuid for settings in site.runner],
         "deploy": how_to_deploy(sys.argv, os.environ),
+        "certificates": certificates(site),
+        "named_files": named_files.outside(site),
     }
     if not service.uses_systemd(first):
         content |= {

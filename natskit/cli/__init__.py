@@ -1,4 +1,4 @@
-"""The command ``natskit``: accounts, projects, commands in projects, health, templates, and a new inventory.
+"""The command ``natskit``: accounts, projects, commands in projects, health, keys, templates, and a new inventory.
 
 Commands import what they need when they run, so that ``natskit --help`` is quick.
 """

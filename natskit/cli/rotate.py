@@ -70,7 +70,7 @@ def rotate(directory: str, kind: Kind, yes: bool, now: bool, wait: int | None, n
     from natskit.rotation import Rotation
 
     platform = Platform.find(directory)
-    identity = Identity.load(Path(platform["identity"]))
+    identity = Identity.load(Path(platform["identity"]), write=True)
     pending = identity.pending_rotation
     if pending is not None and pending["kind"] != kind:
         raise NatskitError(
@@ -175,7 +175,7 @@ def push(directory: str) -> None:
     from natskit.identity import Identity
 
     platform = Platform.find(directory)
-    identity = Identity.load(Path(platform["identity"]))
+    identity = Identity.load(Path(platform["identity"]), write=True)
     if platform["resolver"] == "memory":
         raise NatskitError("nats_resolver is memory: nats-server has its NATS accounts in its configuration; deploy")
     _run(platform, identity, lambda servers: _push(servers, identity))
@@ -280,12 +280,12 @@ def _run(platform: Platform, identity: Identity, work: Callable[[Servers], Await
 
 @asynccontextmanager
 async def _open(platform: Platform, identity: Identity) -> AsyncIterator[Servers]:
-    from natskit.connection import NatsServers
+    from natskit.connection import CredsText, NatsServers
     from natskit.resolver import open_servers
 
     ca_file = platform["nats_ca_file"]
     there = NatsServers(urls=platform["nats_urls"], ca_file=Path(ca_file) if ca_file else None)
-    async with open_servers(there, identity.creds_path("SYS", "admin"), platform["nats"]) as servers:
+    async with open_servers(there, CredsText(identity.creds("SYS", "admin")), platform["nats"]) as servers:
         yield servers
 
 
@@ -304,6 +304,8 @@ class _Live:
             _run(self._platform, identity, lambda servers: _push(servers, identity))
 
     def deploy(self) -> None:
+        from natskit.identity.passphrase import handed_down
+
         how = self._platform["deploy"]
         if self._deployed:
             self._deployed = False
@@ -316,17 +318,19 @@ class _Live:
                 f"a deploy is needed now: cd {shlex.quote(how['directory'])} && {line}; then the same command again "
                 "with --deployed"
             )
-        done = subprocess.run(
-            command,
-            cwd=how["directory"],
-            env=os.environ | how["environment"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=DEPLOY_SECONDS,
-            check=False,
-        )
+        with handed_down() as (passphrase, descriptors):
+            done = subprocess.run(
+                command,
+                cwd=how["directory"],
+                env=os.environ | how["environment"] | passphrase,
+                pass_fds=descriptors,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=DEPLOY_SECONDS,
+                check=False,
+            )
         if done.returncode != 0:
             said = (done.stdout + done.stderr).strip().splitlines()[-_LAST_LINES:]
             raise NatskitError("the deploy failed; run this again when it can succeed:\n" + "\n".join(said))

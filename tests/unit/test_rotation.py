@@ -131,7 +131,7 @@ def issuer(token: str) -> str:
 
 def run(world: World, kind: Kind, *, urgent: bool = False) -> list[str]:
     said: list[str] = []
-    identity = Identity.load(world.directory)
+    identity = Identity.load(world.directory, write=True)
     rotation = Rotation(identity, world, said.append, cookie_seconds=7 * DAY, patience=5, clock=world.clock)
     rotation.run(kind, urgent=urgent)
     return said
@@ -209,15 +209,15 @@ def test_interrupted_while_it_writes_it_goes_on(directory: Path, kind: Kind, mon
     """At each file that is written, as when the power goes: what is written later is not there."""
     write, count, fails_at = write_private, 0, 0
 
-    def writes(path: Path, content: str) -> None:
+    def writes(path: Path, content: bytes) -> None:
         nonlocal count
-        if not path.exists() or path.read_text() != content:
+        if not path.exists() or path.read_bytes() != content:
             count += 1
             if count == fails_at:
                 raise InterruptedError(str(path))
         write(path, content)
 
-    monkeypatch.setattr("natskit.identity.write_private", writes)
+    monkeypatch.setattr("natskit.identity.vault.write_private", writes)
     number = 0
     while True:
         number += 1
