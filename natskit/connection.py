@@ -131,6 +131,14 @@ class Connection(NatsClient):
         """A new inbox in which whoever serves ``subject`` may answer."""
         return f"{answer_prefix(self._inbox_prefix.decode(), subject)}.{secrets.token_hex(16)}"
 
+    async def use_creds(self, creds: Path) -> None:
+        """Connect anew, with these creds. What is on its way may be lost, as when a connection breaks."""
+        self._user_credentials = str(creds)
+        self._setup_nkeys_jwt_connect()
+        with contextlib.suppress(nats.errors.Error, TimeoutError):
+            await self.flush(1)
+        await self.force_reconnect()
+
     async def ask(self, subject: str, body: bytes, wait: float) -> Msg:
         """One request, one answer. Raises what ``request`` of nats-py raises, which asks in one inbox for all.
 

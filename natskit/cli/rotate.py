@@ -343,10 +343,14 @@ class _Live:
         return {server.name: server.operator_keys for server in looked}
 
     def holders(self, identity: Identity) -> dict[str, int]:
+        from natskit.hub.state import runner_name
+
         found: Counter[str] = Counter()
+        retiring = {runner_name(runner, key) for runner, key in identity.retiring_runners.items()}
         for each in self._all(identity):
-            if each.get("issuer_key") in identity.retiring_keys:
-                kind = str(each.get("authorized_user", "")).partition(".")[0]
+            user = str(each.get("authorized_user", ""))
+            if each.get("issuer_key") in identity.retiring_keys or user in retiring:
+                kind = user.partition(".")[0]
                 found[f"{kind}s" if kind in DYNAMIC else str(each.get("name", "a client"))] += 1
         return dict(found)
 
