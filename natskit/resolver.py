@@ -18,7 +18,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,34 +44,24 @@ class Server:
     name: str
     used: dict[str, str] = field(default_factory=dict)
     kept: set[str] | None = None
-    """``None`` where the resolver is ``memory``, which does not tell."""
+    """``None`` where that is no matter: the resolver is ``memory`` or ``cache``."""
     operator_keys: tuple[str, ...] = ()
     """By which keys it believes a NATS account: the operator's own, and its signing keys."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One NATS account that is not the same here and on a server."""
-
-    server: str
-    account: str
-    name: str
-    what: str
-    """``missing there``, ``missing here`` or ``different``."""
-    fields: tuple[str, ...] = ()
-    """Which claims differ."""
-
-    def __str__(self) -> str:
-        more = f": {', '.join(self.fields)}" if self.fields else ""
-        return f"{self.server}: NATS account {self.name or self.account}: {self.what}{more}"
 
 
 class Servers:
     """All nats-servers of a platform, asked as ``SYS/admin``."""
 
-    def __init__(self, connection: Connection, names: Collection[str]) -> None:
+    def __init__(self, connection: Connection, names: Collection[str], lazy: Collection[str] = ()) -> None:
+        """``names``: those that have to answer; ``lazy``: those of them that fetch a NATS account when it is used."""
         self._connection = connection
         self._names = set(names)
+        self._lazy = set(lazy)
+
+    @property
+    def names(self) -> list[str]:
+        """The servers that have to answer."""
+        return sorted(self._names)
 
     async def look(self, accounts: Iterable[str]) -> list[Server]:
         """What each server has. Raises :class:`NatskitError` while one does not answer."""
@@ -83,7 +73,7 @@ class Servers:
             )
         listed = await self._ask("$SYS.REQ.CLAIMS.LIST", b"", 1.0 if self._names else ANSWER_SECONDS)
         for name, answer in listed.items():
-            found[name].kept = set(answer.get("data") or [])
+            found[name].kept = None if name in self._lazy else set(answer.get("data") or [])
         kept = {account for server in found.values() for account in server.kept or ()}
         for account in sorted({*accounts, *kept}):
             body = json.dumps({"account": account}).encode()
@@ -105,26 +95,25 @@ class Servers:
         return answers
 
     async def push(self, tokens: Iterable[str]) -> None:
-        """Give the servers JWTs they do not use yet, and wait until each uses them.
+        """Give the servers JWTs they do not have yet, and wait until each keeps them and uses them.
 
         Raises :class:`NatskitError` if one refuses, still uses another afterwards, or does not answer.
         """
         wanted = {str(claims.decode(token)["sub"]): token for token in tokens}
         before = await self.look(wanted)
         for account, token in wanted.items():
-            if all(server.used.get(account) == token for server in before):
-                continue
-            self._check_signer(before, token)
-            await self._update(account, token)
+            if await self._lacking(before, account, token):
+                self._check_signer(before, token)
+                await self._update(account, token)
         deadline = time.monotonic() + TIMEOUT
-        while missing := [
-            f"{server.name} has another JWT of NATS account {_name(token)}"
-            for server in await self.look(wanted)
-            for account, token in wanted.items()
-            if not await self._has(server, account, token)
-        ]:
+        while True:
+            after = await self.look(wanted)
+            lacking = {account: await self._lacking(after, account, token) for account, token in wanted.items()}
+            if not any(lacking.values()):
+                return
             if time.monotonic() > deadline:
-                raise NatskitError(f"{'; '.join(missing)}: its log says why, `natskit identity diff` shows where")
+                said = [f"{', '.join(who)} has another NATS account {name_in(wanted[a])}" for a, who in lacking.items()]
+                raise NatskitError(f"{'; '.join(said)}: its log says why, `natskit identity diff` shows where")
             await asyncio.sleep(0.1)
 
     async def delete(self, account: str, operator_seed: str) -> None:
@@ -132,6 +121,7 @@ class Servers:
 
         Raises :class:`NatskitError` when one refuses, or does not answer: it would bring the account back.
         """
+        await self.look([])
         signer = nkey.key_pair(operator_seed)
         subject = signer.public_key.decode()
         token = claims.encode(
@@ -180,7 +170,7 @@ class Servers:
             if server.operator_keys and issuer not in server.operator_keys:
                 raise NatskitError(
                     f"{server.name} does not know the operator's key {issuer[:12]}… that signed NATS account "
-                    f"{_name(token)}: deploy first, it reads that key when it starts"
+                    f"{name_in(token)}: deploy first, it reads that key when it starts"
                 )
 
     async def _update(self, account: str, token: str) -> None:
@@ -188,13 +178,15 @@ class Servers:
         for name, answer in answers.items():
             if "error" in answer:
                 said = answer["error"].get("description", "refused")
-                raise NatskitError(f"{name} refuses NATS account {_name(token) or account}: {said}")
+                raise NatskitError(f"{name} refuses NATS account {name_in(token) or account}: {said}")
 
-    async def _has(self, server: Server, account: str, token: str) -> bool:
-        """A NATS account nobody uses at a server is not loaded there: then what it keeps is what it will use."""
-        if account in server.used:
-            return server.used[account] == token
-        return account in (server.kept or ()) and set(await self.stored(account)) == {token}
+    async def _lacking(self, servers: Iterable[Server], account: str, token: str) -> list[str]:
+        """The servers that use another JWT, or would after a restart. Which one keeps it is not told."""
+        found = [server.name for server in servers if server.used.get(account, token) != token]
+        if not found and any(kept != token for kept in await self.stored(account)):
+            return ["one of " + ", ".join(server.name for server in servers)]
+        missing = [s.name for s in servers if s.kept is not None and account not in s.kept and account not in s.used]
+        return found or missing
 
     async def _ask_all(self, subject: str, body: bytes = b"") -> dict[str, dict[str, Any]]:
         """Every server's answer by its name. Raises :class:`NatskitError` when one is missing."""
@@ -244,6 +236,7 @@ async def open_servers(
     servers: NatsServers,
     creds: Creds,
     names: Collection[str],
+    lazy: Collection[str] = (),
     timeout: float = TIMEOUT,  # noqa: ASYNC109
 ) -> AsyncIterator[Servers]:
     """Connect as ``SYS/admin``."""
@@ -251,55 +244,13 @@ async def open_servers(
         servers, name="natskit resolver", inbox_prefix=inbox_prefix("admin"), creds=creds, timeout=timeout
     )
     try:
-        yield Servers(connection, names)
+        yield Servers(connection, names, lazy)
     finally:
         await connection.close()
 
 
-def differences(servers: Iterable[Server], local: Mapping[str, str], stored: Mapping[str, str]) -> list[Difference]:
-    """Where the servers' NATS accounts are not the ``local`` ones (JWTs by public key).
-
-    ``stored`` is what all servers keep of those that a server has not loaded.
-    """
-    found: list[Difference] = []
-    for server in servers:
-        for account, token in local.items():
-            there = server.used.get(account) or (stored.get(account, "") if account in (server.kept or ()) else "")
-            if not there:
-                found.append(Difference(server.name, account, _name(token), "missing there"))
-            elif there != token:
-                found.append(Difference(server.name, account, _name(token), "different", _changed(token, there)))
-        for account in sorted((server.kept or set()) - set(local)):
-            found.append(Difference(server.name, account, _name(server.used.get(account, "")), "missing here"))
-    return found
-
-
-def _changed(here: str, there: str) -> tuple[str, ...]:
-    """Which claims of two JWTs differ; only the time of the signature, where none does."""
-    try:
-        one, other = claims.decode(here), claims.decode(there)
-    except NatskitError:
-        return ("unreadable",)
-    paths: list[str] = []
-
-    def compare(path: str, a: Any, b: Any) -> None:
-        if isinstance(a, dict) and isinstance(b, dict):
-            for key in sorted({*a, *b}):
-                compare(f"{path}.{key}" if path else key, a.get(key), b.get(key))
-        elif a != b:
-            paths.append(path)
-
-    strip = {key: value for key, value in one.items() if key not in ("iat", "jti")}
-    compare("", strip, {key: value for key, value in other.items() if key not in ("iat", "jti")})
-    short = tuple("signed by another key" if path == "iss" else path.removeprefix("nats.") for path in paths)
-    return short or (f"signed at {_time(there)} there, at {_time(here)} here",)
-
-
-def _time(token: str) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime(int(claims.decode(token).get("iat", 0))))
-
-
-def _name(token: str) -> str:
+def name_in(token: str) -> str:
+    """What a JWT calls its subject; nothing for what is none."""
     try:
         return str(claims.decode(token).get("name", "")) if token else ""
     except NatskitError:

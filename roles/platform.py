@@ -133,7 +133,7 @@ def describe(site: Topology, identity: Identity) -> None:
         "nats": [settings.platform_name for settings in site.nats],
         "hubs": [site.hub_label(settings, name) for settings in site.hub for name in settings.hub_names],
         "first_account": site.hub[0].platform_first_account,
-        "resolver": first.nats_resolver,
+        "resolvers": {settings.platform_name: settings.nats_resolver for settings in site.nats},
         "authorization_ttl": site.hub[0].hub_authorization_ttl,
         "session_sliding": site.hub[0].hub_session_sliding,
         "runners": [settings.runner_uuid for settings in site.runner],

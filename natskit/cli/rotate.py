@@ -22,7 +22,7 @@ from natskit.identity.rotation import KINDS, Kind
 
 if TYPE_CHECKING:
     from natskit.identity import Identity
-    from natskit.resolver import Difference, Server, Servers
+    from natskit.resolver import Servers
 
 T = TypeVar("T")
 
@@ -147,10 +147,11 @@ def diff(directory: str, as_json: bool) -> None:
       natskit identity diff --json | jq '.[].server'
     """
     from natskit.identity import Identity
+    from natskit.nats_accounts import differing
 
     platform = Platform.find(directory)
     identity = Identity.load(Path(platform["identity"]))
-    found = _run(platform, identity, lambda servers: _differences(servers, identity))
+    found = _run(platform, identity, lambda servers: differing(servers, identity))
     if as_json:
         rows = [{"server": d.server, "account": d.account, "name": d.name, "what": d.what} for d in found]
         show_json([row | {"fields": list(d.fields)} for row, d in zip(rows, found, strict=True)])
@@ -173,12 +174,13 @@ def push(directory: str) -> None:
       natskit identity push
     """
     from natskit.identity import Identity
+    from natskit.nats_accounts import push_all
 
     platform = Platform.find(directory)
     identity = Identity.load(Path(platform["identity"]), write=True)
-    if platform["resolver"] == "memory":
+    if "memory" in platform["resolvers"].values():
         raise NatskitError("nats_resolver is memory: nats-server has its NATS accounts in its configuration; deploy")
-    _run(platform, identity, lambda servers: _push(servers, identity))
+    _run(platform, identity, lambda servers: push_all(servers, identity))
     click.echo(f"All {len(platform['nats'])} nats-servers use the NATS accounts that are here.")
 
 
@@ -200,12 +202,13 @@ def delete_account(directory: str, account: str, yes: bool, force: bool) -> None
       natskit identity delete-account OLD-TENANT
     """
     from natskit.identity import Identity
+    from natskit.nats_accounts import deletable
 
     platform = Platform.find(directory)
     identity = Identity.load(Path(platform["identity"]))
 
     async def look(servers: Servers) -> tuple[str, str, list[str]]:
-        return await _deletable(servers, identity, account)
+        return await deletable(servers, identity, account)
 
     public, name, uses = _run(platform, identity, look)
     if uses and not force:
@@ -216,58 +219,6 @@ def delete_account(directory: str, account: str, yes: bool, force: bool) -> None
         click.confirm(f"Delete NATS account {name} ({public}) on {len(platform['nats'])} nats-servers?", abort=True)
     _run(platform, identity, lambda servers: servers.delete(public, identity.operator_signing_seed))
     click.echo(f"NATS account {name} is deleted on all {len(platform['nats'])} nats-servers.")
-
-
-async def _deletable(servers: Servers, identity: Identity, wanted: str) -> tuple[str, str, list[str]]:
-    """The public key and the name of a NATS account that may be deleted, and what it is used for."""
-    from natskit.identity import NATS_ACCOUNTS, claims
-
-    own = {identity.account_public_key(name): name for name in NATS_ACCOUNTS}
-    if wanted in own or wanted in own.values():
-        raise NatskitError(f"{own.get(wanted, wanted)} is one of natskit's own NATS accounts: without it nothing works")
-    names: dict[str, str] = {}
-    for server in await servers.look([]):
-        for public in (server.kept or set()) - set(own):
-            stored = server.used.get(public) or next(iter(await servers.stored(public)), "")
-            names[public] = str(claims.decode(stored).get("name", "")) if stored else ""
-    matches = [public for public, name in names.items() if wanted in (public, name)]
-    if len(matches) != 1:
-        known = ", ".join(sorted(name or public for public, name in names.items())) or "none but natskit's own"
-        what = f"{len(matches)} NATS accounts are called {wanted}: use the public key" if matches else ""
-        raise NatskitError(what or f"no nats-server has a NATS account {wanted}: there are {known}")
-    (public,) = matches
-    clients, streams = await servers.connections(public), sorted(await servers.streams(public))
-    uses = [f"{len(clients)} clients are connected"] if clients else []
-    uses += [f"it has the streams {', '.join(streams[:5])}"] if streams else []
-    return public, names[public] or public, uses
-
-
-async def _differences(servers: Servers, identity: Identity) -> list[Difference]:
-    from natskit.resolver import differences
-
-    local = identity.account_jwts()
-    looked = await servers.look(local)
-    return differences(looked, local, {account: await _stored(servers, looked, account) for account in local})
-
-
-async def _stored(servers: Servers, looked: list[Server], account: str) -> str:
-    """What servers keep of a NATS account that one of them has not loaded; if they disagree, nothing that is known."""
-    if all(account in server.used for server in looked):
-        return ""
-    kept = set(await servers.stored(account))
-    return kept.pop() if len(kept) == 1 else ""
-
-
-async def _push(servers: Servers, identity: Identity) -> None:
-    from natskit.identity import NATS_ACCOUNTS, claims
-
-    looked = await servers.look(identity.account_jwts())
-    for name in NATS_ACCOUNTS:
-        public, here = identity.account_public_key(name), identity.account_jwt(name)
-        there = [claims.decode(s.used[public])["iat"] for s in looked if s.used.get(public, here) != here]
-        if there and max(there) >= claims.decode(here)["iat"]:
-            identity.sign_again(name, after=max(there), now=int(time.time()))
-    await servers.push(identity.account_jwts().values())
 
 
 def _run(platform: Platform, identity: Identity, work: Callable[[Servers], Awaitable[T]]) -> T:
@@ -285,7 +236,9 @@ async def _open(platform: Platform, identity: Identity) -> AsyncIterator[Servers
 
     ca_file = platform["nats_ca_file"]
     there = NatsServers(urls=platform["nats_urls"], ca_file=Path(ca_file) if ca_file else None)
-    async with open_servers(there, CredsText(identity.creds("SYS", "admin")), platform["nats"]) as servers:
+    lazy = [name for name, kind in platform["resolvers"].items() if kind == "cache"]
+    creds = CredsText(identity.creds("SYS", "admin"))
+    async with open_servers(there, creds, platform["nats"], lazy) as servers:
         yield servers
 
 
@@ -298,10 +251,12 @@ class _Live:
         self._deployed = deployed
 
     def push(self, identity: Identity) -> None:
-        if self._platform["resolver"] == "memory":
+        from natskit.nats_accounts import push_all
+
+        if "memory" in self._platform["resolvers"].values():
             self.deploy()
         else:
-            _run(self._platform, identity, lambda servers: _push(servers, identity))
+            _run(self._platform, identity, lambda servers: push_all(servers, identity))
 
     def deploy(self) -> None:
         from natskit.identity.passphrase import handed_down
