@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from natskit.identity.tls import RENEW_DAYS
 from natskit.identity.vault import Vault
 
 DAY = 86_400
+LOOK_SECONDS = 3.0
 HUB_ROLES = ("browser", "project", "runner")
 """Roles whose scoped signing keys the hubs hold."""
 
@@ -60,7 +62,9 @@ class Named:
     host: str
     path: str
     on_host: bool
-    """It is there and not here, and cannot be looked at."""
+    """It is there and not here."""
+    served: str | None = None
+    """``host:port`` where the certificate can be seen all the same."""
 
 
 @dataclass(frozen=True)
@@ -215,12 +219,23 @@ def _certificates(directory: Path, in_use: InUse | None) -> Iterator[Entry]:
 def _named(named: Named) -> Entry:
     name = f"{named.setting} of {named.host}"
     if named.on_host:
-        to_do = f"it is looked after on the host: openssl x509 -enddate -noout -in {named.path}"
-        return Entry("certificate", name, named.host, to_do, f"{named.host}:{named.path}", problem="unknown")
+        to_do, file = "renew it on the host; nothing here does", f"{named.host}:{named.path}"
+        expires = _served(named.served) if named.served else None
+        return Entry("certificate", name, named.host, to_do, file, expires, None if expires else "unknown")
     path = Path(named.path).expanduser()
     if named.setting == "nats_leafnode_remotes":
         return _token(name, path, "its leafnode connection", "get new creds from who gave them, and deploy", named.path)
     return _certificate(name, path, named.path, "nginx", "renew it, and deploy")
+
+
+def _served(address: str) -> int | None:
+    """When the certificate that is shown there ends; nothing if nobody shows one."""
+    host, _, port = address.rpartition(":")
+    try:
+        pem = ssl.get_server_certificate((host.strip("[]"), int(port)), timeout=LOOK_SECONDS)
+        return int(x509.load_pem_x509_certificate(pem.encode()).not_valid_after_utc.timestamp())
+    except (OSError, ValueError):
+        return None
 
 
 def _certificate(name: str, path: Path, file: str, used_by: str, to_do: str, left_over: bool = False) -> Entry:
