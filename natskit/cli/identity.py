@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -227,5 +225,9 @@ def unlocked(platform: str, command: tuple[str, ...]) -> None:
 
     Vault(default(platform)).unlock()
     with handed_down() as (environment, descriptors):
-        done = subprocess.run(command, env=os.environ | environment, pass_fds=descriptors, check=False)
-    sys.exit(done.returncode if done.returncode >= 0 else 128 - done.returncode)
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, True)
+        try:
+            os.execvpe(command[0], command, os.environ | environment)  # noqa: S606
+        except OSError as error:
+            raise IdentityError(f"{command[0]} cannot be run: {error.strerror}") from None
