@@ -87,7 +87,7 @@ def program_file(settings: Settings, site: Topology, runners: dict[str, dict[str
     """The content of ``hub.json``, checked by the hub's own model."""
     directory = settings.platform_root / name
     files = directory / "tls"
-    certificate = {"certificate": files / "host.crt", "key": files / "host.key", "ca": files / "ca.crt"}
+    certificate = {"certificate": files / "host.crt", "key": files / "host.key", "ca": files / "proxy-ca.crt"}
     program = HubProgram.model_validate(
         {
             "name": site.hub_label(settings, name),

@@ -16,7 +16,9 @@ class _Part(BaseModel):
 
 
 class TlsFiles(_Part):
-    """PEM files: what the hub serves with, and the CA whose certificates its clients must show."""
+    """PEM files: what the hub serves with, and the CA whose certificates its clients must show: the proxy's own.
+
+    Who shows the hub's own certificate is let in too."""
 
     certificate: Path
     key: Path

@@ -127,10 +127,10 @@ def test_a_renewed_certificate_is_served_without_a_restart(machines: Machines) -
     doors = {"nats-1": 4222, "nats-2": 4222, "nats-3": 4222, "hub-1": 8101, "hub-2": 8101, "proxy-1": 443}
     starts, before = machines.starts(), {m: serial(machines, m, port) for m, port in doors.items()}
     # As if they were about to expire: what is missing is made, as what expires soon is.
-    tls = machines.control / "identity" / "tls"
-    for path in tls.iterdir():
-        if path.name not in ("ca.crt", "ca.key"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for part in ("", "proxy"):
+        for path in (machines.control / "identity" / part / "tls").iterdir():
+            if path.name not in ("ca.crt", "ca.key"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     with running(machines.target()) as load:
         since = time.monotonic()
         deployed(machines)
