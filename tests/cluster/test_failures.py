@@ -17,7 +17,7 @@ AWAY_SECONDS = 3.0
 
 @pytest.fixture(scope="module")
 def machines(cluster: Cluster) -> Machines:
-    return Machines(cluster.name, cluster.root, dict(cluster.data))
+    return Machines.of(cluster)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ SERVERS = [machine for machine, unit in UNITS.items() if unit == "natskit-nats"]
 @pytest.fixture(scope="module")
 def machines(cluster: Cluster) -> Iterator[Machines]:
     """The cluster with the old version; with its own again in the end."""
-    machines = Machines(cluster.name, cluster.root, dict(cluster.data))
+    machines = Machines.of(cluster)
     done = machines.deploy(nats_version=OLD)
     assert done.returncode == 0, done.stderr[-6000:]
     yield machines
