@@ -68,12 +68,17 @@ def ports(settings: Settings, site: Topology | None = None) -> dict[int, str]:
             settings.nats_websocket_port: "nats_websocket_port",
             settings.nats_monitor_port: "nats_monitor_port",
         }
+        for key in ("nats_leafnode_port", "nats_gateway_port", "nats_mqtt_port"):
+            if (port := getattr(settings, key)) is not None:
+                found[port] = key
     if site is not None and settings in site.nats and len(site.nats) > 1:
         found[settings.nats_cluster_port] = "nats_cluster_port"
     if site is None or settings in site.hub:
         found |= dict.fromkeys(settings.hub_ports, "hub_port")
     if site is None or settings in site.proxy:
         found[settings.proxy_port] = "proxy_port"
+        if settings.http_port:
+            found[settings.http_port] = "proxy_http_port"
     return found
 
 
