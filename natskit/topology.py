@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,19 +68,18 @@ class Topology:
 def validate(hosts: Hosts) -> tuple[Topology, dict[str, Settings]]:
     """The platform as :func:`assemble` makes it, and as a deploy needs it: the files that settings name are there.
 
-    Raises :class:`SettingsError` with a line for each thing that is wrong, on every host.
+    Raises :class:`SettingsError` with a line for each thing that is wrong, and the hosts where it is.
     """
     site, known = assemble(hosts)
     problems = list(named_files.problems(site, now=time.time()))
-    if problems:
-        raise SettingsError("\n".join(problems))
+    refuse(problems)
     return site, known
 
 
 def assemble(hosts: Hosts) -> tuple[Topology, dict[str, Settings]]:
     """The platform, and the settings of each host, from the hosts' names, groups and data.
 
-    Raises :class:`SettingsError` with a line for each thing that is wrong, on every host.
+    Raises :class:`SettingsError` with a line for each thing that is wrong, and the hosts where it is.
     """
     problems: list[str] = []
     known: dict[str, Settings] = {}
@@ -96,9 +96,31 @@ def assemble(hosts: Hosts) -> tuple[Topology, dict[str, Settings]]:
                 roles[role].append(known[name])
     if not problems:
         problems = [*_whole(roles), *_nats(roles["nats"]), *_agree(known), *_differ(known)]
-    if problems:
-        raise SettingsError("\n".join(problems))
+    refuse(problems)
     return Topology(**{role: tuple(settings) for role, settings in roles.items()}), known
+
+
+def of_hosts(problems: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], str]]:
+    """From a host and what is wrong with it, each: what is wrong, once, with all the hosts that have it."""
+    found: dict[str, list[str]] = {}
+    for host, problem in problems:
+        found.setdefault(problem, []).append(host)
+    return ((hosts, problem) for problem, hosts in found.items())
+
+
+_OF_A_HOST = re.compile(r"inventory, host (\S+): (.*)")
+
+
+def refuse(problems: Iterable[str]) -> None:
+    """Raise :class:`SettingsError` if there are any. What is wrong on several hosts is said once."""
+    lines = [line for problem in problems for line in problem.splitlines()]
+    split = [(found[1], found[2]) if (found := _OF_A_HOST.fullmatch(line)) else ("", line) for line in lines]
+    said = [
+        f"inventory, host{'s' if len(hosts) > 1 else ''} {', '.join(hosts)}: {problem}" if hosts[0] else problem
+        for hosts, problem in of_hosts(split)
+    ]
+    if said:
+        raise SettingsError("\n".join(said))
 
 
 def _whole(roles: Mapping[str, list[Settings]]) -> Iterable[str]:

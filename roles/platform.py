@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from pyinfra.api import Host, Inventory
-from pyinfra.api.exceptions import PyinfraError
 
 from natskit import __version__, topology
 from natskit.errors import NatskitError, SettingsError
@@ -21,7 +20,8 @@ from natskit.identity.files import make_private, write_private
 from natskit.identity.tls import ensure_ca
 from natskit.settings import Settings
 from natskit.topology import Topology
-from roles import build, preflight, service
+from roles import artifacts, build, preflight, service
+from roles.errors import DeployError
 
 CONNECTOR_KEYS = ("ssh_", "docker_", "_")
 """Prefixes of data that pyinfra's connectors read, not natskit."""
@@ -45,18 +45,25 @@ def validate(host: Host, inventory: Inventory) -> tuple[Settings, Topology]:
         site, known = _platform[0]
         return known[host.name], site
     except NatskitError as error:
-        raise PyinfraError(str(error)) from None
+        raise DeployError(str(error)) from None
 
 
 def _checked(inventory: Inventory) -> tuple[Topology, dict[str, Settings]]:
     site, known = topology.validate((h.name, h.groups, _ours(h.data.dict())) for h in inventory)  # type: ignore[no-untyped-call]
+    on_systemd = service.uses_systemd(next(iter(known.values())))
+    if on_systemd:
+        topology.refuse(
+            f"inventory, host {settings.platform_name}: {problem}"
+            for settings in site.nats
+            if (problem := artifacts.unknown_version(settings))
+        )
     for settings in known.values():
         build.environment(settings, [*settings.hub_api_packages, *settings.runner_project_api_packages])
         if not service.uses_systemd(settings):
             preflight.check(settings)
     if not is_dry():
         _lock(next(iter(known.values())).control)
-    if service.uses_systemd(next(iter(known.values()))):
+    if on_systemd:
         preflight.check_hosts(inventory, site, known)
     return site, known
 
@@ -90,7 +97,7 @@ def identity(settings: Settings) -> Identity:
             ensure_ca(found.directory, now=int(time.time()))
         return found
     except NatskitError as error:
-        raise PyinfraError(str(error)) from None
+        raise DeployError(str(error)) from None
 
 
 def ca_file(settings: Settings) -> Path:

@@ -19,7 +19,7 @@ from pyinfra.context import ctx_host
 
 from natskit.errors import SettingsError
 from natskit.settings import Settings
-from natskit.topology import Topology
+from natskit.topology import Topology, of_hosts
 from roles import artifacts, look
 
 LEAST_FREE = 1024**3
@@ -48,15 +48,16 @@ def check(settings: Settings) -> None:
 
 
 def check_hosts(inventory: Inventory, site: Topology, known: dict[str, Settings]) -> None:
-    """Look at every host that is connected. Raises :class:`SettingsError` with one line for each problem of any."""
+    """Look at every host that is connected. Raises :class:`SettingsError`: a line for each problem, and who has it."""
     hosts = list(inventory.get_active_hosts())
     looking = [gevent.spawn(_problems, host, site, known[host.name]) for host in hosts]
     gevent.joinall(looking, raise_error=True)
-    problems = [
-        f"{host.name}: {problem}" for host, found in zip(hosts, looking, strict=True) for problem in found.value
-    ]
-    if problems:
-        raise SettingsError("\n".join(problems))
+    problems = of_hosts(
+        (host.name, problem) for host, found in zip(hosts, looking, strict=True) for problem in found.value
+    )
+    lines = [f"{', '.join(names)}: {problem}" for names, problem in problems]
+    if lines:
+        raise SettingsError("\n".join(lines))
 
 
 def ports(settings: Settings, site: Topology | None = None) -> dict[int, str]:

@@ -82,12 +82,19 @@ def test_a_config_that_nats_server_refuses_never_replaces_the_running_one(machin
     machines.wait_until_ready()
 
 
-def test_an_unknown_setting_is_refused_before_any_host_is_touched(machines: Machines) -> None:
+@pytest.mark.parametrize(
+    ("setting", "value", "what"),
+    [("hub_sesion_sliding", "5", "hub_session_sliding"), ("nats_version", "2.1.0", "its hash is not known")],
+)
+def test_a_wrong_setting_is_refused_before_any_host_is_touched(
+    machines: Machines, setting: str, value: str, what: str
+) -> None:
     newest = "find /etc/systemd/system /var/lib/natskit /opt/natskit -newermt @{} -not -path '*/jetstream/*'"
     since = int(time.time())
-    done = machines.deploy(hub_sesion_sliding="5")
+    done = machines.deploy(**{setting: value})
     assert done.returncode != 0
-    assert "hub_session_sliding" in said(done)  # did you mean
+    assert said(done).count(what) == 1, said(done)  # once for all the hosts
+    assert "nats-1, " in said(done)
     for machine in ("hub-1", "proxy-1"):
         assert machines.sh(machine, newest.format(since), check=False).stdout == ""
 
