@@ -116,6 +116,9 @@ class HubSettings(_Role):
     """Python packages that add methods to the hub (README, "Your own API")."""
     hub_state_replicas: Annotated[int, Field(ge=1, le=5)] | None = None
     """Copies of the state; unless told 3 on a cluster of nats-servers, 1 where there is one."""
+    hub_state_max_bytes: Annotated[int, Field(ge=1024**2), Unit("bytes")] = 128 * 1024**2
+    """Bytes of each of the five buckets of the state, so that none takes the room of another; an account or a session
+    has about half a kilobyte. nats_jetstream_max_file has to have room for all five."""
 
 
 class ProxySettings(_Role):
