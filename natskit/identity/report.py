@@ -15,7 +15,7 @@ from cryptography import x509
 from natskit.errors import ClaimsError, IdentityError
 from natskit.identity import INDEX, NATS_ACCOUNTS, OPERATOR, claims, seed_path
 from natskit.identity.files import check_private
-from natskit.identity.tls import RENEW_DAYS
+from natskit.identity.tls import PROXY, RENEW_DAYS, ROUTES
 from natskit.identity.vault import Vault
 
 DAY = 86_400
@@ -200,19 +200,22 @@ def _token(name: str, path: Path, used_by: str, to_do: str, file: str) -> Entry:
 
 
 def _certificates(directory: Path, in_use: InUse | None) -> Iterator[Entry]:
-    for folder in ("", "routes/"):
-        place = directory / f"{folder}tls"
+    authorities = {
+        "": "browsers, programs, natskit",
+        ROUTES: "nats-servers, of each other",
+        PROXY: "hubs, of the proxy",
+    }
+    for folder, who in authorities.items():
+        place, suffix = directory / folder / "tls", f" of {folder}" if folder else ""
         for path in sorted([*place.glob("*.crt"), *place.glob("hosts/*.crt")]):
             file = str(path.relative_to(directory))
-            name = file.removesuffix(".crt")
             if path.name == "ca.crt":
-                who = "nats-servers, of each other" if folder else "browsers, hosts, and natskit on this machine"
-                yield _certificate("CA of routes" if folder else "CA", path, file, who, "see README, Keys at rest")
+                yield _certificate(f"CA{suffix}", path, file, who, "nothing renews it: docs/ca.md")
                 continue
-            what = f"host {path.stem}" + (", routes" if folder else "") if "/hosts/" in file else f"site ({path.stem})"
-            used_by = "nginx" if path.stem == "proxy" else "programs on that host"
+            what = f"host {path.stem}{suffix}" if path.parent.name == "hosts" else f"site ({path.stem})"
+            used_by = "nginx" if path.stem == "proxy" else "a program on that host"
             to_do = f"deploy: it is renewed when {RENEW_DAYS} days are left"
-            left_over = in_use is not None and name not in in_use.certificates
+            left_over = in_use is not None and file.removesuffix(".crt") not in in_use.certificates
             yield _certificate(what, path, file, used_by, to_do, left_over)
 
 

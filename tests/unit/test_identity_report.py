@@ -55,7 +55,7 @@ def test_what_is_near_its_end_is_named(directory: Path) -> None:
     end = NOW + CERTIFICATE_DAYS * DAY
     assert due(found, end - 11 * DAY, 10) == []
     near = due(found, end - 10 * DAY, 10)
-    assert {entry.name for entry in near} == {"site (proxy)", "host a-hub", "host b-nats, routes"}
+    assert {entry.name for entry in near} == {"site (proxy)", "host a-hub", "host b-nats of routes"}
     assert {entry.state(end, 0) for entry in near} == {"expired"}
 
 
