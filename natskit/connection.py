@@ -37,6 +37,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from natskit.errors import AnswerLostError, ConnectionLostError, NatskitError, NotAllowedError, SignInError
 from natskit.permissions import answer_prefix
+from natskit.program import cancel
 
 log = logging.getLogger(__name__)
 
@@ -329,26 +330,31 @@ async def connect(
             options["tls"] = ssl.create_default_context(cafile=str(servers.ca_file))
         except ssl.SSLError:
             raise NatskitError(f"{servers.ca_file} holds no CA: it must be a certificate in PEM") from None
-    try:
-        await asyncio.wait_for(
-            connection.connect(
-                servers=list(servers.urls),
-                name=name,
-                inbox_prefix=inbox_prefix,
-                user_credentials=str(creds) if creds is not None else None,
-                connect_timeout=CONNECT_TIMEOUT,
-                max_reconnect_attempts=-1,
-                ping_interval=PING_INTERVAL,
-                error_cb=connection._error,
-                disconnected_cb=connection._disconnected,
-                reconnected_cb=connection._reconnected,
-                closed_cb=connection._closed,
-                **options,
-            ),
-            timeout,
+    connecting = asyncio.ensure_future(
+        connection.connect(
+            servers=list(servers.urls),
+            name=name,
+            inbox_prefix=inbox_prefix,
+            user_credentials=str(creds) if creds is not None else None,
+            connect_timeout=CONNECT_TIMEOUT,
+            max_reconnect_attempts=-1,
+            ping_interval=PING_INTERVAL,
+            error_cb=connection._error,
+            disconnected_cb=connection._disconnected,
+            reconnected_cb=connection._reconnected,
+            closed_cb=connection._closed,
+            **options,
         )
+    )
+    try:
+        # Not ``wait_for``: what it cancels has waits of its own, which may forget that (see ``cancel``), and goes on.
+        await asyncio.wait({connecting}, timeout=timeout)
+        if not connecting.done():
+            raise TimeoutError
+        connecting.result()
     except BaseException as error:
         reason = connection._reason
+        await cancel([connecting])
         if isinstance(error, nats.errors.Error):
             raise NatskitError(f"{', '.join(servers.urls)}: {error}") from error
         await connection.close()
@@ -486,7 +492,7 @@ class _WebSocket(WebSocketTransport):
                 raise ConnectionAbortedError("the connection was closed while it was being made")
             self._ws = opened
         except BaseException:
-            await self._client.close()
+            await asyncio.shield(self._client.close())  # whoever cancels may do so twice
             raise
 
     def writelines(self, payload: list[bytes]) -> None:

@@ -11,8 +11,15 @@ from typing import Literal, NamedTuple
 
 from natskit.connection import Connection
 from natskit.hub.bucket import Bucket
+from natskit.hub.pace import Pace
 from natskit.hub.program import RunnerEntry
 from natskit.hub.records import Account, EmailClaim, Membership, Project, Record, Runner, Session, email_key
+
+CHANGES_OF_ONE = 10
+"""Times a minute that one project may be shared with one account, or taken from it."""
+CHANGES_BY_ONE = 60
+"""Times a minute that one owner may do so to one account, whatever the projects. A class is shared with faster: those
+are other accounts."""
 
 AccountRecord = Account | EmailClaim
 
@@ -53,6 +60,10 @@ class State:
         self._locked_out = locked_out
         self._ended = ended
         self._changed = changed
+        self.changes_of_one = Pace(CHANGES_OF_ONE, time.monotonic)
+        """By ``account.project``."""
+        self.changes_by_one = Pace(CHANGES_BY_ONE, time.monotonic)
+        """By ``owner.account``."""
         self._tags: dict[str, tuple[list[str], str]] = {}
         self._projects_of: dict[str, set[str]] = defaultdict(set)
         self._members_of: dict[str, set[str]] = defaultdict(set)
@@ -124,6 +135,11 @@ class State:
     def members_of(self, project_id: str) -> set[str]:
         """The accounts that may use a project."""
         return set(self._members_of.get(project_id, ()))
+
+    def owners_of(self, project_id: str) -> set[str]:
+        """The accounts that own a project: one, but for the moment in which it is handed over."""
+        members = self._members_of.get(project_id, ())
+        return {a for a in members if (found := self.membership(a, project_id)) and found.role == "owner"}
 
     def sessions_of(self, account_id: str) -> set[str]:
         """The live sessions of an account."""
@@ -239,6 +255,8 @@ class State:
         account_id, _, project_id = key.partition(".")
         if (project_id in self._projects_of[account_id]) == (new is not None):
             return
+        if self.memberships.current.is_set():  # else what is read was written long ago
+            self._note_pace(account_id, project_id)
         self._changed(self.names_of_account(account_id))
         self._tags.pop(account_id, None)
         if new is not None:
@@ -247,6 +265,11 @@ class State:
         else:
             self._projects_of[account_id].discard(project_id)
             self._members_of[project_id].discard(account_id)
+
+    def _note_pace(self, account_id: str, project_id: str) -> None:
+        self.changes_of_one.note(f"{account_id}.{project_id}")
+        for owner in self.owners_of(project_id) - {account_id}:
+            self.changes_by_one.note(f"{owner}.{account_id}")
 
     def _on_session(self, key: str, new: Session | None) -> None:
         old = self.sessions.get(key)

@@ -6,8 +6,8 @@ lost is read from the server (its list of connections) and tried with a connecti
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,13 @@ class Scene:
     owner_cookie: str = ""
     project: str = ""
     live: dict[str, Connection] = field(default_factory=dict)
+    over: set[str] = field(default_factory=set)
+    """Cookies that were found to be good for nothing."""
+
+    async def reconnect(self) -> None:
+        for cookie, connection in list(self.live.items()):
+            await connection.close()
+            self.live[cookie] = await self.site.browser(self.guest, cookie)
 
     async def rpc(self, method: str, cookie: str, **params: Any) -> Any:
         answer = await self.site.http(self.hub, "POST", "/api/rpc", encode_request(method, params), cookie=cookie)
@@ -165,96 +172,92 @@ ALL: list[Event] = [
 """All of the guest's sessions end."""
 
 
-@contextlib.asynccontextmanager
-async def without_the_one_that_authorised(scene: Scene, killed: bool) -> AsyncIterator[None]:
-    """Kill hub-1 after it, and it alone, has authorised the connections of the scene."""
-    site = scene.site
-    if not killed:
-        yield
-        return
-    site.kill_hub("hub-2")
-    for cookie, connection in list(scene.live.items()):
-        await connection.close()
-        scene.live[cookie] = await site.browser(scene.guest, cookie)
-    site.start_hub("hub-2")
-    await site.healthy("hub-2")
-    site.kill_hub("hub-1")
-    scene.hub = "hub-2"
+@pytest.mark.parametrize("killed", [False, True], ids=["two hubs", "their hub is dead"])
+async def test_what_is_taken_away_is_gone(site: Site, killed: bool) -> None:
+    """Killed is the hub that, alone, has authorised all the connections: the other one cuts them."""
+    events = [*((e, loses_the_right) for e in RIGHT), *((e, loses_one) for e in ONE), *((e, loses_all) for e in ALL)]
+    scenes = [await scene_of(site) for _ in events]
+    if killed:
+        site.kill_hub("hub-2")
+        for scene in scenes:
+            await scene.reconnect()
+        site.start_hub("hub-2")
+        await site.healthy("hub-2")
+        site.kill_hub("hub-1")
+        for scene in scenes:
+            scene.hub = "hub-2"
     try:
-        yield
+        outcomes = await asyncio.gather(
+            *(loses(scene, event) for scene, (event, loses) in zip(scenes, events, strict=True)), return_exceptions=True
+        )
+        failed = [(e.__name__, o) for (e, _), o in zip(events, outcomes, strict=True) if isinstance(o, BaseException)]
+        assert not failed, failed
     finally:
-        site.start_hub("hub-1")
-        await site.healthy("hub-1")
+        if killed:
+            site.start_hub("hub-1")
+            await site.healthy("hub-1")
+    # A hub that has just started knows as well who is out.
+    for scene in scenes:
+        for cookie in scene.over:
+            assert (await site.http("hub-1", "GET", "/api/session", cookie=cookie)).status_code == 401
 
 
-@pytest.mark.parametrize("killed", [False, True], ids=["two hubs", "its hub is dead"])
-@pytest.mark.parametrize("event", RIGHT, ids=lambda event: event.__name__)
-async def test_a_right_is_lost(site: Site, event: Event, killed: bool) -> None:
-    scene = await scene_of(site)
+async def loses_the_right(scene: Scene, event: Event) -> None:
     before = await scene.names()
     assert len(before) == 2
-    async with without_the_one_that_authorised(scene, killed):
-        await event(scene)
+    await event(scene)
 
-        async def lost() -> bool:
-            now = await scene.names()
-            return len(now) == 2 and not now & before
+    async def lost() -> bool:
+        now = await scene.names()
+        return len(now) == 2 and not now & before
 
-        await eventually(lost, "both connections were cut, and are back with other rights")
-        for connection in scene.live.values():
-            assert not await may_use(connection, scene.project)
-        again = await site.browser(scene.guest, scene.cookie)
-        assert not await may_use(again, scene.project)
-    assert (await site.http("hub-1", "GET", "/api/session", cookie=scene.cookie)).status_code == 200
+    await eventually(lost, "both connections were cut, and are back with other rights")
+    for connection in scene.live.values():
+        assert not await may_use(connection, scene.project)
+    again = await scene.site.browser(scene.guest, scene.cookie)
+    assert not await may_use(again, scene.project)
+    await again.close()
 
 
-@pytest.mark.parametrize("killed", [False, True], ids=["two hubs", "its hub is dead"])
-@pytest.mark.parametrize("event", ONE, ids=lambda event: event.__name__)
-async def test_one_session_ends(site: Site, event: Event, killed: bool) -> None:
-    scene = await scene_of(site)
+async def loses_one(scene: Scene, event: Event) -> None:
     ended, kept = await scene.session_of(scene.cookie), await scene.session_of(scene.other_cookie)
-    async with without_the_one_that_authorised(scene, killed):
-        await event(scene)
+    await event(scene)
 
-        async def cut() -> bool:
-            return not any(ended in name for name in await scene.names())
+    async def cut() -> bool:
+        return not any(ended in name for name in await scene.names())
 
-        await eventually(cut, "the connection of the ended session is cut")
-        await refused(scene, scene.cookie)
-    assert any(kept in name for name in await scene.names()), "the other one goes on"
+    await eventually(cut, "the connection of the ended session is cut")
     await refused(scene, scene.cookie)
-    assert (await site.http("hub-1", "GET", "/api/session", cookie=scene.other_cookie)).status_code == 200
+    assert any(kept in name for name in await scene.names()), "the other one goes on"
+    assert (await scene.site.http(scene.hub, "GET", "/api/session", cookie=scene.other_cookie)).status_code == 200
     assert (await call(scene.live[scene.other_cookie], f"hub.api.{scene.guest}", "ping"))["pong"]
     assert [s["session_id"] for s in await scene.rpc("list_sessions", scene.other_cookie)] == [kept]
 
 
-@pytest.mark.parametrize("killed", [False, True], ids=["two hubs", "its hub is dead"])
-@pytest.mark.parametrize("event", ALL, ids=lambda event: event.__name__)
-async def test_all_sessions_end(site: Site, event: Event, killed: bool) -> None:
-    scene = await scene_of(site)
-    async with without_the_one_that_authorised(scene, killed):
-        await event(scene)
+async def loses_all(scene: Scene, event: Event) -> None:
+    await event(scene)
 
-        async def cut() -> bool:
-            return await scene.names() == set()
+    async def cut() -> bool:
+        return await scene.names() == set()
 
-        await eventually(cut, "all connections are cut")
-        for cookie in scene.live:
-            await refused(scene, cookie)
-    for cookie in scene.live:
+    await eventually(cut, "all connections are cut")
+    for cookie in list(scene.live):
         await refused(scene, cookie)
 
 
 async def refused(scene: Scene, cookie: str) -> None:
     """Neither a connection nor the API can be had with a cookie, whichever hub is asked."""
-    live = scene.live.pop(cookie, None)
-    if live is not None:
-        await live.close()
+    await scene.live.pop(cookie).close()
+    scene.over.add(cookie)
     for name, (process, _) in scene.site.hubs.items():
         if process.poll() is None:
-            assert (await scene.site.http(name, "GET", "/api/session", cookie=cookie)).status_code == 401
-            asked = await scene.site.http(name, "POST", "/api/rpc", encode_request("whoami"), cookie=cookie)
-            assert asked.status_code == 401
+
+            async def out(name: str = name) -> bool:
+                asked = await scene.site.http(name, "POST", "/api/rpc", encode_request("whoami"), cookie=cookie)
+                again = await scene.site.http(name, "GET", "/api/session", cookie=cookie)
+                return asked.status_code == again.status_code == 401
+
+            await eventually(out, f"{name} refuses the cookie", 1)
     with pytest.raises(ConnectionLostError):
         await scene.site.browser(scene.guest, cookie, patience=0.5)
 
