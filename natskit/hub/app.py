@@ -83,6 +83,7 @@ class Hub:
             locked_out=lambda names: self.connections.cut_now(names),
             ended=lambda names: self.connections.cut_ended(names),
             changed=lambda names: self.connections.cut_soon(names),
+            changes_per_minute=self.program.share_changes_per_minute,
         )
         self.connections = Connections(self._nats["sys"], self.state, self.tokens.platform_account, self.metrics)
         self.sessions = Sessions(

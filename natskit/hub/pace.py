@@ -30,5 +30,7 @@ class Pace:
 
     def wait(self, key: str) -> float:
         """Seconds until the next change may happen; 0 if it may now."""
-        times = self._seen.get(key, ())
-        return max(0.0, times[0] + WINDOW_SECONDS - self._clock()) if len(times) == self._most else 0.0
+        times = self._seen.get(key)
+        if times is None or len(times) < self._most:
+            return 0.0
+        return max(0.0, times[0] + WINDOW_SECONDS - self._clock())

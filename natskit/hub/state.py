@@ -15,11 +15,9 @@ from natskit.hub.pace import Pace
 from natskit.hub.program import RunnerEntry
 from natskit.hub.records import Account, EmailClaim, Membership, Project, Record, Runner, Session, email_key
 
-CHANGES_OF_ONE = 10
-"""Times a minute that one project may be shared with one account, or taken from it."""
-CHANGES_BY_ONE = 60
-"""Times a minute that one owner may do so to one account, whatever the projects. A class is shared with faster: those
-are other accounts."""
+PROJECTS_AT_ONCE = 6
+"""One owner may change what one account may do this many times as often as a single project's rights: sharing several
+projects with the same person is normal, and a class is many persons."""
 
 AccountRecord = Account | EmailClaim
 
@@ -55,14 +53,15 @@ class State:
         locked_out: Callable[[set[str]], None],
         ended: Callable[[set[str]], None],
         changed: Callable[[set[str]], None],
+        changes_per_minute: int = 10,
     ) -> None:
         self.known_runners = runners
         self._locked_out = locked_out
         self._ended = ended
         self._changed = changed
-        self.changes_of_one = Pace(CHANGES_OF_ONE, time.monotonic)
+        self.changes_of_one = Pace(changes_per_minute, time.monotonic)
         """By ``account.project``."""
-        self.changes_by_one = Pace(CHANGES_BY_ONE, time.monotonic)
+        self.changes_by_one = Pace(changes_per_minute * PROJECTS_AT_ONCE, time.monotonic)
         """By ``owner.account``."""
         self._tags: dict[str, tuple[list[str], str]] = {}
         self._projects_of: dict[str, set[str]] = defaultdict(set)

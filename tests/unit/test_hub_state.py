@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from natskit.hub.bucket import Bucket, Entry
+from natskit.hub.pace import Pace
 from natskit.hub.program import RunnerEntry
 from natskit.hub.records import Account, EmailClaim, Membership, Project, Runner, Session, email_key
 from natskit.hub.state import Holder, State
@@ -194,3 +195,18 @@ async def test_a_one_time_password_gives_no_projects(world: World) -> None:
     world.put(world.state.accounts, world.account, account)
     assert rights.name in world.changed
     assert world.name() == before
+
+
+def test_a_pace_counts_within_a_minute() -> None:
+    now = [0.0]
+    pace = Pace(3, lambda: now[0])
+    for _ in range(3):
+        assert pace.wait("a") == 0
+        pace.note("a")
+        now[0] += 10
+    assert pace.wait("a") == 30
+    assert pace.wait("b") == 0
+    now[0] = 60
+    assert pace.wait("a") == 0
+    pace.note("a")
+    assert pace.wait("a") == 10
