@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -128,6 +129,11 @@ def describe(site: Topology, identity: Identity) -> None:
         "nats": [settings.platform_name for settings in site.nats],
         "hubs": [site.hub_label(settings, name) for settings in site.hub for name in settings.hub_names],
         "first_account": site.hub[0].platform_first_account,
+        "resolvers": {settings.platform_name: settings.nats_resolver for settings in site.nats},
+        "authorization_ttl": site.hub[0].hub_authorization_ttl,
+        "session_sliding": site.hub[0].hub_session_sliding,
+        "runners": [settings.runner_uuid for settings in site.runner],
+        "deploy": how_to_deploy(sys.argv, os.environ),
         "certificates": tls.used(site),
         "named_files": named_files.outside(site),
     }
@@ -141,3 +147,25 @@ def describe(site: Topology, identity: Identity) -> None:
         }
     if not is_dry():
         write_private(first.control / "platform.json", json.dumps(content, indent=2) + "\n")
+
+
+_ONCE = {"-y", "--yes", "--dry", "--diff", "--json", "-v", "-vv", "-vvv", "--debug", "--debug-all", "--serial"}
+_ONCE_WITH_VALUE = {"--limit", "--exclude", "--fail-percent", "--ssh-password", "--password"}
+_ONCE_WITH_VALUE |= {"--ssh-key-password", "--key-password"}
+_VARIABLES = ("NATSKIT_LOCAL", "NATSKIT_CLUSTER", "NATSKIT_CONTROL")
+
+
+def how_to_deploy(argv: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
+    """What has to be run to deploy again as now: without a prompt, on all hosts, and without passwords."""
+    words, rest = [], list(argv[1:])
+    while rest:
+        word = rest.pop(0)
+        if word in _ONCE_WITH_VALUE:
+            rest = rest[1:]
+        elif word not in _ONCE and word.partition("=")[0] not in _ONCE_WITH_VALUE:
+            words.append(word)
+    return {
+        "arguments": words,
+        "directory": str(Path.cwd()),
+        "environment": {name: environment[name] for name in _VARIABLES if name in environment},
+    }

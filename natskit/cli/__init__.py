@@ -15,6 +15,7 @@ from natskit.cli.health import ready, status
 from natskit.cli.identity import identity
 from natskit.cli.inventory import init
 from natskit.cli.project import project
+from natskit.cli.rotate import delete_account, diff, push, rotate
 from natskit.cli.runner import runner
 from natskit.cli.template import render
 from natskit.errors import NatskitError
@@ -47,6 +48,8 @@ def cli(context: click.Context, directory: str) -> None:
 
 for command in (account, project, runner, execute, status, ready, identity, render, init):
     cli.add_command(command)
+for command in (rotate, diff, push, delete_account):
+    identity.add_command(command)
 
 
 def main() -> None:

@@ -68,6 +68,8 @@ class RunnerEntry(_Part):
 
     name: str
     public_key: str
+    retiring_key: str = ""
+    """The key before that one, while a rotation lets both in."""
 
 
 class HubProgram(_Part):

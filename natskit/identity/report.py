@@ -15,13 +15,12 @@ from cryptography import x509
 from natskit.errors import ClaimsError, IdentityError
 from natskit.identity import INDEX, NATS_ACCOUNTS, OPERATOR, claims, seed_path
 from natskit.identity.files import check_private
+from natskit.identity.rotation import HUB_ROLES
 from natskit.identity.tls import PROXY, RENEW_DAYS, ROUTES
 from natskit.identity.vault import Vault
 
 DAY = 86_400
 LOOK_SECONDS = 3.0
-HUB_ROLES = ("browser", "project", "runner")
-"""Roles whose scoped signing keys the hubs hold."""
 
 Kind = Literal["key", "JWT", "certificate"]
 State = Literal["good", "near", "expired", "unknown", "missing", "damaged", "left over"]
