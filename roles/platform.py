@@ -14,7 +14,7 @@ from typing import IO, Any
 from pyinfra.api import Host, Inventory
 from pyinfra.api.exceptions import PyinfraError
 
-from natskit import __version__, topology
+from natskit import __version__, core_dumps, topology
 from natskit.errors import NatskitError, SettingsError
 from natskit.identity import Identity
 from natskit.identity.files import make_private, write_private
@@ -84,6 +84,7 @@ def is_dry() -> bool:
 
 def identity(settings: Settings) -> Identity:
     """The platform's identity, made at the first deploy; in a dry run only in memory."""
+    core_dumps.forbid()
     try:
         found = Identity.ensure(settings.identity, now=int(time.time()), write=not is_dry())
         if not is_dry():

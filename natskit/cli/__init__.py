@@ -9,6 +9,7 @@ import sys
 
 import click
 
+from natskit import core_dumps
 from natskit.cli.account import account
 from natskit.cli.execute import execute
 from natskit.cli.health import ready, status
@@ -49,6 +50,7 @@ for command in (account, project, execute, status, ready, render, init):
 
 def main() -> None:
     """Run the command; an error of ours is one line on stderr and exit code 1."""
+    core_dumps.forbid()
     try:
         cli(standalone_mode=True)
     except NatskitError as error:
