@@ -33,9 +33,9 @@ from tests.hub.conftest import PASSWORD
 from tests.hub.site import Site, call, cookie_of, eventually
 from tests.platform.raw import ClosedError, RawClient, _Tcp
 
-SEEDS = "1:3"
+SEEDS = "1:2"
 """From, to: what continuous integration runs."""
-STEPS = 26
+STEPS = 24
 PATIENCE = 20.0
 """Seconds for everybody to have exactly the rights of the model. Only a bound: it is over when they have."""
 REMEMBERED = 4
@@ -196,7 +196,7 @@ class World:
             email = f"{uuid.uuid4()}@example.org"
             made = await self.admin("account_add", email=email, password=PASSWORD)
             self.model.people[made["account_id"]] = Person(email, made["account_id"])
-        for account_id in self.model.people:
+        for account_id in [*self.model.people, *list(self.model.people)[:2]]:
             await self._sign_in(account_id)
         await self._create(next(iter(self.model.people)))
 
@@ -280,6 +280,11 @@ class World:
 
     do_unshare_again = do_unshare
 
+    def do_share_or_unshare_amid_a_kill(self) -> Awaitable[str] | None:
+        shareable = [(p, a) for p in self.model.projects.values() for a in self.model.people if a != p.owner]
+        pairs = [(p, a) for p, a in shareable if self._sessions_of(p.owner)]
+        return self._amid_a_kill(*self.random.choice(pairs)) if pairs and self._down is None else None
+
     def do_disable(self) -> Awaitable[str] | None:
         people = [a for a, person in self.model.people.items() if not person.disabled]
         return self._disable(self.random.choice(people)) if len(people) > 1 else None
@@ -289,9 +294,9 @@ class World:
         return self._enable(self.random.choice(people)) if people else None
 
     def do_change_password(self) -> Awaitable[str] | None:
-        if not self.model.sessions:
-            return None
-        return self._change_password(self.random.choice(list(self.model.sessions)))
+        more_than_one = [c for c, account in self.model.sessions.items() if len(self._sessions_of(account)) > 1]
+        cookies = more_than_one or list(self.model.sessions)
+        return self._change_password(self.random.choice(cookies)) if cookies else None
 
     def do_set_password(self) -> Awaitable[str] | None:
         return self._set_password(self._somebody())
@@ -417,6 +422,24 @@ class World:
         self.site.kill_hub(name)
         self._down = name
         return name
+
+    async def _amid_a_kill(self, project: Project, account_id: str) -> str:
+        """Ask a hub for a change, kill it before it can have answered, and ask the other one for the same."""
+        hub, cookie = self._hub(), self._sessions_of(project.owner)[0]
+        what = "unshare_project" if account_id in project.members else "share_project"
+        body = encode_request(what, {"project_id": project.project_id, "email": self.model.people[account_id].email})
+        asked = asyncio.create_task(self.site.http(hub, "POST", "/api/rpc", body, cookie=cookie))
+        await asyncio.sleep(self._doors.uniform(0, 0.05))  # it may have begun, written, or be done
+        await self._kill_hub(hub)
+        await asyncio.gather(asked, return_exceptions=True)
+        again = await self.site.http(self._hub(), "POST", "/api/rpc", body, cookie=cookie)
+        with suppress(RpcError):  # nothing is left to unshare
+            decode_response(again.content)
+        if what == "share_project":
+            project.members.append(account_id)
+        else:
+            project.members.remove(account_id)
+        return f"{what} {project.project_id[:8]} {account_id[:8]}, {hub}"
 
     async def _start_hub(self, name: str) -> str:
         self.site.start_hub(name)
