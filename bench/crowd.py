@@ -104,10 +104,10 @@ def class_signs_in(stage: Stage) -> Row:
         "10",
         f"a class of {CLASS} signs in at once, connects and asks the hub: the last one",
         None,
-        f"{max(times):.1f} s (half of them {half / 1000:.1f} s); a hash costs {cost * 1000:.0f} ms, so {CLASS} take two threads "
-        f"at least {CLASS * cost / 2:.0f} s; told to come back {turned_away} times; connects of others meanwhile: p50 "
-        f"{m50:.0f} ms, p99 {m99:.0f} ms, {meanwhile.failed} failed of {len(meanwhile.times)} (before: {b50:.0f} and "
-        f"{b99:.0f} ms)",
+        f"{max(times):.1f} s (half of them {half / 1000:.1f} s); a hash costs {cost * 1000:.0f} ms, so {CLASS} take "
+        f"two threads at least {CLASS * cost / 2:.0f} s; told to come back {turned_away} times; connects of others "
+        f"meanwhile: p50 {m50:.0f} ms, p99 {m99:.0f} ms, {meanwhile.failed} failed of {len(meanwhile.times)} (before: "
+        f"{b50:.0f} and {b99:.0f} ms)",
         f"all of {CLASS}",
         len(times) == CLASS and not meanwhile.failed,
         "all through the proxy with TLS from one process and one address, with the settings proxy_sign_in_rate and "

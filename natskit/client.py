@@ -62,7 +62,7 @@ REPEATABLE = frozenset(
 """Methods of the hub and of projects that do the same thing when they are done twice."""
 CUT_SECONDS = 1.0
 """How long to wait for the connection with the new rights; it takes about 0.1."""
-SIGN_IN_TURNS = 3
+SIGN_IN_TURNS = 5
 """When a whole class signs in at once, the hubs say whose turn is when: so often it is waited for."""
 
 

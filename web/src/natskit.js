@@ -74,12 +74,12 @@ export class NatskitError extends Error {
 
 /**
  * Sign in; the session's cookie is set for this site. When a whole class signs in at once, the hubs say whose turn is
- * when, and this waits for it: a minute or two at the most.
+ * when, and this waits for it, up to five times.
  * @param {string} email @param {string} password
  * @returns {Promise<Session>} rejects with a {@link NatskitError}
  */
 export async function signIn(email, password) {
-  for (let turns = 3; ; turns -= 1) {
+  for (let turns = 5; ; turns -= 1) {
     try {
       return await http("POST", "/api/sign-in", { email, password });
     } catch (error) {
