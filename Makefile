@@ -59,6 +59,7 @@ lint: .venv/dev ## Format check, lint, strict types
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/python scripts/settings-doc --check
+	@$(BIN)/python scripts/permissions-doc --check
 
 bench: .venv/dev console ## Measure; results in bench/RESULTS.md
 	@scripts/chromium

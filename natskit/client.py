@@ -64,6 +64,8 @@ OVER_HTTP = frozenset({"list_sessions", "end_session", "end_all_sessions", "chan
 """Methods of the hub that are about the session, which it knows over HTTP alone: the cookie says which one it is."""
 CUT_SECONDS = 1.0
 """How long to wait for the connection with the new rights; it takes about 0.1."""
+SIGN_IN_TURNS = 5
+"""When a whole class signs in at once, the hubs say whose turn is when: so often it is waited for."""
 
 
 class Client:
@@ -423,7 +425,12 @@ class _Session:
         self._refreshed = False
 
     async def sign_in(self, email: str, password: str) -> dict[str, Any]:
-        answer = await self._send("POST", "/api/sign-in", json={"email": email, "password": password})
+        for turns in range(SIGN_IN_TURNS, -1, -1):
+            answer = await self._send("POST", "/api/sign-in", json={"email": email, "password": password})
+            seconds = answer.headers.get("Retry-After", "")
+            if not (turns and answer.status_code == httpx.codes.SERVICE_UNAVAILABLE and seconds.isdecimal()):
+                break
+            await asyncio.sleep(int(seconds))
         if answer.status_code != httpx.codes.OK:
             raise SignInError(_message(answer))
         self._refreshed = True

@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import random
+import re
 import secrets
 import socket
 import ssl
@@ -82,6 +83,10 @@ CLOSE_SECONDS = 1.0
 KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
 """A host that lost its power or its network is noticed by the kernel after about 11 s (tcp(7): seconds, but for the
 last, in milliseconds, for data that is not acknowledged), not after 40 to 60 s by NATS pings."""
+
+
+_CREDS = re.compile(r"-BEGIN NATS USER JWT-+\s+\S+\s.*-BEGIN USER NKEY SEED-+\s+SU[A-Z2-7]{56}\s", re.DOTALL)
+"""A creds file (ADR-14): nats-py fails with a traceback when it is another one."""
 
 
 class NatsServers(BaseModel):
@@ -331,9 +336,7 @@ async def connect(
     Raises :class:`ConnectionLostError` when the timeout is over, and :class:`NatskitError` at once for what no attempt
     can make good: an unreadable file, a malformed URL.
     """
-    for file in (creds, servers.ca_file):
-        if isinstance(file, Path) and not os.access(file, os.R_OK):
-            raise NatskitError(f"{file} cannot be read: it does not exist, or belongs to somebody else")
+    _check_files(creds, servers.ca_file)
     connection = Connection(before_connect, on_status, servers.ca_file)
     options: dict[str, Any] = {}
     if servers.ca_file is not None:
@@ -377,6 +380,14 @@ async def connect(
     connection._reason = ""
     connection._report("connected")
     return connection
+
+
+def _check_files(creds: Creds | None, ca_file: Path | None) -> None:
+    for file in (creds, ca_file):
+        if isinstance(file, Path) and not os.access(file, os.R_OK):
+            raise NatskitError(f"{file} cannot be read: it does not exist, or belongs to somebody else")
+    if isinstance(creds, Path) and not _CREDS.search(creds.read_text(errors="replace")):
+        raise NatskitError(f"{creds} holds no JWT with its seed: restore it, or run a deploy, which writes it again")
 
 
 async def request(connection: Connection, subject: str, body: bytes, wait: float) -> bytes:
