@@ -142,7 +142,7 @@ def test_a_renewed_certificate_is_served_without_a_restart(machines: Machines) -
     with running(machines.target()) as load:
         since = time.monotonic()
         deployed(machines)
-        time.sleep(2)
+        load.go_on()
         seen = load.seen(since)
     assert machines.starts() == starts
     now = {m: serial(machines, m, port) for m, port in doors.items()}
