@@ -30,8 +30,8 @@ import nats.errors
 from nats.aio.msg import Msg
 from pydantic import BaseModel, ValidationError
 
-from natskit import rpc
-from natskit.connection import Connection, NatsServers, OnStatus, Status, connect, request
+from natskit import __version__, rpc
+from natskit.connection import Connection, Creds, CredsText, NatsServers, OnStatus, Status, connect, request
 from natskit.errors import AnswerLostError, ConnectionLostError, NatskitError, NotAllowedError, SignInError
 from natskit.permissions import check_id, inbox_prefix
 from natskit.stream import GRANT_SECONDS, Reader
@@ -60,6 +60,8 @@ REPEATABLE = frozenset(
     }
 )
 """Methods of the hub and of projects that do the same thing when they are done twice."""
+OVER_HTTP = frozenset({"list_sessions", "end_session", "end_all_sessions", "change_password"})
+"""Methods of the hub that are about the session, which it knows over HTTP alone: the cookie says which one it is."""
 CUT_SECONDS = 1.0
 """How long to wait for the connection with the new rights; it takes about 0.1."""
 
@@ -76,6 +78,8 @@ class Client:
         self._watched: set[str] = set()
         self.account_id: str | None = None
         """The signed-in account; ``None`` for the operator."""
+        self.must_change_password = False
+        """Signed in with a one-time password: until ``call_hub("change_password", …)`` nothing else may be asked."""
         self.status: Status = "connecting"
 
     @classmethod
@@ -91,6 +95,7 @@ class Client:
         try:
             body = await session.sign_in(email, password)
             client.account_id = check_id(str(body["account_id"]), "account_id")
+            client.must_change_password = body.get("must_change_password") is True
             client._hub_subject = f"hub.api.{client.account_id}"
             scheme = "wss" if session.url.scheme == "https" else "ws"
             await client._open(
@@ -106,22 +111,22 @@ class Client:
     async def admin(
         cls,
         nats_url: str | Sequence[str],
-        creds: Path | str | None,
+        creds: Path | str | CredsText | None,
         *,
         ca_file: Path | str | None = None,
         name: str = "admin",
         patience: float = CONNECT_SECONDS,
     ) -> Client:
-        """Connect as the operator with the creds file of ``PLATFORM/admin``; :meth:`call_hub` calls ``hub.admin``.
+        """Connect as the operator with the creds of ``PLATFORM/admin``, the path of the file or its
+        :class:`~natskit.connection.CredsText`; :meth:`call_hub` calls ``hub.admin``.
 
         ``nats_url`` is that of one server, or those of all servers of a cluster.
         """
         client = cls()
         urls = [nats_url] if isinstance(nats_url, str) else list(nats_url)
         servers = NatsServers(urls=urls, ca_file=Path(ca_file) if ca_file is not None else None)
-        await client._open(
-            servers, prefix=inbox_prefix("admin"), creds=Path(creds) if creds else None, name=name, patience=patience
-        )
+        given = Path(creds) if isinstance(creds, str) and creds else creds or None
+        await client._open(servers, prefix=inbox_prefix("admin"), creds=given, name=name, patience=patience)
         return client
 
     @property
@@ -132,7 +137,14 @@ class Client:
         return self._connection
 
     async def call_hub(self, method: str, *, wait: float = CALL_SECONDS, **params: Any) -> Any:
-        """Call a method of the hub. Raises :class:`RpcError` and :class:`ConnectionLostError`."""
+        """Call a method of the hub.
+
+        Raises :class:`RpcError`, :class:`ConnectionLostError`, and :class:`SignInError` when the session has ended.
+        """
+        if method in OVER_HTTP and self._session is not None:
+            result = await self._session.call(method, params, wait)
+            self.must_change_password &= method != "change_password"
+            return result
         if method not in CUTTING or self.account_id is None:
             return await self._call(self._hub_subject, method, params, wait)
         if method == "create_project":
@@ -232,7 +244,7 @@ class Client:
         servers: NatsServers,
         *,
         prefix: str,
-        creds: Path | None = None,
+        creds: Creds | None = None,
         name: str = "client",
         patience: float = CONNECT_SECONDS,
     ) -> None:
@@ -402,7 +414,11 @@ class _Session:
             except OSError as error:
                 raise NatskitError(f"the CA file {self.ca_file}: {error.strerror or error}") from error
         self._http = httpx.AsyncClient(
-            base_url=self._origin, headers={"Origin": self._origin}, verify=verify, timeout=10, trust_env=False
+            base_url=self._origin,
+            headers={"Origin": self._origin, "User-Agent": f"natskit/{__version__}"},
+            verify=verify,
+            timeout=10,
+            trust_env=False,
         )
         self._refreshed = False
 
@@ -412,6 +428,15 @@ class _Session:
             raise SignInError(_message(answer))
         self._refreshed = True
         return dict(answer.json())
+
+    async def call(self, method: str, params: dict[str, Any], wait: float) -> Any:
+        """One request as this session. Raises what :meth:`Client.call_hub` does."""
+        answer = await self._send("POST", "/api/rpc", content=rpc.encode_request(method, params), timeout=wait)
+        if answer.status_code == httpx.codes.UNAUTHORIZED:
+            raise SignInError("the session has ended: sign in again")
+        if answer.status_code != httpx.codes.OK:
+            raise ConnectionLostError(f"{self._origin}: {_message(answer)}")
+        return rpc.decode_response(answer.content)
 
     async def headers(self) -> dict[str, str]:
         """What the WebSocket upgrade needs. The cookie is refreshed before each attempt but the first."""
@@ -441,4 +466,4 @@ def _message(answer: httpx.Response) -> str:
     try:
         return str(answer.json()["error"]["message"])
     except (json.JSONDecodeError, KeyError, TypeError):
-        return f"sign-in was refused with HTTP status {answer.status_code}"
+        return f"refused with HTTP status {answer.status_code}"

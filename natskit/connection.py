@@ -28,7 +28,7 @@ from typing import Any, Literal
 from urllib.parse import ParseResult
 
 import nats.errors
-from nats.aio.client import DEFAULT_BUFFER_SIZE, PING_PROTO, PONG_PROTO, Srv
+from nats.aio.client import DEFAULT_BUFFER_SIZE, PING_PROTO, PONG_PROTO, RawCredentials, Srv
 from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
 from nats.aio.transport import TcpTransport, WebSocketTransport
@@ -37,6 +37,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from natskit.errors import AnswerLostError, ConnectionLostError, NatskitError, NotAllowedError, SignInError
 from natskit.permissions import answer_prefix
+from natskit.program import cancel
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,17 @@ Status = Literal["connecting", "connected", "disconnected", "closed"]
 Headers = dict[str, str]
 BeforeConnect = Callable[[], Awaitable[Headers]]
 OnStatus = Callable[[Status, str], None]
+
+
+class CredsText(RawCredentials):
+    """The text of a creds file that need not lie anywhere: an encrypted identity's is never written down."""
+
+    def __repr__(self) -> str:
+        return "CredsText()"
+
+
+Creds = Path | CredsText
+"""Where a user's JWT and seed come from: a file, or its text."""
 
 CONNECT_TIMEOUT = 5
 """Seconds. The auth callout alone may take two when all hubs have just restarted."""
@@ -119,6 +131,14 @@ class Connection(NatsClient):
     def inbox_for(self, subject: str) -> str:
         """A new inbox in which whoever serves ``subject`` may answer."""
         return f"{answer_prefix(self._inbox_prefix.decode(), subject)}.{secrets.token_hex(16)}"
+
+    async def use_creds(self, creds: Path) -> None:
+        """Connect anew, with these creds. What is on its way may be lost, as when a connection breaks."""
+        self._user_credentials = str(creds)
+        self._setup_nkeys_jwt_connect()
+        with contextlib.suppress(nats.errors.Error, TimeoutError):
+            await self.flush(1)
+        await self.force_reconnect()
 
     async def ask(self, subject: str, body: bytes, wait: float) -> Msg:
         """One request, one answer. Raises what ``request`` of nats-py raises, which asks in one inbox for all.
@@ -301,7 +321,7 @@ async def connect(
     *,
     name: str,
     inbox_prefix: str,
-    creds: Path | None = None,
+    creds: Creds | None = None,
     before_connect: BeforeConnect | None = None,
     on_status: OnStatus | None = None,
     timeout: float | None = None,  # noqa: ASYNC109 - the first attempt's whole budget, cleaned up here
@@ -312,7 +332,7 @@ async def connect(
     can make good: an unreadable file, a malformed URL.
     """
     for file in (creds, servers.ca_file):
-        if file is not None and not os.access(file, os.R_OK):
+        if isinstance(file, Path) and not os.access(file, os.R_OK):
             raise NatskitError(f"{file} cannot be read: it does not exist, or belongs to somebody else")
     connection = Connection(before_connect, on_status, servers.ca_file)
     options: dict[str, Any] = {}
@@ -321,26 +341,31 @@ async def connect(
             options["tls"] = ssl.create_default_context(cafile=str(servers.ca_file))
         except ssl.SSLError:
             raise NatskitError(f"{servers.ca_file} holds no CA: it must be a certificate in PEM") from None
-    try:
-        await asyncio.wait_for(
-            connection.connect(
-                servers=list(servers.urls),
-                name=name,
-                inbox_prefix=inbox_prefix,
-                user_credentials=str(creds) if creds is not None else None,
-                connect_timeout=CONNECT_TIMEOUT,
-                max_reconnect_attempts=-1,
-                ping_interval=PING_INTERVAL,
-                error_cb=connection._error,
-                disconnected_cb=connection._disconnected,
-                reconnected_cb=connection._reconnected,
-                closed_cb=connection._closed,
-                **options,
-            ),
-            timeout,
+    connecting = asyncio.ensure_future(
+        connection.connect(
+            servers=list(servers.urls),
+            name=name,
+            inbox_prefix=inbox_prefix,
+            user_credentials=str(creds) if isinstance(creds, Path) else creds,
+            connect_timeout=CONNECT_TIMEOUT,
+            max_reconnect_attempts=-1,
+            ping_interval=PING_INTERVAL,
+            error_cb=connection._error,
+            disconnected_cb=connection._disconnected,
+            reconnected_cb=connection._reconnected,
+            closed_cb=connection._closed,
+            **options,
         )
+    )
+    try:
+        # Not ``wait_for``: what it cancels has waits of its own, which may forget that (see ``cancel``), and goes on.
+        await asyncio.wait({connecting}, timeout=timeout)
+        if not connecting.done():
+            raise TimeoutError
+        connecting.result()
     except BaseException as error:
         reason = connection._reason
+        await cancel([connecting])
         if isinstance(error, nats.errors.Error):
             raise NatskitError(f"{', '.join(servers.urls)}: {error}") from error
         await connection.close()
@@ -478,7 +503,7 @@ class _WebSocket(WebSocketTransport):
                 raise ConnectionAbortedError("the connection was closed while it was being made")
             self._ws = opened
         except BaseException:
-            await self._client.close()
+            await asyncio.shield(self._client.close())  # whoever cancels may do so twice
             raise
 
     def writelines(self, payload: list[bytes]) -> None:

@@ -173,15 +173,15 @@ def _room(settings: Settings) -> None:
 
 def _push(settings: Settings, identity: Identity, account: str) -> None:
     """A running server takes a changed NATS account over the bus, without losing a connection."""
-    folder = identity.directory / "stores" / "natskit" / "accounts" / account
+    token = identity.directory / "stores" / "natskit" / "accounts" / account / f"{account}.jwt"
     words = [
         sys.executable,
         "-m",
         "natskit.resolver",
         *(["--ca", str(ca_file(settings))] if settings.platform_tls else []),
     ]
-    words += [settings.nats_url, str(identity.creds_path("SYS", "admin")), str(folder / f"{account}.jwt")]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    words += [settings.nats_url, str(token)]
+    done = subprocess.run(words, input=identity.creds("SYS", "admin"), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise OperationError(
             f"nats-server of {host.name} does not take NATS account {account}: {done.stderr.strip()[-300:]}; "

@@ -13,18 +13,21 @@ from typing import IO, Any
 
 from pyinfra.api import Host, Inventory
 
-from natskit import __version__, topology
+from natskit import __version__, named_files, topology
 from natskit.errors import NatskitError, SettingsError
-from natskit.identity import Identity
+from natskit.identity import Identity, passphrase
 from natskit.identity.files import make_private, write_private
 from natskit.identity.tls import ensure_ca
+from natskit.identity.vault import Vault
 from natskit.settings import Settings
 from natskit.topology import Topology
-from roles import artifacts, build, preflight, service
+from roles import artifacts, build, preflight, service, tls
 from roles.errors import DeployError
 
 CONNECTOR_KEYS = ("ssh_", "docker_", "_")
 """Prefixes of data that pyinfra's connectors read, not natskit."""
+
+passphrase.withdraw()
 
 _locks: dict[Path, IO[str]] = {}
 _platform: list[tuple[Topology, dict[str, Settings]]] = []
@@ -50,7 +53,8 @@ def validate(host: Host, inventory: Inventory) -> tuple[Settings, Topology]:
 
 def _checked(inventory: Inventory) -> tuple[Topology, dict[str, Settings]]:
     site, known = topology.validate((h.name, h.groups, _ours(h.data.dict())) for h in inventory)  # type: ignore[no-untyped-call]
-    on_systemd = service.uses_systemd(next(iter(known.values())))
+    first = next(iter(known.values()))
+    on_systemd = service.uses_systemd(first)
     if on_systemd:
         topology.refuse(
             f"inventory, host {settings.platform_name}: {problem}"
@@ -62,7 +66,8 @@ def _checked(inventory: Inventory) -> tuple[Topology, dict[str, Settings]]:
         if not service.uses_systemd(settings):
             preflight.check(settings)
     if not is_dry():
-        _lock(next(iter(known.values())).control)
+        _lock(first.control)
+    Vault(first.identity).unlock()
     if on_systemd:
         preflight.check_hosts(inventory, site, known)
     return site, known
@@ -94,7 +99,7 @@ def identity(settings: Settings) -> Identity:
     try:
         found = Identity.ensure(settings.identity, now=int(time.time()), write=not is_dry())
         if not is_dry():
-            ensure_ca(found.directory, now=int(time.time()))
+            ensure_ca(found.files, now=int(time.time()))
         return found
     except NatskitError as error:
         raise DeployError(str(error)) from None
@@ -123,6 +128,8 @@ def describe(site: Topology, identity: Identity) -> None:
         "nats": [settings.platform_name for settings in site.nats],
         "hubs": [site.hub_label(settings, name) for settings in site.hub for name in settings.hub_names],
         "first_account": site.hub[0].platform_first_account,
+        "certificates": tls.used(site),
+        "named_files": named_files.outside(site),
     }
     if not service.uses_systemd(first):
         content |= {

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from natskit.identity import Identity
-from natskit.identity.tls import ensure_ca, ensure_host_certificate
+from natskit.identity.tls import PROXY, ROUTES, ensure_ca, ensure_host_certificate
+from natskit.identity.vault import Vault
 from natskit.settings import Settings
+from natskit.topology import Topology
 from roles.files import WrittenFile, checked_file, private_directory
-from roles.platform import is_dry
-
-ROUTES, PROXY = "routes", "proxy"
-"""Folders of the identity with a CA of their own."""
 
 
 def install(settings: Settings, identity: Identity, role: str, directory: Path, owner: str) -> list[WrittenFile]:
@@ -26,40 +20,40 @@ def install(settings: Settings, identity: Identity, role: str, directory: Path, 
     WebSockets know the proxy by that of the proxy: they believe what it says of a browser's address.
     """
     private_directory(directory / "tls", owner)
-    with keys(identity) as folder:
-        files = _certificate(settings, folder / PROXY if role == "proxy" else folder, role, "host")
-        files["ca.crt"] = _authority(folder)
-        if role == "nats":
-            files |= _certificate(settings, folder / ROUTES, role, "route")
-            files["route-ca.crt"] = _authority(folder / ROUTES)
-        if role in ("nats", "hub"):
-            files["proxy-ca.crt"] = _authority(folder / PROXY)
+    vault = identity.files
+    files = _certificate(settings, vault.at(PROXY) if role == "proxy" else vault, role, "host")
+    files["ca.crt"] = _authority(vault)
+    if role == "nats":
+        files |= _certificate(settings, vault.at(ROUTES), role, "route")
+        files["route-ca.crt"] = _authority(vault.at(ROUTES))
+    if role in ("nats", "hub"):
+        files["proxy-ca.crt"] = _authority(vault.at(PROXY))
     return [
         checked_file(name=f"Give {directory.name} {file}", content=content, path=directory / "tls" / file, owner=owner)
         for file, content in files.items()
     ]
 
 
-def _certificate(settings: Settings, folder: Path, role: str, name: str) -> dict[str, str]:
+def _certificate(settings: Settings, vault: Vault, role: str, name: str) -> dict[str, str]:
     # By its role's name the proxy knows it, by loopback the deploy asks for its health.
     names = {settings.platform_address, settings.platform_name, f"{role}.natskit", "127.0.0.1"}
-    host = f"{settings.platform_name}-{role}"
-    certificate, key = ensure_host_certificate(folder, host, names, now=int(time.time()))
+    certificate, key = ensure_host_certificate(vault, _host(settings, role), names, now=int(time.time()))
     return {f"{name}.key": key, f"{name}.crt": certificate}
 
 
-def _authority(folder: Path) -> str:
-    return ensure_ca(folder, now=int(time.time())).read_text()
+def used(site: Topology) -> list[str]:
+    """The certificates of the platform's CAs that programs use: their paths within the identity, without ``.crt``."""
+    proxy = site.proxy[0]
+    found = [] if proxy.proxy_certificate or proxy.proxy_certificate_on_host else ["tls/proxy"]
+    for role, folders in (("nats", ("", f"{ROUTES}/")), ("hub", ("",)), ("proxy", (f"{PROXY}/",))):
+        for settings in getattr(site, role) if proxy.platform_tls else ():
+            found += [f"{folder}tls/hosts/{_host(settings, role)}" for folder in folders]
+    return found
 
 
-@contextmanager
-def keys(identity: Identity) -> Iterator[Path]:
-    """The identity's folder, to make certificates in; in a dry run a copy of it, so that nothing is written."""
-    if not is_dry():
-        yield identity.directory
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        for part in ("tls", ROUTES, PROXY):
-            if (identity.directory / part).exists():
-                shutil.copytree(identity.directory / part, Path(scratch) / part)
-        yield Path(scratch)
+def _host(settings: Settings, role: str) -> str:
+    return f"{settings.platform_name}-{role}"
+
+
+def _authority(vault: Vault) -> str:
+    return vault.read(ensure_ca(vault, now=int(time.time()))).decode()

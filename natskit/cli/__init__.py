@@ -1,4 +1,4 @@
-"""The command ``natskit``: accounts, projects, commands in projects, health, templates, and a new inventory.
+"""The command ``natskit``: accounts, projects, runners, commands in projects, health, keys, templates, a new inventory.
 
 Commands import what they need when they run, so that ``natskit --help`` is quick.
 """
@@ -12,8 +12,10 @@ import click
 from natskit.cli.account import account
 from natskit.cli.execute import execute
 from natskit.cli.health import ready, status
+from natskit.cli.identity import identity
 from natskit.cli.inventory import init
 from natskit.cli.project import project
+from natskit.cli.runner import runner
 from natskit.cli.template import render
 from natskit.errors import NatskitError
 
@@ -43,7 +45,7 @@ def cli(context: click.Context, directory: str) -> None:
     context.obj = directory
 
 
-for command in (account, project, execute, status, ready, render, init):
+for command in (account, project, runner, execute, status, ready, identity, render, init):
     cli.add_command(command)
 
 

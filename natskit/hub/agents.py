@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from natskit.hub.caller import Caller
@@ -53,14 +54,22 @@ async def heartbeat(caller: Caller, running: list[str]) -> dict[str, Any]:
 
 @runner_methods.method()
 async def project_credentials(caller: Caller, project_id: str, public_key: str) -> dict[str, Any]:
-    """The JWT of a project's agent, whose key the runner has just made."""
-    project = await _own_project(caller, project_id)
-    if project.desired != "running":
-        raise RpcError("invalid_state", "the project should not run")
-    if not nkey.is_public_key(public_key, "user"):
-        raise RpcError("invalid_params", "public_key is no public user nkey")
-    await caller.hub.projects.set_public_key(project_id, public_key)
-    return {"jwt": caller.hub.tokens.project_jwt(project_id, public_key, int(time.time()))}
+    """The JWT of a project's agent, whose key the runner has just made; the key before it is dead from now on."""
+    return await _credentials(caller, project_id, public_key, caller.hub.projects.set_public_key)
+
+
+@runner_methods.method()
+async def next_project_credentials(caller: Caller, project_id: str, public_key: str) -> dict[str, Any]:
+    """The same for an agent that runs: the key before it is good until :func:`project_uses_next_key`."""
+    return await _credentials(caller, project_id, public_key, caller.hub.projects.set_next_key)
+
+
+@runner_methods.method()
+async def project_uses_next_key(caller: Caller, project_id: str, public_key: str) -> dict[str, Any]:
+    """The agent was told of its new key: once it has come with it, the old one is dead."""
+    await _own_project(caller, project_id)
+    await caller.hub.projects.use_next_key(project_id, public_key)
+    return {}
 
 
 @runner_methods.method()
@@ -73,7 +82,20 @@ async def project_state(
     return {}
 
 
+async def _credentials(
+    caller: Caller, project_id: str, public_key: str, store: Callable[[str, str], Awaitable[None]]
+) -> dict[str, Any]:
+    project = await _own_project(caller, project_id)
+    if project.desired != "running":
+        raise RpcError("invalid_state", "the project should not run")
+    if not nkey.is_public_key(public_key, "user"):
+        raise RpcError("invalid_params", "public_key is no public user nkey")
+    await store(project_id, public_key)
+    return {"jwt": caller.hub.tokens.project_jwt(project_id, public_key, int(time.time()))}
+
+
 async def _own_project(caller: Caller, project_id: str) -> Project:
+    _check_let_in(caller)
     project = await caller.hub.projects.find(project_id)
     if project.runner_id != caller.id:
         raise RpcError("forbidden", "the project belongs to another runner")
@@ -82,11 +104,17 @@ async def _own_project(caller: Caller, project_id: str) -> Project:
 
 async def _seen(caller: Caller, version: str | None, running: list[str]) -> None:
     """Note that a runner is there. A heartbeat keeps the version, which another hub may just have been told."""
-    if caller.id not in caller.hub.state.known_runners:
-        raise RpcError("forbidden", "the runner is not known to this platform")
+    _check_let_in(caller)
 
     def note(known: Runner | None) -> Runner:
-        kept = known.version if known is not None else ""
-        return Runner(version=kept if version is None else version, last_seen=time.time(), running=running)
+        fields: dict[str, Any] = {"last_seen": time.time(), "running": running}
+        if version is not None:
+            fields["version"] = version
+        return (known or Runner(version="", last_seen=0)).model_copy(update=fields)
 
     await caller.hub.state.runners.change(caller.id, note)
+
+
+def _check_let_in(caller: Caller) -> None:
+    if caller.hub.state.runner_key(caller.id) is None:
+        raise RpcError("forbidden", "the runner is not known to this platform, or was revoked")

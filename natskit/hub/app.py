@@ -28,6 +28,7 @@ from natskit.hub.metrics import Metrics
 from natskit.hub.passwords import Passwords
 from natskit.hub.program import HubProgram, TlsFiles
 from natskit.hub.projects import Projects
+from natskit.hub.runners import Runners
 from natskit.hub.service import Services
 from natskit.hub.sessions import Sessions
 from natskit.hub.state import State
@@ -56,6 +57,7 @@ class Hub:
     sessions: Sessions
     accounts: Accounts
     projects: Projects
+    runners: Runners
     services: Services
 
     def __init__(self, program: HubProgram) -> None:
@@ -81,11 +83,17 @@ class Hub:
             locked_out=lambda names: self.connections.cut_now(names),
             ended=lambda names: self.connections.cut_ended(names),
             changed=lambda names: self.connections.cut_soon(names),
+            changes_per_minute=self.program.share_changes_per_minute,
         )
         self.connections = Connections(self._nats["sys"], self.state, self.tokens.platform_account, self.metrics)
-        self.sessions = Sessions(self.state, self.tokens, self._passwords, self.program.session)
-        self.accounts = Accounts(self.state, self._passwords, self.sessions)
-        self.projects = Projects(self.state, platform, self._ask, self.program.max_projects_per_account)
+        self.sessions = Sessions(
+            self.state, self.tokens, self._passwords, self.program.session, self.connections.cut_now
+        )
+        self.projects = Projects(
+            self.state, platform, self._ask, self.connections.is_connected, self.program.max_projects_per_account
+        )
+        self.runners = Runners(self.state)
+        self.accounts = Accounts(self.state, self._passwords, self.sessions, self.projects, self.connections.cut_now)
         self.services = Services(self, self._methods, self.metrics)
         self.metrics.watch(self.gauges, self.services.pings)
         self._callout = Callout(self._nats["auth"], self.state, self.tokens, self.metrics)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import logging
+from collections.abc import Callable
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -137,11 +138,17 @@ class Connections:
                 await asyncio.sleep(AGAIN_SECONDS)
             self._all_soon.clear()
 
+    async def is_connected(self, name: str) -> bool:
+        """Whether somebody is connected with this name, anywhere."""
+        found: list[tuple[str, int, str]] = []
+        await self._page({"user": name}, 0, lambda other: other == name, found)
+        return bool(found)
+
     async def _compare(self, only: dict[str, str]) -> None:
         """Read the whole list, then cut: cutting while turning pages would make some slip through."""
         outdated: list[tuple[str, int, str]] = []
         offset = 0
-        while await self._page(only, offset, outdated):
+        while await self._page(only, offset, self._is_outdated, outdated):
             offset += PAGE
         for server, cid, name in outdated:
             await self._cut(server, cid, name)
@@ -149,8 +156,10 @@ class Connections:
             log.info("cut %d connections, the first of %s", len(outdated), outdated[0][2])
             await self._connection.flush()
 
-    async def _page(self, only: dict[str, str], offset: int, outdated: list[tuple[str, int, str]]) -> bool:
-        """Ask every server for a page of connections and note those that are outdated; whether there is another."""
+    async def _page(
+        self, only: dict[str, str], offset: int, wanted: Callable[[str], bool], found: list[tuple[str, int, str]]
+    ) -> bool:
+        """Ask every server for a page of connections and note those that are wanted; whether there is another."""
         more = False
         answered: set[str] = set()
         complete = asyncio.Event()
@@ -162,8 +171,8 @@ class Connections:
             more |= int(data.get("total", 0)) > offset + PAGE
             for connection in data.get("connections") or []:
                 name = connection.get("authorized_user", "")
-                if self._is_outdated(name):
-                    outdated.append((server, connection["cid"], name))
+                if wanted(name):
+                    found.append((server, connection["cid"], name))
             answered.add(server)
             if not self._servers:
                 asyncio.get_running_loop().call_later(SETTLE_SECONDS, complete.set)
@@ -188,8 +197,7 @@ class Connections:
         parts = rest.split(".")
         if kind not in ("browser", "project", "runner") or len(parts) != 3 or name in self._spared:
             return False
-        rights = self._state.rights(Holder(kind, parts[0], parts[1]))  # type: ignore[arg-type]
-        return rights is None or rights.name != name
+        return not self._state.is_valid(Holder(kind, parts[0], parts[1]), name)  # type: ignore[arg-type]
 
     async def _cut(self, server: str, cid: int, name: str) -> None:
         log.debug("cut connection %d of %s", cid, name)

@@ -86,4 +86,6 @@ class HubProgram(_Part):
     state: StateSettings = StateSettings()
     api_packages: list[str] = []
     runners: dict[str, RunnerEntry] = {}
+    share_changes_per_minute: int = Field(default=10, ge=2)
+    """How often a project may be shared with an account, or taken from it, before sharing it again has to wait."""
     max_projects_per_account: int = Field(default=MAX_PROJECTS_PER_ACCOUNT, ge=1, le=MAX_PROJECTS_PER_ACCOUNT)

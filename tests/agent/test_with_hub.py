@@ -11,9 +11,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from natskit.client import Client
+from natskit.connection import Connection, NatsServers, connect
+from natskit.errors import ConnectionLostError
+from natskit.permissions import inbox_prefix
 from natskit.runner.processes import processes_of
 from tests.hub.site import Site
 
@@ -67,6 +71,21 @@ class Platform:
     @property
     def nats_url(self) -> str:
         return f"nats://127.0.0.1:{self.site.nats_port}"
+
+    async def connect(self, project_id: str, creds: str) -> Connection:
+        """As whoever has a copy of a project's creds."""
+        path = self.site.root / "copied.creds"
+        path.write_text(creds)
+        servers = NatsServers(urls=[self.nats_url])
+        return await connect(
+            servers, name="copy", inbox_prefix=inbox_prefix("project", project_id), creds=path, timeout=2
+        )
+
+    async def connections(self) -> list[dict[str, Any]]:
+        """Those of the NATS account PLATFORM, from the server itself."""
+        async with httpx.AsyncClient() as client:
+            answer = await client.get(f"http://127.0.0.1:{self.site.monitor_port}/connz?auth=true")
+        return [c for c in answer.json()["connections"] if c.get("authorized_user")]
 
     async def admin(self) -> Client:
         creds = self.site.root / "admin.creds"
@@ -127,6 +146,29 @@ async def test_a_command_outlives_the_authorisation_of_its_agent(
     assert out == "".join(f"{i}\n" for i in range(1, TTL * 3 + 1)).encode()
     assert run.exit_code == 0
     assert "user authentication expired" in log.read_text().lower()
+
+
+async def test_a_new_key_while_a_command_runs(admin: Client, project: dict[str, Any], platform: Platform) -> None:
+    """The command and its output go on; the old key is dead on the live connection, and for whoever comes with it."""
+    project_id = project["project_id"]
+    creds = platform.site.root / "runner" / "projects" / project_id / "project.creds"
+    old = creds.read_text()
+    pid = processes_of(project_id)
+    async with admin.exec(project_id, command="for i in $(seq 40); do echo $i; sleep 0.1; done") as run:
+        lines = aiter(run)
+        await anext(lines)
+        assert (await admin.call_hub("rotate_project_keys", project_id=project_id, wait=30))["rotated"]
+        assert creds.read_text() != old
+        with pytest.raises(ConnectionLostError):
+            await platform.connect(project_id, old)
+        assert (await admin.call_project(project_id, "ping"))["pong"]
+        rest = b"".join([data async for _, data in lines])
+    assert rest.splitlines()[-1] == b"40"
+    assert run.exit_code == 0
+    assert pid[0] in processes_of(project_id), "the agent is the same process"
+    connected = [c["authorized_user"] for c in await platform.connections() if project_id in c["authorized_user"]]
+    assert len(connected) == 1
+    assert (await admin.call_hub("rotate_project_keys", project_id=project_id, wait=30))["rotated"], "and once more"
 
 
 async def test_the_runner_brings_projects_back(admin: Client, project: dict[str, Any], platform: Platform) -> None:
