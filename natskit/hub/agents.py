@@ -76,6 +76,14 @@ async def project_uses_next_key(caller: Caller, project_id: str, public_key: str
 
 
 @runner_methods.method()
+async def is_let_in(caller: Caller, project_id: str, public_key: str) -> bool:
+    """Whether an agent with this key may connect."""
+    await _own_project(caller, project_id)
+    rights = caller.hub.state.rights(Holder("project", project_id), public_key)
+    return rights is not None and rights.public_key == public_key
+
+
+@runner_methods.method()
 async def project_state(
     caller: Caller, project_id: str, state: ProjectState, detail: str | None = None
 ) -> dict[str, Any]:

@@ -241,7 +241,7 @@ class Projects:
         await self._update(project_id, desired="running", state="starting", detail="", runner_id=runner_id)
         await self._announce(self._state.members_of(project_id))
         try:
-            await self._runner(runner_id, self._way_to_start(project_id, runner_id), project_id)
+            await self._runner(runner_id, "start_project", project_id)
             project = await self._wait_state(project_id, ("running", "failed"))
         except RpcError as error:
             await self.report(project_id, "failed", error.message)
@@ -361,12 +361,6 @@ class Projects:
 
     def _key_of_runner(self, project_id: str) -> str:
         return self._state.runner_key(self.get(project_id).runner_id) or ""
-
-    def _way_to_start(self, project_id: str, runner_id: str) -> str:
-        """A runner that was away may still have the agent of before, whose key is good for nothing."""
-        runner = self._state.runners.get(runner_id)
-        has_one = runner is not None and project_id in runner.running
-        return "restart_project" if has_one and not self.get(project_id).public_key else "start_project"
 
     async def _drop(self, account_id: str, project_id: str) -> None:
         await self._state.memberships.change(f"{account_id}.{project_id}", lambda _: None)

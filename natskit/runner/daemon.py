@@ -241,6 +241,14 @@ class Runner:
     async def _use_next_key(self, project_id: str, public_key: str) -> None:
         await self._insist("project_uses_next_key", project_id, public_key)
 
+    async def end_if_locked_out(self, project: ProjectAgent) -> None:
+        """End an agent that runs with a key that is good for nothing: it was stopped while this runner was away."""
+        key = project.public_key()
+        if project.state == "running" and key:
+            with contextlib.suppress(NatskitError):
+                if await self._call_hub("is_let_in", project_id=project.project_id, public_key=key) is False:
+                    await project.stop()
+
     async def _insist(self, method: str, project_id: str, public_key: str) -> Any:
         """Ask again: the hub that answers may be another one than the hub that gave the order, and not know of it."""
         for attempt in range(1, JWT_ATTEMPTS + 1):
@@ -294,6 +302,7 @@ async def start_project(runner: Runner, project_id: Id) -> dict[str, str]:
     """Start a project's agent and wait until it answers."""
     project = runner.project(project_id)
     async with project.lock:
+        await runner.end_if_locked_out(project)
         await project.start()
     return {"state": project.state}
 
