@@ -31,7 +31,7 @@ from nats.aio.msg import Msg
 from pydantic import BaseModel, ValidationError
 
 from natskit import __version__, rpc
-from natskit.connection import Connection, NatsServers, OnStatus, Status, connect, request
+from natskit.connection import Connection, Creds, CredsText, NatsServers, OnStatus, Status, connect, request
 from natskit.errors import AnswerLostError, ConnectionLostError, NatskitError, NotAllowedError, SignInError
 from natskit.permissions import check_id, inbox_prefix
 from natskit.stream import GRANT_SECONDS, Reader
@@ -64,6 +64,8 @@ OVER_HTTP = frozenset({"list_sessions", "end_session", "end_all_sessions", "chan
 """Methods of the hub that are about the session, which it knows over HTTP alone: the cookie says which one it is."""
 CUT_SECONDS = 1.0
 """How long to wait for the connection with the new rights; it takes about 0.1."""
+SIGN_IN_TURNS = 5
+"""When a whole class signs in at once, the hubs say whose turn is when: so often it is waited for."""
 
 
 class Client:
@@ -111,22 +113,22 @@ class Client:
     async def admin(
         cls,
         nats_url: str | Sequence[str],
-        creds: Path | str | None,
+        creds: Path | str | CredsText | None,
         *,
         ca_file: Path | str | None = None,
         name: str = "admin",
         patience: float = CONNECT_SECONDS,
     ) -> Client:
-        """Connect as the operator with the creds file of ``PLATFORM/admin``; :meth:`call_hub` calls ``hub.admin``.
+        """Connect as the operator with the creds of ``PLATFORM/admin``, the path of the file or its
+        :class:`~natskit.connection.CredsText`; :meth:`call_hub` calls ``hub.admin``.
 
         ``nats_url`` is that of one server, or those of all servers of a cluster.
         """
         client = cls()
         urls = [nats_url] if isinstance(nats_url, str) else list(nats_url)
         servers = NatsServers(urls=urls, ca_file=Path(ca_file) if ca_file is not None else None)
-        await client._open(
-            servers, prefix=inbox_prefix("admin"), creds=Path(creds) if creds else None, name=name, patience=patience
-        )
+        given = Path(creds) if isinstance(creds, str) and creds else creds or None
+        await client._open(servers, prefix=inbox_prefix("admin"), creds=given, name=name, patience=patience)
         return client
 
     @property
@@ -244,7 +246,7 @@ class Client:
         servers: NatsServers,
         *,
         prefix: str,
-        creds: Path | None = None,
+        creds: Creds | None = None,
         name: str = "client",
         patience: float = CONNECT_SECONDS,
     ) -> None:
@@ -423,7 +425,12 @@ class _Session:
         self._refreshed = False
 
     async def sign_in(self, email: str, password: str) -> dict[str, Any]:
-        answer = await self._send("POST", "/api/sign-in", json={"email": email, "password": password})
+        for turns in range(SIGN_IN_TURNS, -1, -1):
+            answer = await self._send("POST", "/api/sign-in", json={"email": email, "password": password})
+            seconds = answer.headers.get("Retry-After", "")
+            if not (turns and answer.status_code == httpx.codes.SERVICE_UNAVAILABLE and seconds.isdecimal()):
+                break
+            await asyncio.sleep(int(seconds))
         if answer.status_code != httpx.codes.OK:
             raise SignInError(_message(answer))
         self._refreshed = True

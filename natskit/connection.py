@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import random
+import re
 import secrets
 import socket
 import ssl
@@ -28,7 +29,7 @@ from typing import Any, Literal
 from urllib.parse import ParseResult
 
 import nats.errors
-from nats.aio.client import DEFAULT_BUFFER_SIZE, PING_PROTO, PONG_PROTO, Srv
+from nats.aio.client import DEFAULT_BUFFER_SIZE, PING_PROTO, PONG_PROTO, RawCredentials, Srv
 from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
 from nats.aio.transport import TcpTransport, WebSocketTransport
@@ -45,6 +46,17 @@ Status = Literal["connecting", "connected", "disconnected", "closed"]
 Headers = dict[str, str]
 BeforeConnect = Callable[[], Awaitable[Headers]]
 OnStatus = Callable[[Status, str], None]
+
+
+class CredsText(RawCredentials):
+    """The text of a creds file that need not lie anywhere: an encrypted identity's is never written down."""
+
+    def __repr__(self) -> str:
+        return "CredsText()"
+
+
+Creds = Path | CredsText
+"""Where a user's JWT and seed come from: a file, or its text."""
 
 CONNECT_TIMEOUT = 5
 """Seconds. The auth callout alone may take two when all hubs have just restarted."""
@@ -71,6 +83,10 @@ CLOSE_SECONDS = 1.0
 KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
 """A host that lost its power or its network is noticed by the kernel after about 11 s (tcp(7): seconds, but for the
 last, in milliseconds, for data that is not acknowledged), not after 40 to 60 s by NATS pings."""
+
+
+_CREDS = re.compile(r"-BEGIN NATS USER JWT-+\s+\S+\s.*-BEGIN USER NKEY SEED-+\s+SU[A-Z2-7]{56}\s", re.DOTALL)
+"""A creds file (ADR-14): nats-py fails with a traceback when it is another one."""
 
 
 class NatsServers(BaseModel):
@@ -310,7 +326,7 @@ async def connect(
     *,
     name: str,
     inbox_prefix: str,
-    creds: Path | None = None,
+    creds: Creds | None = None,
     before_connect: BeforeConnect | None = None,
     on_status: OnStatus | None = None,
     timeout: float | None = None,  # noqa: ASYNC109 - the first attempt's whole budget, cleaned up here
@@ -320,9 +336,7 @@ async def connect(
     Raises :class:`ConnectionLostError` when the timeout is over, and :class:`NatskitError` at once for what no attempt
     can make good: an unreadable file, a malformed URL.
     """
-    for file in (creds, servers.ca_file):
-        if file is not None and not os.access(file, os.R_OK):
-            raise NatskitError(f"{file} cannot be read: it does not exist, or belongs to somebody else")
+    _check_files(creds, servers.ca_file)
     connection = Connection(before_connect, on_status, servers.ca_file)
     options: dict[str, Any] = {}
     if servers.ca_file is not None:
@@ -335,7 +349,7 @@ async def connect(
             servers=list(servers.urls),
             name=name,
             inbox_prefix=inbox_prefix,
-            user_credentials=str(creds) if creds is not None else None,
+            user_credentials=str(creds) if isinstance(creds, Path) else creds,
             connect_timeout=CONNECT_TIMEOUT,
             max_reconnect_attempts=-1,
             ping_interval=PING_INTERVAL,
@@ -366,6 +380,14 @@ async def connect(
     connection._reason = ""
     connection._report("connected")
     return connection
+
+
+def _check_files(creds: Creds | None, ca_file: Path | None) -> None:
+    for file in (creds, ca_file):
+        if isinstance(file, Path) and not os.access(file, os.R_OK):
+            raise NatskitError(f"{file} cannot be read: it does not exist, or belongs to somebody else")
+    if isinstance(creds, Path) and not _CREDS.search(creds.read_text(errors="replace")):
+        raise NatskitError(f"{creds} holds no JWT with its seed: restore it, or run a deploy, which writes it again")
 
 
 async def request(connection: Connection, subject: str, body: bytes, wait: float) -> bytes:

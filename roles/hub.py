@@ -45,13 +45,11 @@ def _deploy_one(
         )
         for account in CREDS
     ]
-    files.append(
-        checked_file(
-            name=f"Give {name} its signing keys",
-            content=identity.hub_keys().to_json(),
-            path=directory / "keys.json",
-            owner=owner,
-        )
+    keys = checked_file(
+        name=f"Give {name} its signing keys",
+        content=identity.hub_keys().to_json(),
+        path=directory / "keys.json",
+        owner=owner,
     )
     files.append(
         checked_file(
@@ -68,10 +66,10 @@ def _deploy_one(
         priority=20,
         healthy=[python, "-m", "natskit.wait", *_url(settings, directory, port), service.HEALTHY_SECONDS],
         template="natskit-hub.service",
-        # It takes a new certificate without a restart.
+        # It takes a new certificate and other signing keys without a restart.
         unit={"user": owner, "directory": str(directory), "reload_command": "/bin/kill -HUP $MAINPID"},
     )
-    service.run(settings, program, restart_on=files, reload_on=certificate)
+    service.run(settings, program, restart_on=files, reload_on=[keys, *certificate])
 
 
 def _url(settings: Settings, directory: Path, port: int) -> list[str]:
@@ -87,7 +85,7 @@ def program_file(settings: Settings, site: Topology, runners: dict[str, dict[str
     """The content of ``hub.json``, checked by the hub's own model."""
     directory = settings.platform_root / name
     files = directory / "tls"
-    certificate = {"certificate": files / "host.crt", "key": files / "host.key", "ca": files / "ca.crt"}
+    certificate = {"certificate": files / "host.crt", "key": files / "host.key", "ca": files / "proxy-ca.crt"}
     program = HubProgram.model_validate(
         {
             "name": site.hub_label(settings, name),
@@ -104,7 +102,7 @@ def program_file(settings: Settings, site: Topology, runners: dict[str, dict[str
             },
             "authorization_ttl_seconds": settings.hub_authorization_ttl,
             "password": {"argon2_concurrency": settings.hub_password_concurrency},
-            "state": {"replicas": site.replicas},
+            "state": {"replicas": site.replicas, "max_bytes": settings.hub_state_max_bytes},
             "api_packages": settings.hub_api_packages,
             "runners": runners,
             "max_projects_per_account": settings.hub_max_projects_per_account,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pyinfra import host
 from pyinfra.api import FactBase
-from pyinfra.api.exceptions import OperationError, PyinfraError
+from pyinfra.api.exceptions import OperationError
 from pyinfra.operations import python
 
 from natskit import named_files
@@ -19,6 +19,7 @@ from natskit.render import nats_values, render
 from natskit.settings import Settings
 from natskit.topology import Topology
 from roles import service, tls
+from roles.errors import DeployError
 from roles.files import WrittenFile, checked_file, private_directory
 from roles.platform import ca_file
 from roles.program import Program
@@ -39,33 +40,36 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
         private_directory(folder, owner)
     _room(settings)
 
-    accounts = {
-        account: checked_file(
+    accounts = [
+        checked_file(
             name=f"Give NATS account {account} to the resolver",
             content=identity.account_jwt(account),
             path=account_file(settings, identity, account),
             owner=owner,
         )
         for account in NATS_ACCOUNTS
-    }
-    probe = checked_file(
+    ]
+    # Not nats-server reads it, but the gate: no reload, which would cut whoever came through the auth callout.
+    checked_file(
         name="Give nats-server's host the creds of its probe",
         content=identity.creds("PLATFORM", "probe"),
         path=directory / "probe.creds",
         owner=owner,
     )
-    reload_on = [probe, *(tls.install(settings, identity, "nats", directory, owner) if settings.platform_tls else [])]
+    reload_on = tls.install(settings, identity, "nats", directory, owner) if settings.platform_tls else []
     reload_on += _leafnodes(settings, directory, owner)
     environment, restart_on = _environment(settings, directory)
     # Where the keys are not in reach, any will do to check a configuration.
     variables = ["env", *(f"{name}=unknown" for name in environment)] if environment else []
+    configuration = render("nats-server.conf", values(settings, site, identity))
     reload_on.append(
         checked_file(
             name="Render nats-server.conf",
-            content=render("nats-server.conf", values(settings, site, identity)),
+            content=configuration,
             path=directory / "nats-server.conf",
             owner=owner,
             check=[*variables, str(server), "-t", "-c", "{}"],
+            explain=f"of these lines, {own_lines(settings, configuration)}",
         )
     )
 
@@ -105,15 +109,16 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
     kept_running = service.run(settings, program, restart_on=restart_on, reload_on=reload_on)
     if settings.nats_resolver == "memory":  # it has them in its configuration, and reads that when it is reloaded
         return
-    for account, change in accounts.items():
-        python.call(
-            name=f"Push NATS account {account} to nats-server",
-            function=_push,
-            settings=settings,
-            identity=identity,
-            account=account,
-            _if=[change.did_change, kept_running],
-        )
+    python.call(
+        name="Push the NATS accounts to nats-server",
+        function=_push,
+        settings=settings,
+        identity=identity,
+        # One that was started has read them. What it uses is asked: a deploy may have ended after it wrote the files.
+        _if=lambda: (
+            kept_running() and (any(a.did_change() for a in accounts) or _resolver(settings, identity, "--check") != "")
+        ),
+    )
 
 
 def _environment(settings: Settings, directory: Path) -> tuple[dict[str, str], list[WrittenFile]]:
@@ -162,33 +167,45 @@ def _room(settings: Settings) -> None:
     room, wanted = host.get_fact(DiskRoom, folder=folder), settings.nats_jetstream_max_file
     wanted += settings.nats_jetstream_reserve
     if room < wanted:
-        raise PyinfraError(
+        raise DeployError(
             f"{host.name}: the disk of {folder} has room for {room // 1024**2} MiB, and nats_jetstream_max_file with "
             f"nats_jetstream_reserve is {wanted // 1024**2} MiB: make room, or lower one of them"
         )
 
 
-def _push(settings: Settings, identity: Identity, account: str) -> None:
-    """A running server takes a changed NATS account over the bus, without losing a connection."""
-    folder = identity.directory / "stores" / "natskit" / "accounts" / account
-    words = [
-        sys.executable,
-        "-m",
-        "natskit.resolver",
-        *(["--ca", str(ca_file(settings))] if settings.platform_tls else []),
-    ]
-    words += [settings.nats_url, str(identity.creds_path("SYS", "admin")), str(folder / f"{account}.jwt")]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise OperationError(
-            f"nats-server of {host.name} does not take NATS account {account}: {done.stderr.strip()[-300:]}; "
-            "it reads it when it is restarted"
-        )
+def _push(settings: Settings, identity: Identity) -> None:
+    """A running server takes changed NATS accounts over the bus, without losing a connection."""
+    if said := _resolver(settings, identity):
+        raise OperationError(f"nats-server of {host.name} does not take the NATS accounts: {said[-300:]}")
+
+
+def _resolver(settings: Settings, identity: Identity, *words: str) -> str:
+    """Run :mod:`natskit.resolver` for this host's nats-server; what is wrong, or nothing."""
+    authority = ["--ca", str(ca_file(settings))] if settings.platform_tls else []
+    command = [sys.executable, "-m", "natskit.resolver", *authority, "--server", settings.platform_name, *words]
+    command += [settings.nats_url, *(str(identity.account_path(account)) for account in NATS_ACCOUNTS)]
+    creds = identity.creds("SYS", "admin")
+    done = subprocess.run(command, input=creds, capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 else done.stderr.strip() or "it uses others"
 
 
 def account_file(settings: Settings, identity: Identity, account: str) -> Path:
     """Where the resolver keeps the JWT of a NATS account."""
     return settings.platform_root / "nats" / "jwt" / f"{identity.account_public_key(account)}.jwt"
+
+
+def own_lines(settings: Settings, configuration: str) -> str:
+    """Which lines of nats-server.conf are the user's own words, since nats-server only says which line is wrong."""
+    lines = configuration.splitlines()
+    texts = {f"nats_section_extra.{section}": text for section, text in settings.nats_section_extra.items()}
+    texts |= {"nats_extra": settings.nats_extra}
+    ranges = []
+    for setting, text in texts.items():
+        mark = next((number for number, line in enumerate(lines, 1) if line.strip() == f"# {setting}"), None)
+        if text and mark:
+            ranges.append(f"{mark + 1} to {mark + len(text.splitlines())} are {setting}")
+    place = f"inventory, host {settings.platform_name}"
+    return f"{', '.join(ranges)} ({place})" if ranges else f"all are made from settings ({place}): docs/settings.md"
 
 
 def values(settings: Settings, site: Topology, identity: Identity) -> dict[str, object]:

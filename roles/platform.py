@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from pyinfra.api import Host, Inventory
-from pyinfra.api.exceptions import PyinfraError
 
-from natskit import __version__, topology
+from natskit import __version__, named_files, topology
 from natskit.errors import NatskitError, SettingsError
-from natskit.identity import Identity
+from natskit.identity import Identity, passphrase
 from natskit.identity.files import make_private, write_private
 from natskit.identity.tls import ensure_ca
+from natskit.identity.vault import Vault
 from natskit.settings import Settings
 from natskit.topology import Topology
-from roles import build, preflight, service
+from roles import artifacts, build, preflight, service, tls
+from roles.errors import DeployError
 
 CONNECTOR_KEYS = ("ssh_", "docker_", "_")
 """Prefixes of data that pyinfra's connectors read, not natskit."""
+
+passphrase.withdraw()
 
 _locks: dict[Path, IO[str]] = {}
 _platform: list[tuple[Topology, dict[str, Settings]]] = []
@@ -45,18 +49,27 @@ def validate(host: Host, inventory: Inventory) -> tuple[Settings, Topology]:
         site, known = _platform[0]
         return known[host.name], site
     except NatskitError as error:
-        raise PyinfraError(str(error)) from None
+        raise DeployError(str(error)) from None
 
 
 def _checked(inventory: Inventory) -> tuple[Topology, dict[str, Settings]]:
     site, known = topology.validate((h.name, h.groups, _ours(h.data.dict())) for h in inventory)  # type: ignore[no-untyped-call]
+    first = next(iter(known.values()))
+    on_systemd = service.uses_systemd(first)
+    if on_systemd:
+        topology.refuse(
+            f"inventory, host {settings.platform_name}: {problem}"
+            for settings in site.nats
+            if (problem := artifacts.unknown_version(settings))
+        )
     for settings in known.values():
         build.environment(settings, [*settings.hub_api_packages, *settings.runner_project_api_packages])
         if not service.uses_systemd(settings):
             preflight.check(settings)
     if not is_dry():
-        _lock(next(iter(known.values())).control)
-    if service.uses_systemd(next(iter(known.values()))):
+        _lock(first.control)
+    Vault(first.identity).unlock()
+    if on_systemd:
         preflight.check_hosts(inventory, site, known)
     return site, known
 
@@ -87,10 +100,10 @@ def identity(settings: Settings) -> Identity:
     try:
         found = Identity.ensure(settings.identity, now=int(time.time()), write=not is_dry())
         if not is_dry():
-            ensure_ca(found.directory, now=int(time.time()))
+            ensure_ca(found.files, now=int(time.time()))
         return found
     except NatskitError as error:
-        raise PyinfraError(str(error)) from None
+        raise DeployError(str(error)) from None
 
 
 def ca_file(settings: Settings) -> Path:
@@ -116,6 +129,13 @@ def describe(site: Topology, identity: Identity) -> None:
         "nats": [settings.platform_name for settings in site.nats],
         "hubs": [site.hub_label(settings, name) for settings in site.hub for name in settings.hub_names],
         "first_account": site.hub[0].platform_first_account,
+        "resolvers": {settings.platform_name: settings.nats_resolver for settings in site.nats},
+        "authorization_ttl": site.hub[0].hub_authorization_ttl,
+        "session_sliding": site.hub[0].hub_session_sliding,
+        "runners": [settings.runner_uuid for settings in site.runner],
+        "deploy": how_to_deploy(sys.argv, os.environ),
+        "certificates": tls.used(site),
+        "named_files": named_files.outside(site),
     }
     if not service.uses_systemd(first):
         content |= {
@@ -127,3 +147,25 @@ def describe(site: Topology, identity: Identity) -> None:
         }
     if not is_dry():
         write_private(first.control / "platform.json", json.dumps(content, indent=2) + "\n")
+
+
+_ONCE = {"-y", "--yes", "--dry", "--diff", "--json", "-v", "-vv", "-vvv", "--debug", "--debug-all", "--serial"}
+_ONCE_WITH_VALUE = {"--limit", "--exclude", "--fail-percent", "--ssh-password", "--password"}
+_ONCE_WITH_VALUE |= {"--ssh-key-password", "--key-password"}
+_VARIABLES = ("NATSKIT_LOCAL", "NATSKIT_CLUSTER", "NATSKIT_CONTROL")
+
+
+def how_to_deploy(argv: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
+    """What has to be run to deploy again as now: without a prompt, on all hosts, and without passwords."""
+    words, rest = [], list(argv[1:])
+    while rest:
+        word = rest.pop(0)
+        if word in _ONCE_WITH_VALUE:
+            rest = rest[1:]
+        elif word not in _ONCE and word.partition("=")[0] not in _ONCE_WITH_VALUE:
+            words.append(word)
+    return {
+        "arguments": words,
+        "directory": str(Path.cwd()),
+        "environment": {name: environment[name] for name in _VARIABLES if name in environment},
+    }

@@ -12,7 +12,7 @@ from natskit.identity.tls import ensure_ca
 from natskit.runner.program import RunnerProgram
 from natskit.settings import Settings
 from natskit.topology import Topology
-from roles import build, service, systemd, tls
+from roles import build, service, systemd
 from roles.files import checked_file, private_directory
 from roles.program import Program
 
@@ -26,15 +26,15 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
     directory, python = settings.platform_root / "runner", str(service.python(settings))
     private_directory(directory)
     creds, _ = identity.runner_creds(settings.runner_uuid, now=int(time.time()))
+    # Read anew at each connect: other creds are no reason for a restart, which ends projects where there is no systemd.
+    checked_file(name="Give the runner its creds", content=creds, path=directory / "runner.creds")
     files = [
-        checked_file(name="Give the runner its creds", content=creds, path=directory / "runner.creds"),
         checked_file(
             name="Render runner.json", content=program_file(settings, site, python), path=directory / "runner.json"
         ),
     ]
     if settings.platform_tls:
-        with tls.keys(identity) as folder:
-            authority = ensure_ca(folder, now=int(time.time())).read_text()
+        authority = identity.files.read(ensure_ca(identity.files, now=int(time.time()))).decode()
         # Projects may read it as well, which they may not in the runner's folder.
         files.append(checked_file(name="Give the runner the CA", content=authority, path=ca_file(settings), mode="644"))
     command = [python, "-m", "natskit.runner", "--settings", str(directory / "runner.json")]
@@ -82,6 +82,8 @@ def known_runners(site: Topology, identity: Identity) -> dict[str, dict[str, str
     for settings in site.runner:
         _, public_key = identity.runner_creds(settings.runner_uuid, now=int(time.time()))
         found[settings.runner_uuid] = {"name": settings.runner_label, "public_key": public_key}
+        if retiring := identity.retiring_runners.get(settings.runner_uuid):
+            found[settings.runner_uuid]["retiring_key"] = retiring
     return found
 
 

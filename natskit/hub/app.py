@@ -17,7 +17,7 @@ import nats.errors
 import uvicorn
 
 from natskit.connection import Connection, connect, request
-from natskit.errors import SettingsError, StateError
+from natskit.errors import IdentityError, SettingsError, StateError
 from natskit.hub import https
 from natskit.hub.accounts import Accounts
 from natskit.hub.bucket import ensure_probe_bucket
@@ -26,7 +26,7 @@ from natskit.hub.connections import Connections
 from natskit.hub.http import Pages
 from natskit.hub.metrics import Metrics
 from natskit.hub.passwords import Passwords
-from natskit.hub.program import HubProgram, TlsFiles
+from natskit.hub.program import HubProgram
 from natskit.hub.projects import Projects
 from natskit.hub.runners import Runners
 from natskit.hub.service import Services
@@ -78,7 +78,7 @@ class Hub:
         platform = self._nats["platform"]
         self.state = State(
             platform,
-            self.program.state.replicas,
+            self.program.state,
             self.program.runners,
             locked_out=lambda names: self.connections.cut_now(names),
             ended=lambda names: self.connections.cut_ended(names),
@@ -130,6 +130,11 @@ class Hub:
                 await asyncio.wait_for(connection.flush(), 1)
             await connection.close()
         self._passwords.close()
+
+    def renew(self) -> None:
+        """Use the signing keys that the deploy has written meanwhile. Raises :class:`IdentityError`, and keeps the old
+        ones, if they cannot be read."""
+        self.tokens.use(HubKeys.read(self.program.keys))
 
     def problems(self) -> list[str]:
         """What keeps this hub from doing its work, in words; empty when all is well."""
@@ -183,7 +188,8 @@ class Hub:
 async def serve(program: HubProgram) -> None:
     """Run a hub until SIGTERM or SIGINT. HTTP answers from the first moment, so that health can be asked.
 
-    With TLS, SIGHUP brings renewed certificates into use. Raises :class:`SettingsError` for files that cannot be used.
+    SIGHUP brings other signing keys and a renewed certificate into use. Raises :class:`SettingsError` for files that
+    cannot be used.
     """
     hub = Hub(program)
     config = uvicorn.Config(
@@ -197,10 +203,11 @@ async def serve(program: HubProgram) -> None:
         timeout_graceful_shutdown=int(DRAIN_SECONDS),
     )
     loop = asyncio.get_running_loop()
+    certificate: ssl.SSLContext | None = None
     if program.http.tls is not None:
         config.load()
-        config.ssl = https.server_context(program.http.tls)
-        loop.add_signal_handler(signal.SIGHUP, _renew, config.ssl, program.http.tls)
+        config.ssl = certificate = https.server_context(program.http.tls)
+    loop.add_signal_handler(signal.SIGHUP, _renew, hub, certificate)
     server = _Server(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.handle_exit, number, None)
@@ -215,9 +222,15 @@ async def serve(program: HubProgram) -> None:
     await hub.stop()
 
 
-def _renew(context: ssl.SSLContext, files: TlsFiles) -> None:
+def _renew(hub: Hub, context: ssl.SSLContext | None) -> None:
     try:
-        certificate = https.reload(context, files)
+        hub.renew()
+    except IdentityError as error:
+        log.error("the signing keys stay as they were: %s", error)
+    if context is None or hub.program.http.tls is None:
+        return
+    try:
+        certificate = https.reload(context, hub.program.http.tls)
     except SettingsError as error:
         log.error("the certificate stays as it was: %s", error)
     else:

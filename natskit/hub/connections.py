@@ -67,6 +67,8 @@ class Connections:
         self._outdated: set[str] = set()
         self._spared: set[str] = set()
         """Outdated, but not to be cut just yet, by the comparison of all connections neither."""
+        self._locked_out: set[str] = set()
+        """Not to be spared for what else ends with it: the sessions of a disabled account are ended right after."""
         self._servers: set[str] = set()
         self._missing: dict[str, float] = {}
         """Servers that did not answer, and when what was authorised on them before is over in any case."""
@@ -78,6 +80,12 @@ class Connections:
 
     def cut_now(self, names: set[str]) -> None:
         """Connections with these names are outdated from now on: somebody was locked out."""
+        if names:
+            self._locked_out |= names
+            asyncio.get_running_loop().call_later(ENDED_SECONDS, self._locked_out.difference_update, names)
+            self._outdate(names)
+
+    def _outdate(self, names: set[str]) -> None:
         if not names:
             return
         self._spared -= names
@@ -107,9 +115,10 @@ class Connections:
         self._cut_after(GRACE_SECONDS, names)
 
     def _cut_after(self, seconds: float, names: set[str]) -> None:
+        names = names - self._locked_out
         if names:
             self._spared |= names
-            asyncio.get_running_loop().call_later(seconds, self.cut_now, names)
+            asyncio.get_running_loop().call_later(seconds, self._outdate, names)
 
     async def run(self) -> None:
         """Cut what is outdated, until cancelled."""

@@ -299,7 +299,8 @@ class Projects:
         def promote(old: Project | None) -> Project:
             if old is None or public_key not in (old.public_key, old.next_key):
                 raise RpcError("conflict", "the project was given another key meanwhile")
-            return old.model_copy(update={"public_key": public_key, "next_key": ""})
+            made_by = self._key_of_runner(project_id)
+            return old.model_copy(update={"public_key": public_key, "next_key": "", "runner_key": made_by})
 
         await self._state.projects.change(project_id, promote)
 

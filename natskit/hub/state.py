@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from natskit.connection import Connection
 from natskit.hub.bucket import Bucket
 from natskit.hub.pace import Pace
-from natskit.hub.program import RunnerEntry
+from natskit.hub.program import RunnerEntry, StateSettings
 from natskit.hub.records import Account, EmailClaim, Membership, Project, Record, Runner, Session, email_key
 
 PROJECTS_AT_ONCE = 6
@@ -48,7 +48,7 @@ class State:
     def __init__(
         self,
         connection: Connection,
-        replicas: int,
+        stored: StateSettings,
         runners: dict[str, RunnerEntry],
         locked_out: Callable[[set[str]], None],
         ended: Callable[[set[str]], None],
@@ -67,20 +67,18 @@ class State:
         self._projects_of: dict[str, set[str]] = defaultdict(set)
         self._members_of: dict[str, set[str]] = defaultdict(set)
         self._sessions_of: dict[str, set[str]] = defaultdict(set)
-        self.accounts: Bucket[AccountRecord] = Bucket(
-            connection, "accounts", _parse_account, self._on_account, replicas
-        )
+        self.accounts: Bucket[AccountRecord] = Bucket(connection, "accounts", _parse_account, self._on_account, stored)
         self.projects: Bucket[Project] = Bucket(
-            connection, "projects", lambda _, data: Project.model_validate_json(data), self._on_project, replicas
+            connection, "projects", lambda _, data: Project.model_validate_json(data), self._on_project, stored
         )
         self.memberships: Bucket[Membership] = Bucket(
-            connection, "memberships", lambda _, d: Membership.model_validate_json(d), self._on_membership, replicas
+            connection, "memberships", lambda _, d: Membership.model_validate_json(d), self._on_membership, stored
         )
         self.sessions: Bucket[Session] = Bucket(
-            connection, "sessions", lambda _, data: Session.model_validate_json(data), self._on_session, replicas
+            connection, "sessions", lambda _, data: Session.model_validate_json(data), self._on_session, stored
         )
         self.runners: Bucket[Runner] = Bucket(
-            connection, "runners", lambda _, data: Runner.model_validate_json(data), self._on_runner, replicas
+            connection, "runners", lambda _, data: Runner.model_validate_json(data), self._on_runner, stored
         )
         self.buckets = (self.accounts, self.projects, self.memberships, self.sessions, self.runners)
 
@@ -154,10 +152,7 @@ class State:
 
     def runner_key(self, runner_id: str | None) -> str | None:
         """The public key of a runner that is let in: known to the deploy, and not revoked."""
-        known, record = self.known_runners.get(runner_id or ""), self.runners.get(runner_id or "")
-        if known is None or (record is not None and known.public_key in record.revoked_keys):
-            return None
-        return known.public_key
+        return next(iter(self._runner_keys(runner_id)), None)
 
     def is_alive(self, runner_id: str | None) -> bool:
         """Whether a runner is let in and was heard from lately."""
@@ -167,7 +162,8 @@ class State:
     def rights(self, holder: Holder, public_key: str = "") -> Rights | None:
         """What a holder gets now; ``None`` if nothing any more. No I/O: this is the callout's path.
 
-        The ``public_key`` matters while a project has two: its rights are those of the key that it came with.
+        The ``public_key`` matters while a project or a runner has two: its rights are those of the key that it came
+        with. What a runner gets by the one that is being replaced is outdated at once.
         """
         match holder.kind:
             case "browser":
@@ -183,8 +179,10 @@ class State:
                     return None
                 return _fixed_rights("project", holder.id, public_key if public_key in keys else keys[0])
             case "runner":
-                key = self.runner_key(holder.id)
-                return _fixed_rights("runner", holder.id, key) if key else None
+                keys = self._runner_keys(holder.id)
+                if not keys:
+                    return None
+                return _fixed_rights("runner", holder.id, public_key if public_key in keys else keys[0])
 
     def is_valid(self, holder: Holder, name: str) -> bool:
         """Whether a connection of this holder, with this name, has what it would get now."""
@@ -217,12 +215,20 @@ class State:
             cached = self._tags[account_id] = (tags, _digest(tags))
         return cached
 
+    def _runner_keys(self, runner_id: str | None) -> list[str]:
+        """The public keys that a runner may come with, the one in use first: none if that was revoked."""
+        known, record = self.known_runners.get(runner_id or ""), self.runners.get(runner_id or "")
+        revoked = record.revoked_keys if record is not None else []
+        if known is None or known.public_key in revoked:
+            return []
+        return [key for key in (known.public_key, known.retiring_key) if key and key not in revoked]
+
     def _project_keys(self, project: Project | None) -> list[str]:
         """The public keys that a project's agent may come with, the one in use first."""
         if project is None:
             return []
-        key = self.runner_key(project.runner_id)
-        if key is None or project.runner_key not in ("", key):
+        keys = self._runner_keys(project.runner_id)
+        if not keys or project.runner_key not in ("", *keys):
             return []
         return [key for key in (project.public_key, project.next_key) if key]
 
@@ -295,6 +301,11 @@ def _parse_account(key: str, data: bytes) -> AccountRecord:
 def _fixed_rights(kind: Literal["project", "runner"], identifier: str, public_key: str) -> Rights:
     tags = [f"{kind}:{identifier}"]
     return Rights(tags, f"{kind}.{identifier}.-.{_digest([*tags, public_key])}", None, public_key)
+
+
+def runner_name(runner_id: str, public_key: str) -> str:
+    """The name of a runner's connections, which tells by which key it came."""
+    return _fixed_rights("runner", runner_id, public_key).name
 
 
 def _digest(parts: list[str]) -> str:

@@ -2,23 +2,22 @@
 
 Everything lives in one directory on the control machine, mode 0700, in nsc's layout: ``keys/keys`` (seeds),
 ``keys/creds``, ``stores``. ``natskit.json`` says which public key plays which role; it is written last, so a directory
-without it was never finished.
+without it was never finished. Secrets may be sealed with age (:mod:`natskit.identity.vault`).
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from natskit.errors import ClaimsError, IdentityError
-from natskit.identity import claims, nkey
-from natskit.identity.files import check_private, make_private, write_private
+from natskit.identity import claims, nkey, rotation
+from natskit.identity.files import check_private, locked
+from natskit.identity.vault import Vault, refuse_half_encrypted
 from natskit.permissions import CALLOUT, SCOPES, SYSTEM_SCOPES, Permissions, check_id
 
 __all__ = ["HubKeys", "Identity"]
@@ -36,7 +35,7 @@ STATIC_USERS = (
 """The users that are minted at deploy time and hold creds files: the hubs, the one who administers, and the probe that
 a deploy runs around the restart of a nats-server."""
 
-_INDEX = "natskit.json"
+INDEX = "natskit.json"
 _KIND_FOLDERS: dict[str, nkey.Kind] = {"O": "operator", "A": "account", "U": "user"}
 
 
@@ -48,6 +47,8 @@ class HubKeys:
     auth_signing_seed: str = field(repr=False)
     platform_account: str
     platform_seeds: dict[str, str] = field(repr=False)
+    accepted: dict[str, int] = field(default_factory=dict)
+    """Other signing keys of AUTH whose JWTs count, and until when (Unix seconds; 0: no end) a browser's cookie does."""
 
     def to_json(self) -> str:
         """The content of a hub's ``keys.json``."""
@@ -68,9 +69,10 @@ class Identity:
 
     def __init__(self, directory: Path, index: dict[str, Any], seeds: dict[str, str], *, write: bool) -> None:
         self.directory = directory
+        self.files = Vault(directory, write=write)
+        """Its files; the CA's are beside the others."""
         self._index = index
         self._seeds = seeds
-        self._write = write
         self._loaded = False
         self._jwts: dict[str, str] = {}
 
@@ -83,30 +85,45 @@ class Identity:
         """
         if directory.exists():
             check_private(directory)
-        with _locked(directory) if write else _unlocked():
-            if (directory / _INDEX).exists():
-                identity = cls.load(directory)
-                identity._write, identity._loaded = write, False
+        with locked(directory) if write else nullcontext():
+            refuse_half_encrypted(directory)
+            if (directory / INDEX).exists():
+                identity = cls.load(directory, write=write)
+                identity._loaded = False
             else:
                 _refuse_half_written(directory)
                 identity = cls(directory, {}, {}, write=write)
-            if _create_missing(identity._index, identity._seeds):
+            before = json.dumps(identity._index)
+            rotation.forget_cookie_keys(identity._index, now)
+            if _create_missing(identity._index, identity._seeds) or json.dumps(identity._index) != before:
                 identity._save_keys()
             identity._refresh(now)
             return identity
 
     @classmethod
-    def load(cls, directory: Path) -> Identity:
-        """The identity in ``directory``. Raises :class:`IdentityError` if there is none, or it is not whole."""
-        path = directory / _INDEX
+    def load(cls, directory: Path, *, write: bool = False) -> Identity:
+        """The identity in ``directory``. Raises :class:`IdentityError` if there is none, or it is not whole.
+
+        With ``write=True`` what changes in it later is written.
+        """
+        path = directory / INDEX
         if not path.exists():
             _refuse_half_written(directory)
             raise IdentityError(f"{directory} holds no identity: a deploy makes one")
         check_private(directory)
-        identity = cls(directory, *_read_index(directory, {}), write=False)
+        identity = cls(directory, *_read_index(Vault(directory), {}), write=write)
         identity._loaded = True
         identity._jwts = {name: _read_optional(path) for name, path in identity._jwt_paths().items()}
         return identity
+
+    @property
+    def _write(self) -> bool:
+        """Whether what changes is written."""
+        return self.files.writes
+
+    @_write.setter
+    def _write(self, write: bool) -> None:
+        self.files.writes = write
 
     @property
     def operator_jwt(self) -> str:
@@ -146,12 +163,110 @@ class Identity:
 
     def hub_keys(self) -> HubKeys:
         """What a hub may hold."""
+        following = self._index["accounts"]["AUTH"].get("next", {})
         return HubKeys(
             auth_account=self.account_public_key("AUTH"),
             auth_signing_seed=self.signing_seed("AUTH", "hub"),
             platform_account=self.account_public_key("PLATFORM"),
-            platform_seeds={role: self.signing_seed("PLATFORM", role) for role in ("browser", "project", "runner")},
+            platform_seeds={role: self.signing_seed("PLATFORM", role) for role in rotation.HUB_ROLES},
+            accepted=dict.fromkeys(following.values(), 0)
+            | {entry["key"]: int(entry["until"]) for entry in self._index.get("cookie_keys", [])},
         )
+
+    @property
+    def pending_rotation(self) -> dict[str, Any] | None:
+        """The rotation that is under way: its ``kind``, its ``step``, and whether it is ``urgent``."""
+        found = self._index.get("rotation")
+        return dict(found) if found else None
+
+    @property
+    def retiring_keys(self) -> set[str]:
+        """The signing keys of NATS accounts that no longer sign, and are still accepted."""
+        return {r["key"] for account in self._index["accounts"].values() for r in account.get("retiring", [])}
+
+    @property
+    def retiring_runners(self) -> dict[str, str]:
+        """The public keys of runners that were replaced, and are still accepted."""
+        return dict(self._index.get("retiring_runners", {}))
+
+    @property
+    def runner_keys(self) -> dict[str, str]:
+        """The public key of each runner, by its id."""
+        return dict(self._index["runners"])
+
+    @property
+    def operator_keys(self) -> list[str]:
+        """The operator's signing keys that are accepted, the one that signs first."""
+        return rotation.operator_keys(self._index)
+
+    @property
+    def operator_signing_seed(self) -> str:
+        """The seed of the operator's signing key that signs."""
+        return self._seeds[self._index["operator"]["signing"]]
+
+    def account_path(self, name: str) -> Path:
+        """Where nsc would look for the JWT of a NATS account."""
+        return self._jwt_paths()[name]
+
+    def account_jwts(self) -> dict[str, str]:
+        """The JWTs of all NATS accounts, by their public keys."""
+        return {self.account_public_key(name): self._jwts[name] for name in NATS_ACCOUNTS}
+
+    def begin_rotation(self, kind: rotation.Kind, *, now: int, urgent: bool) -> None:
+        """The new keys are made, and accepted from now on. Raises :class:`IdentityError` while another is under way."""
+        self._change(
+            now,
+            lambda index, seeds: rotation.offer(index, seeds, kind, now, urgent=urgent, create=nkey.create_seed),
+        )
+
+    def switch_keys(self, *, now: int, cookie_seconds: int) -> None:
+        """The new keys sign from now on; see :func:`natskit.identity.rotation.switch`."""
+        self._change(now, lambda index, _: rotation.switch(index, now, cookie_seconds=cookie_seconds))
+
+    def sign_what_is_missing(self, *, now: int) -> None:
+        """The JWTs that follow from the index, of which whoever wrote that was kept."""
+        self._change(now, lambda *_: None)
+
+    def hurry_rotation(self, *, now: int) -> None:
+        """What was begun in peace is urgent now: cookies by the old key are not exchanged any more."""
+
+        def change(index: dict[str, Any], _: dict[str, str]) -> None:
+            index["rotation"]["urgent"] = True
+            for entry in index.get("cookie_keys", []):
+                entry["until"] = 1
+
+        self._change(now, change)
+
+    def note_moved(self, *, now: int) -> None:
+        """Everybody who held creds by the old keys has been given others."""
+        self._change(now, lambda index, _: index["rotation"].update(step="move"))
+
+    def drop_old_keys(self, *, now: int) -> None:
+        """The old keys are accepted no more."""
+        self._change(now, lambda index, _: rotation.drop(index, now))
+
+    def end_rotation(self, *, now: int) -> None:
+        """The servers refuse the old keys: their seeds are removed."""
+        gone = (self._index.get("rotation") or {}).get("gone", [])
+        for key in gone:
+            self._seeds.pop(key, None)
+            self.files.remove(seed_path(self.directory, key))
+        self._change(now, lambda index, _: index.pop("rotation", None))
+
+    def sign_again(self, account: str, *, after: int, now: int) -> None:
+        """Sign a NATS account's JWT later than ``after`` (Unix seconds): of two, nats-servers keep the younger one."""
+        with locked(self.directory):
+            wanted, seed = self._wanted(max(now, after + 1))[account]
+            self._jwts[account] = claims.encode(wanted, nkey.key_pair(seed))
+            self.files.write(self._jwt_paths()[account], self._jwts[account])
+
+    def _change(self, now: int, change: Callable[[dict[str, Any], dict[str, str]], object]) -> None:
+        """Write the index first, at once, and then the JWTs that follow from it, which the next run makes good."""
+        with locked(self.directory):
+            self._index, self._seeds = _read_index(self.files, self._seeds)
+            change(self._index, self._seeds)
+            self._save_keys()
+            self._refresh(now)
 
     def runner_creds(self, runner_id: str, *, now: int) -> tuple[str, str]:
         """The creds text and the public key of a runner, made once.
@@ -160,9 +275,9 @@ class Identity:
         that was only loaded.
         """
         check_id(runner_id, "runner id")
-        with _locked(self.directory) if self._write else _unlocked():
+        with locked(self.directory) if self._write else nullcontext():
             if self._write:  # another deploy may have added its runner since
-                self._index, self._seeds = _read_index(self.directory, self._seeds)
+                self._index, self._seeds = _read_index(self.files, self._seeds)
             runners: dict[str, str] = self._index["runners"]
             if runner_id not in runners:
                 if self._loaded:
@@ -191,15 +306,17 @@ class Identity:
             self._sign(name, wanted, seed, self._jwt_paths()[name])
         if self._write:
             for account, user in STATIC_USERS:
-                write_private(self.creds_path(account, user), self.creds(account, user))
+                self.files.write(self.creds_path(account, user), self.creds(account, user))
 
     def _sign(self, name: str, wanted: claims.Claims, seed: str, path: Path) -> None:
         signer = nkey.key_pair(seed)
         current = self._jwts.get(name, "")
         if not current or not _same_claims(current, wanted, signer.public_key.decode()):
+            # Of two JWTs nats-servers keep the younger one, and a second may have room for two.
+            wanted = {**wanted, "iat": max(wanted["iat"], _issued_at(current) + 1)}
             self._jwts[name] = claims.encode(wanted, signer)
             if self._write:
-                write_private(path, self._jwts[name])
+                self.files.write(path, self._jwts[name])
 
     def _wanted(self, now: int) -> dict[str, tuple[claims.Claims, str]]:
         operator, accounts = self._index["operator"], self._index["accounts"]
@@ -208,7 +325,7 @@ class Identity:
                 claims.operator_claims(
                     name=OPERATOR,
                     subject=operator["identity"],
-                    signing_keys=[operator["signing"]],
+                    signing_keys=rotation.operator_keys(self._index),
                     system_account=accounts["SYS"]["identity"],
                     issued_at=now,
                 ),
@@ -226,20 +343,29 @@ class Identity:
 
     def _wanted_account(self, name: str, now: int) -> claims.Claims:
         account = self._index["accounts"][name]
-        subject, signing = account["identity"], account["signing"]
+        subject = account["identity"]
         if name == "AUTH":
             return claims.account_claims(
                 name=name,
                 subject=subject,
                 issued_at=now,
-                signing_keys=signing.values(),
-                callout_users=[self._index["users"]["AUTH/hub"]],
+                signing_keys=rotation.accepted(self._index, name),
+                callout_users=rotation.keys_of_user(self._index, "AUTH/hub"),
                 callout_accounts=[self.account_public_key("PLATFORM")],
             )
         permissions: dict[str, Permissions] = dict(SYSTEM_SCOPES if name == "SYS" else SCOPES)  # type: ignore[arg-type]
-        scopes = {role: (signing[role], permissions[role]) for role in permissions}
+        scopes = [
+            (role, key, granted)
+            for role, granted in permissions.items()
+            for key in rotation.keys_of_role(self._index, name, role)
+        ]
         return claims.account_claims(
-            name=name, subject=subject, issued_at=now, scopes=scopes, jetstream=name == "PLATFORM"
+            name=name,
+            subject=subject,
+            issued_at=now,
+            scopes=scopes,
+            jetstream=name == "PLATFORM",
+            revoked=account.get("revoked"),
         )
 
     def _wanted_user(self, account: str, user: str, now: int) -> claims.Claims:
@@ -264,8 +390,8 @@ class Identity:
         if not self._write:
             return
         for public, seed in self._seeds.items():
-            write_private(_seed_path(self.directory, public), seed)
-        write_private(self.directory / _INDEX, json.dumps(self._index, indent=2, sort_keys=True) + "\n")
+            self.files.write(seed_path(self.directory, public), seed)
+        self.files.write(self.directory / INDEX, json.dumps(self._index, indent=2, sort_keys=True) + "\n")
 
 
 def _create_missing(index: dict[str, Any], seeds: dict[str, str]) -> bool:
@@ -296,9 +422,10 @@ def _create_missing(index: dict[str, Any], seeds: dict[str, str]) -> bool:
     return len(seeds) != before
 
 
-def _read_index(directory: Path, known: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+def _read_index(files: Vault, known: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
     """The index, and the seed of every key it names; those in ``known`` are not read again."""
-    path = directory / _INDEX
+    directory = files.directory
+    path = directory / INDEX
     try:
         index = json.loads(path.read_text())
         publics = _public_keys(index)
@@ -306,7 +433,7 @@ def _read_index(directory: Path, known: dict[str, str]) -> tuple[dict[str, Any],
         raise IdentityError(f"{path} is missing: restore {directory} from a backup") from None
     except (ValueError, KeyError, AttributeError, TypeError):
         raise IdentityError(f"{path} is damaged: restore {directory} from a backup") from None
-    return index, {public: known.get(public) or _read_seed(directory, public) for public in publics}
+    return index, {public: known.get(public) or _read_seed(files, public) for public in publics}
 
 
 def _public_keys(index: dict[str, Any]) -> list[str]:
@@ -317,20 +444,22 @@ def _public_keys(index: dict[str, Any]) -> list[str]:
         *(key for account in accounts for key in account["signing"].values()),
         *index["users"].values(),
         *index["runners"].values(),
+        *rotation.needed(index),
     ]
 
 
-def _seed_path(directory: Path, public: str) -> Path:
+def seed_path(directory: Path, public: str) -> Path:
     return directory / "keys" / "keys" / public[0] / public[1:3] / f"{public}.nk"
 
 
-def _read_seed(directory: Path, public: str) -> str:
-    path = _seed_path(directory, public)
-    if not path.exists():
-        raise IdentityError(f"{path} is missing, but {directory / _INDEX} names it: restore {directory} from a backup")
-    check_private(path)
+def _read_seed(files: Vault, public: str) -> str:
+    directory = files.directory
+    path = seed_path(directory, public)
+    if not files.exists(path):
+        raise IdentityError(f"{path} is missing, but {directory / INDEX} names it: restore {directory} from a backup")
+    content = files.read(path)
     try:
-        seed = path.read_bytes().decode("ascii").strip()
+        seed = content.decode("ascii").strip()
         found = nkey.public_key(seed)
     except (UnicodeDecodeError, IdentityError):
         raise IdentityError(f"{path} holds no nkey seed: restore {directory} from a backup") from None
@@ -353,28 +482,18 @@ def _same_claims(token: str, wanted: claims.Claims, issuer: str) -> bool:
     return current == {key: value for key, value in wanted.items() if key not in ignored} | {"iss": issuer}
 
 
+def _issued_at(token: str) -> int:
+    try:
+        return int(claims.decode(token).get("iat", 0))
+    except (ClaimsError, ValueError):
+        return 0
+
+
 def _refuse_half_written(directory: Path) -> None:
     """Keys without the index are an identity that was being made, or lost its index: never make another over it."""
     leftovers = [name for name in ("keys", "stores") if any((directory / name).rglob("*"))]
     if leftovers:
         raise IdentityError(
-            f"{directory} is half-written: it holds {' and '.join(leftovers)} but no {_INDEX}. "
+            f"{directory} is half-written: it holds {' and '.join(leftovers)} but no {INDEX}. "
             "Restore it from a backup, or, if no server was ever deployed with it, remove it and deploy again"
         )
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One deploy at a time may write an identity."""
-    make_private(directory)
-    fd = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def _unlocked() -> Iterator[None]:
-    yield

@@ -76,12 +76,21 @@ export class NatskitError extends Error {
 }
 
 /**
- * Sign in; the session's cookie is set for this site.
+ * Sign in; the session's cookie is set for this site. When a whole class signs in at once, the hubs say whose turn is
+ * when, and this waits for it, up to five times.
  * @param {string} email @param {string} password
  * @returns {Promise<Session>} rejects with a {@link NatskitError}
  */
 export async function signIn(email, password) {
-  return await http("POST", "/api/sign-in", { email, password });
+  for (let turns = 5; ; turns -= 1) {
+    try {
+      return await http("POST", "/api/sign-in", { email, password });
+    } catch (error) {
+      const seconds = error instanceof NatskitError ? Number(error.data.retryAfter) : NaN;
+      if (!seconds || turns === 0) throw error;
+      await pause(seconds * 1000);
+    }
+  }
 }
 
 /** End the session on the server; every connection it has is cut. @returns {Promise<void>} */
@@ -455,7 +464,8 @@ async function http(method, path, body) {
   const { code = "unavailable", message } = content.error ?? {};
   const fallback =
     answer.status === 429 ? "too many attempts: wait a moment, then try again" : `the site answered ${answer.status}`;
-  throw new NatskitError(code, message ?? fallback, { status: answer.status });
+  const retryAfter = Number(answer.headers.get("retry-after")) || undefined;
+  throw new NatskitError(code, message ?? fallback, { status: answer.status, retryAfter });
 }
 
 /** @param {unknown} body */
