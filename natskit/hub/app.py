@@ -135,6 +135,7 @@ class Hub:
         """Use the signing keys that the deploy has written meanwhile. Raises :class:`IdentityError`, and keeps the old
         ones, if they cannot be read."""
         self.tokens.use(HubKeys.read(self.program.keys))
+        log.info("signs with the signing keys of its file")
 
     def problems(self) -> list[str]:
         """What keeps this hub from doing its work, in words; empty when all is well."""
