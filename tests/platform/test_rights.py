@@ -9,6 +9,7 @@ import pytest
 from natskit.client import Client
 from natskit.errors import SignInError
 from natskit.rpc import RpcError
+from tests.platform.raw import ClosedError
 from tests.platform.site import Site, World
 
 PASSWORD = "a long enough password"  # noqa: S105
@@ -32,21 +33,25 @@ def test_an_account_is_removed(site: Site, world: World) -> None:
 
 
 def test_keys_of_projects_are_rotated(site: Site, world: World) -> None:
-    before = site.project_creds(world.names["p"])
+    agent = ["exec", world.names["p"], "--", "sh", "-c", "echo $PPID"]
+    before, process = site.project_creds(world.names["p"]), site.natskit(*agent).stdout
     assert site.natskit("project", "rotate-keys", world.names["p"]).stdout == "It has a new key.\n"
     after = site.project_creds(world.names["p"])
     assert after != before
     done = site.natskit_json("project", "rotate-keys", "--all")
     assert {row["project_id"] for row in done if row["rotated"]} >= {world.names["p"], world.names["q"]}
     assert site.project_creds(world.names["p"]) != after
-    assert site.natskit("exec", world.names["p"], "--", "echo", "goes on").stdout == "goes on\n"
+    assert site.natskit(*agent).stdout == process, "it goes on"
+    for old in (before, after):
+        with pytest.raises((ClosedError, ConnectionError)):
+            site.tcp(old)
     stopped = site.natskit_json("project", "create", world.email_a, "Stopped")["project_id"]
     assert "does not run" in site.natskit("project", "rotate-keys", stopped).stdout
     refused = site.natskit("project", "move", stopped, "--runner", "nowhere", check=False)
     assert refused.returncode == 1
     assert "there is no runner 'nowhere'" in refused.stderr
-    (runner,) = site.natskit_json("runner", "list")
-    assert (runner["runner_id"], runner["alive"], runner["revoked"]) == (world.names["r"], True, False)
+    runner = next(row for row in site.natskit_json("runner", "list") if row["runner_id"] == world.names["r"])
+    assert (runner["alive"], runner["revoked"]) == (True, False)
     moved = site.natskit("project", "move", stopped, "--runner", runner["name"])
     assert "files stay" in moved.stdout
     site.natskit("project", "delete", stopped, "--yes")
