@@ -15,6 +15,8 @@ NATS_VERSION ?= $(basename $(lastword $(shell ls requirements/nats-server | sort
 DEPLOY ?=
 # Extra words for pytest, such as TESTS="tests/unit -k claims"
 TESTS ?=
+# Extra words for the measurements, such as BENCH="--only 8": what it costs to have each write on disk
+BENCH ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help up plan down status logs cluster cluster-down upgrade-cluster security test lint bench clean lock console
@@ -23,8 +25,7 @@ help: ## Explain the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 up: .venv/platform console ## Bring up the whole platform on this machine, data in .local/
-	@$(BIN)/pyinfra -y inventories/local.py deploy.py $(DEPLOY) 2>&1 | scripts/quietly
-	@$(BIN)/natskit --platform $(LOCAL) ready
+	@scripts/deploy $(LOCAL) inventories/local.py $(DEPLOY)
 
 plan: .venv/platform console ## Show what `make up` would change, and change nothing
 	@$(BIN)/pyinfra --dry inventories/local.py deploy.py $(DEPLOY)
@@ -40,12 +41,10 @@ logs: ## Follow all logs
 
 cluster: .venv/platform console ## Eight machines in Docker, and the whole platform on them
 	@scripts/cluster up $(CLUSTER)
-	@$(BIN)/pyinfra -y inventories/docker.py deploy.py $(DEPLOY) 2>&1 | scripts/quietly
-	@$(BIN)/natskit --platform .cluster/$(CLUSTER) ready
+	@scripts/deploy .cluster/$(CLUSTER) inventories/docker.py $(DEPLOY)
 
 upgrade-cluster: .venv/platform console ## NATS_VERSION of nats-server and these programs, one host at a time
-	@$(BIN)/pyinfra -y inventories/docker.py deploy.py --data nats_version=$(NATS_VERSION) $(DEPLOY) 2>&1 | scripts/quietly
-	@$(BIN)/natskit --platform .cluster/$(CLUSTER) ready
+	@scripts/deploy .cluster/$(CLUSTER) inventories/docker.py --data nats_version=$(NATS_VERSION) $(DEPLOY)
 
 cluster-down: ## Remove what `make cluster` started
 	@scripts/cluster down $(CLUSTER)
@@ -62,10 +61,11 @@ lint: .venv/dev ## Format check, lint, strict types
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/python scripts/settings-doc --check
+	@$(BIN)/python scripts/permissions-doc --check
 
-bench: .venv/dev console ## Measure; results in bench/RESULTS.md
+bench: .venv/dev console ## Measure; results in bench/RESULTS.md (one row: BENCH="--only 8")
 	@scripts/chromium
-	@$(BIN)/python -m bench
+	@$(BIN)/python -m bench $(BENCH)
 
 clean: down ## Stop it and remove data and environment
 	@rm -rf $(LOCAL) .venv web/dist web/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis natskit.egg-info

@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import random
+import re
 import secrets
 import socket
 import ssl
@@ -37,6 +38,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from natskit.errors import AnswerLostError, ConnectionLostError, NatskitError, NotAllowedError, SignInError
 from natskit.permissions import answer_prefix
+from natskit.program import cancel
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +83,10 @@ CLOSE_SECONDS = 1.0
 KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
 """A host that lost its power or its network is noticed by the kernel after about 11 s (tcp(7): seconds, but for the
 last, in milliseconds, for data that is not acknowledged), not after 40 to 60 s by NATS pings."""
+
+
+_CREDS = re.compile(r"-BEGIN NATS USER JWT-+\s+\S+\s.*-BEGIN USER NKEY SEED-+\s+SU[A-Z2-7]{56}\s", re.DOTALL)
+"""A creds file (ADR-14): nats-py fails with a traceback when it is another one."""
 
 
 class NatsServers(BaseModel):
@@ -330,9 +336,7 @@ async def connect(
     Raises :class:`ConnectionLostError` when the timeout is over, and :class:`NatskitError` at once for what no attempt
     can make good: an unreadable file, a malformed URL.
     """
-    for file in (creds, servers.ca_file):
-        if isinstance(file, Path) and not os.access(file, os.R_OK):
-            raise NatskitError(f"{file} cannot be read: it does not exist, or belongs to somebody else")
+    _check_files(creds, servers.ca_file)
     connection = Connection(before_connect, on_status, servers.ca_file)
     options: dict[str, Any] = {}
     if servers.ca_file is not None:
@@ -340,26 +344,31 @@ async def connect(
             options["tls"] = ssl.create_default_context(cafile=str(servers.ca_file))
         except ssl.SSLError:
             raise NatskitError(f"{servers.ca_file} holds no CA: it must be a certificate in PEM") from None
-    try:
-        await asyncio.wait_for(
-            connection.connect(
-                servers=list(servers.urls),
-                name=name,
-                inbox_prefix=inbox_prefix,
-                user_credentials=str(creds) if isinstance(creds, Path) else creds,
-                connect_timeout=CONNECT_TIMEOUT,
-                max_reconnect_attempts=-1,
-                ping_interval=PING_INTERVAL,
-                error_cb=connection._error,
-                disconnected_cb=connection._disconnected,
-                reconnected_cb=connection._reconnected,
-                closed_cb=connection._closed,
-                **options,
-            ),
-            timeout,
+    connecting = asyncio.ensure_future(
+        connection.connect(
+            servers=list(servers.urls),
+            name=name,
+            inbox_prefix=inbox_prefix,
+            user_credentials=str(creds) if isinstance(creds, Path) else creds,
+            connect_timeout=CONNECT_TIMEOUT,
+            max_reconnect_attempts=-1,
+            ping_interval=PING_INTERVAL,
+            error_cb=connection._error,
+            disconnected_cb=connection._disconnected,
+            reconnected_cb=connection._reconnected,
+            closed_cb=connection._closed,
+            **options,
         )
+    )
+    try:
+        # Not ``wait_for``: what it cancels has waits of its own, which may forget that (see ``cancel``), and goes on.
+        await asyncio.wait({connecting}, timeout=timeout)
+        if not connecting.done():
+            raise TimeoutError
+        connecting.result()
     except BaseException as error:
         reason = connection._reason
+        await cancel([connecting])
         if isinstance(error, nats.errors.Error):
             raise NatskitError(f"{', '.join(servers.urls)}: {error}") from error
         await connection.close()
@@ -371,6 +380,14 @@ async def connect(
     connection._reason = ""
     connection._report("connected")
     return connection
+
+
+def _check_files(creds: Creds | None, ca_file: Path | None) -> None:
+    for file in (creds, ca_file):
+        if isinstance(file, Path) and not os.access(file, os.R_OK):
+            raise NatskitError(f"{file} cannot be read: it does not exist, or belongs to somebody else")
+    if isinstance(creds, Path) and not _CREDS.search(creds.read_text(errors="replace")):
+        raise NatskitError(f"{creds} holds no JWT with its seed: restore it, or run a deploy, which writes it again")
 
 
 async def request(connection: Connection, subject: str, body: bytes, wait: float) -> bytes:
@@ -497,7 +514,7 @@ class _WebSocket(WebSocketTransport):
                 raise ConnectionAbortedError("the connection was closed while it was being made")
             self._ws = opened
         except BaseException:
-            await self._client.close()
+            await asyncio.shield(self._client.close())  # whoever cancels may do so twice
             raise
 
     def writelines(self, payload: list[bytes]) -> None:

@@ -47,15 +47,18 @@ def outside(site: Topology) -> list[dict[str, Any]]:
     """What settings name that has an end: certificates and creds, here or on their hosts."""
     found = []
 
-    def add(settings: Settings, setting: str, path: Path | str | None, on_host: bool) -> None:
+    def add(
+        settings: Settings, setting: str, path: Path | str | None, on_host: bool, served: str | None = None
+    ) -> None:
         if path is not None:
-            place = {"host": settings.platform_name, "path": str(path), "on_host": on_host}
+            place = {"host": settings.platform_name, "path": str(path), "on_host": on_host, "served": served}
             found.append({"setting": setting} | place)
 
     for settings in site.proxy:
         on_host = settings.proxy_certificate_on_host
         default = settings.platform_root / "proxy" / "tls.crt" if on_host else None
-        add(settings, "proxy_certificate", settings.proxy_certificate or default, on_host)
+        served = f"{settings.proxy_name}:{settings.proxy_port}" if on_host else None
+        add(settings, "proxy_certificate", settings.proxy_certificate or default, on_host, served)
     for settings in site.nats:
         for listener in ("client", "websocket", "cluster", "leafnode", "gateway", "mqtt"):
             tls = getattr(settings, f"nats_{listener}_tls")

@@ -101,7 +101,7 @@ class HubSettings(_Role):
     hub_count: Annotated[int, Field(ge=1, le=64)] = 2
     """Two, so that one may die; they share the requests in a queue group."""
     hub_port: Port = 8101
-    """HTTP port of the first hub; the others follow. On hosts it speaks TLS with those who have a certificate."""
+    """HTTP port of the first hub; the others follow. On hosts it speaks TLS, with the proxy alone."""
     hub_session_sliding: Seconds = 7 * 86_400
     """Seconds a browser stays signed in without being seen."""
     hub_session_absolute: Seconds = 30 * 86_400
@@ -116,6 +116,9 @@ class HubSettings(_Role):
     """Python packages that add methods to the hub (README, "Your own API")."""
     hub_state_replicas: Annotated[int, Field(ge=1, le=5)] | None = None
     """Copies of the state; unless told 3 on a cluster of nats-servers, 1 where there is one."""
+    hub_state_max_bytes: Annotated[int, Field(ge=1024**2), Unit("bytes")] = 128 * 1024**2
+    """Bytes of each of the five buckets of the state, so that none takes the room of another; an account or a session
+    has about half a kilobyte. nats_jetstream_max_file has to have room for all five."""
 
 
 class ProxySettings(_Role):
@@ -183,7 +186,8 @@ class RunnerSettings(_Role):
     runner_project_file: Annotated[int, Field(ge=1024**2), Unit("bytes")] | None = 2 * 1024**3
     """Bytes of one file (RLIMIT_FSIZE)."""
     runner_project_disk: Annotated[int, Field(ge=16 * 1024**2), Unit("bytes")] | None = 10 * 1024**3
-    """Bytes of a project's files on a host; one that has more is stopped, and its user gets time to clean up."""
+    """Bytes of a project's files on a host, of which each counts as 16 KiB at the least; one that has more is stopped,
+    and its user gets time to clean up."""
     runner_disk_reserve: Bytes = 1024**3
     """Bytes that stay free on a runner's host: below, the project that writes most is stopped."""
     runner_project_window: Annotated[int, Field(ge=128 * 1024, le=32 * 1024**2), Unit("bytes")] = 2 * 1024**2

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pyinfra import host
 from pyinfra.api import FactBase
-from pyinfra.api.exceptions import OperationError, PyinfraError
+from pyinfra.api.exceptions import OperationError
 from pyinfra.operations import python
 
 from natskit import named_files
@@ -19,6 +19,7 @@ from natskit.render import nats_values, render
 from natskit.settings import Settings
 from natskit.topology import Topology
 from roles import service, tls
+from roles.errors import DeployError
 from roles.files import WrittenFile, checked_file, private_directory
 from roles.platform import ca_file
 from roles.program import Program
@@ -60,13 +61,15 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
     environment, restart_on = _environment(settings, directory)
     # Where the keys are not in reach, any will do to check a configuration.
     variables = ["env", *(f"{name}=unknown" for name in environment)] if environment else []
+    configuration = render("nats-server.conf", values(settings, site, identity))
     reload_on.append(
         checked_file(
             name="Render nats-server.conf",
-            content=render("nats-server.conf", values(settings, site, identity)),
+            content=configuration,
             path=directory / "nats-server.conf",
             owner=owner,
             check=[*variables, str(server), "-t", "-c", "{}"],
+            explain=own_lines(settings, configuration),
         )
     )
 
@@ -164,7 +167,7 @@ def _room(settings: Settings) -> None:
     room, wanted = host.get_fact(DiskRoom, folder=folder), settings.nats_jetstream_max_file
     wanted += settings.nats_jetstream_reserve
     if room < wanted:
-        raise PyinfraError(
+        raise DeployError(
             f"{host.name}: the disk of {folder} has room for {room // 1024**2} MiB, and nats_jetstream_max_file with "
             f"nats_jetstream_reserve is {wanted // 1024**2} MiB: make room, or lower one of them"
         )
@@ -189,6 +192,22 @@ def _resolver(settings: Settings, identity: Identity, *words: str) -> str:
 def account_file(settings: Settings, identity: Identity, account: str) -> Path:
     """Where the resolver keeps the JWT of a NATS account."""
     return settings.platform_root / "nats" / "jwt" / f"{identity.account_public_key(account)}.jwt"
+
+
+def own_lines(settings: Settings, configuration: str) -> str:
+    """Which lines of nats-server.conf are the user's own words, since nats-server only says which line is wrong."""
+    lines = configuration.splitlines()
+    texts = {f"nats_section_extra.{section}": text for section, text in settings.nats_section_extra.items()}
+    texts |= {"nats_extra": settings.nats_extra}
+    places = []
+    for setting, text in texts.items():
+        mark = next((number for number, line in enumerate(lines, 1) if line.strip() == f"# {setting}"), None)
+        if text and mark:
+            first, last = mark + 1, mark + len(text.splitlines())
+            places.append(f"{setting} (line {first})" if first == last else f"{setting} (lines {first} to {last})")
+    if not places:
+        return "all of it is made from settings in the inventory: docs/settings.md"
+    return f"in the inventory, these are as you wrote them: {', '.join(places)}"
 
 
 def values(settings: Settings, site: Topology, identity: Identity) -> dict[str, object]:

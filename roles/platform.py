@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from pyinfra.api import Host, Inventory
-from pyinfra.api.exceptions import PyinfraError
 
 from natskit import __version__, named_files, topology
 from natskit.errors import NatskitError, SettingsError
@@ -23,7 +22,8 @@ from natskit.identity.tls import ensure_ca
 from natskit.identity.vault import Vault
 from natskit.settings import Settings
 from natskit.topology import Topology
-from roles import build, preflight, service
+from roles import artifacts, build, preflight, service, tls
+from roles.errors import DeployError
 
 CONNECTOR_KEYS = ("ssh_", "docker_", "_")
 """Prefixes of data that pyinfra's connectors read, not natskit."""
@@ -49,20 +49,27 @@ def validate(host: Host, inventory: Inventory) -> tuple[Settings, Topology]:
         site, known = _platform[0]
         return known[host.name], site
     except NatskitError as error:
-        raise PyinfraError(str(error)) from None
+        raise DeployError(str(error)) from None
 
 
 def _checked(inventory: Inventory) -> tuple[Topology, dict[str, Settings]]:
     site, known = topology.validate((h.name, h.groups, _ours(h.data.dict())) for h in inventory)  # type: ignore[no-untyped-call]
+    first = next(iter(known.values()))
+    on_systemd = service.uses_systemd(first)
+    if on_systemd:
+        topology.refuse(
+            f"inventory, host {settings.platform_name}: {problem}"
+            for settings in site.nats
+            if (problem := artifacts.unknown_version(settings))
+        )
     for settings in known.values():
         build.environment(settings, [*settings.hub_api_packages, *settings.runner_project_api_packages])
         if not service.uses_systemd(settings):
             preflight.check(settings)
-    first = next(iter(known.values()))
     if not is_dry():
         _lock(first.control)
     Vault(first.identity).unlock()
-    if service.uses_systemd(first):
+    if on_systemd:
         preflight.check_hosts(inventory, site, known)
     return site, known
 
@@ -96,23 +103,12 @@ def identity(settings: Settings) -> Identity:
             ensure_ca(found.files, now=int(time.time()))
         return found
     except NatskitError as error:
-        raise PyinfraError(str(error)) from None
+        raise DeployError(str(error)) from None
 
 
 def ca_file(settings: Settings) -> Path:
     """The certificate of the platform's CA, on the control machine."""
     return settings.identity / "tls" / "ca.crt"
-
-
-def certificates(site: Topology) -> list[str]:
-    """Those of the platform's CA that a program uses: their paths within the identity, without ``.crt``."""
-    proxy = site.proxy[0]
-    found = [] if proxy.proxy_certificate or proxy.proxy_certificate_on_host else ["tls/proxy"]
-    for role in ("nats", "hub", "proxy"):
-        for settings in getattr(site, role):
-            name = f"tls/hosts/{settings.platform_name}-{role}"
-            found += [name, *([f"routes/{name}"] if role == "nats" else [])] if settings.platform_tls else []
-    return found
 
 
 def describe(site: Topology, identity: Identity) -> None:
@@ -138,7 +134,7 @@ def describe(site: Topology, identity: Identity) -> None:
         "session_sliding": site.hub[0].hub_session_sliding,
         "runners": [settings.runner_uuid for settings in site.runner],
         "deploy": how_to_deploy(sys.argv, os.environ),
-        "certificates": certificates(site),
+        "certificates": tls.used(site),
         "named_files": named_files.outside(site),
     }
     if not service.uses_systemd(first):

@@ -6,34 +6,54 @@ import time
 from pathlib import Path
 
 from natskit.identity import Identity
-from natskit.identity.tls import ensure_ca, ensure_host_certificate
+from natskit.identity.tls import PROXY, ROUTES, ensure_ca, ensure_host_certificate
 from natskit.identity.vault import Vault
 from natskit.settings import Settings
+from natskit.topology import Topology
 from roles.files import WrittenFile, checked_file, private_directory
 
 
 def install(settings: Settings, identity: Identity, role: str, directory: Path, owner: str) -> list[WrittenFile]:
     """Give a role's folder a certificate of its host and role, its key and the CA; what changed is in the answer.
 
-    nats-servers get another one for each other, of another CA, which nobody else has a certificate of.
+    Two more CAs sign for one role alone. nats-servers know each other by that of routes. Hubs and the listener for
+    WebSockets know the proxy by that of the proxy: they believe what it says of a browser's address.
     """
     private_directory(directory / "tls", owner)
-    files = _files(settings, identity.files, role, "host", "ca")
+    vault = identity.files
+    files = _certificate(settings, vault.at(PROXY) if role == "proxy" else vault, role, "host")
+    files["ca.crt"] = _authority(vault)
     if role == "nats":
-        files |= _files(settings, identity.files.at("routes"), role, "route", "route-ca")
+        files |= _certificate(settings, vault.at(ROUTES), role, "route")
+        files["route-ca.crt"] = _authority(vault.at(ROUTES))
+    if role in ("nats", "hub"):
+        files["proxy-ca.crt"] = _authority(vault.at(PROXY))
     return [
         checked_file(name=f"Give {directory.name} {file}", content=content, path=directory / "tls" / file, owner=owner)
         for file, content in files.items()
     ]
 
 
-def _files(settings: Settings, vault: Vault, role: str, name: str, authority: str) -> dict[str, str]:
-    now = int(time.time())
+def _certificate(settings: Settings, vault: Vault, role: str, name: str) -> dict[str, str]:
     # By its role's name the proxy knows it, by loopback the deploy asks for its health.
     names = {settings.platform_address, settings.platform_name, f"{role}.natskit", "127.0.0.1"}
-    certificate, key = ensure_host_certificate(vault, f"{settings.platform_name}-{role}", names, now=now)
-    return {
-        f"{name}.key": key,
-        f"{name}.crt": certificate,
-        f"{authority}.crt": vault.read(ensure_ca(vault, now=now)).decode(),
-    }
+    certificate, key = ensure_host_certificate(vault, _host(settings, role), names, now=int(time.time()))
+    return {f"{name}.key": key, f"{name}.crt": certificate}
+
+
+def used(site: Topology) -> list[str]:
+    """The certificates of the platform's CAs that programs use: their paths within the identity, without ``.crt``."""
+    proxy = site.proxy[0]
+    found = [] if proxy.proxy_certificate or proxy.proxy_certificate_on_host else ["tls/proxy"]
+    for role, folders in (("nats", ("", f"{ROUTES}/")), ("hub", ("",)), ("proxy", (f"{PROXY}/",))):
+        for settings in getattr(site, role) if proxy.platform_tls else ():
+            found += [f"{folder}tls/hosts/{_host(settings, role)}" for folder in folders]
+    return found
+
+
+def _host(settings: Settings, role: str) -> str:
+    return f"{settings.platform_name}-{role}"
+
+
+def _authority(vault: Vault) -> str:
+    return vault.read(ensure_ca(vault, now=int(time.time()))).decode()

@@ -9,6 +9,7 @@ import sys
 
 import click
 
+from natskit import core_dumps
 from natskit.cli.account import account
 from natskit.cli.execute import execute
 from natskit.cli.health import ready, status
@@ -54,6 +55,7 @@ for command in (rotate, diff, push, delete_account):
 
 def main() -> None:
     """Run the command; an error of ours is one line on stderr and exit code 1."""
+    core_dumps.forbid()
     try:
         cli(standalone_mode=True)
     except NatskitError as error:

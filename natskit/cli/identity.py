@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -220,12 +218,16 @@ def unlocked(platform: str, command: tuple[str, ...]) -> None:
 
     \b
     Example:
-      natskit --platform ~/bus/platform identity unlocked -- sh -c 'deploy-bus && natskit ready'
+      natskit identity unlocked -- sh -c 'deploy-bus && natskit ready'
     """
     from natskit.identity.passphrase import handed_down
     from natskit.identity.vault import Vault
 
     Vault(default(platform)).unlock()
     with handed_down() as (environment, descriptors):
-        done = subprocess.run(command, env=os.environ | environment, pass_fds=descriptors, check=False)
-    sys.exit(done.returncode if done.returncode >= 0 else 128 - done.returncode)
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, True)
+        try:
+            os.execvpe(command[0], command, os.environ | environment)  # noqa: S606
+        except OSError as error:
+            raise IdentityError(f"{command[0]} cannot be run: {error.strerror}") from None

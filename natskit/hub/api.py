@@ -69,6 +69,7 @@ async def share_project(caller: Caller, project_id: str, email: str) -> dict[str
     """Let another account use a project. Only its owner may."""
     await caller.hub.projects.require(caller.id, project_id, owner=True)
     account_id, _ = await caller.hub.accounts.by_email(email)
+    caller.hub.projects.check_pace(caller.id, project_id, account_id)
     await caller.hub.projects.share(project_id, account_id)
     return caller.hub.projects.describe(project_id, caller.id)
 

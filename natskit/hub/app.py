@@ -78,13 +78,20 @@ class Hub:
         platform = self._nats["platform"]
         self.state = State(
             platform,
-            self.program.state.replicas,
+            self.program.state,
             self.program.runners,
             locked_out=lambda names: self.connections.cut_now(names),
             ended=lambda names: self.connections.cut_ended(names),
             changed=lambda names: self.connections.cut_soon(names),
+            changes_per_minute=self.program.share_changes_per_minute,
         )
-        self.connections = Connections(self._nats["sys"], self.state, self.tokens.platform_account, self.metrics)
+        self.connections = Connections(
+            self._nats["sys"],
+            self.state,
+            self.tokens.platform_account,
+            self.metrics,
+            self.program.authorization_ttl_seconds,
+        )
         self.sessions = Sessions(
             self.state, self.tokens, self._passwords, self.program.session, self.connections.cut_now
         )

@@ -33,9 +33,10 @@ LARGEST_BODY = 1024 * 1024
 class _RefusedError(Exception):
     """A request that gets an error instead of an answer."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, retry_after: int | None = None) -> None:
         super().__init__(message)
-        self.response = JSONResponse({"error": {"code": code, "message": message}}, status)
+        headers = {"Retry-After": str(retry_after)} if retry_after is not None else None
+        self.response = JSONResponse({"error": {"code": code, "message": message}}, status, headers)
 
 
 class Pages:
@@ -79,7 +80,7 @@ class Pages:
             log.info("sign-in refused from %s", _address(request))
             raise _RefusedError(401, "wrong_credentials", str(error)) from None
         except RpcError as error:
-            raise _RefusedError(503, error.kind, error.message) from None
+            raise _RefusedError(503, error.kind, error.message, error.data.get("retry_after")) from None
         self._hub.metrics.sign_ins.labels("ok").inc()
         log.info("signed in: account %s from %s", signed_in.session.account_id, _address(request))
         return self._signed_in(signed_in)

@@ -16,7 +16,9 @@ class _Part(BaseModel):
 
 
 class TlsFiles(_Part):
-    """PEM files: what the hub serves with, and the CA whose certificates its clients must show."""
+    """PEM files: what the hub serves with, and the CA whose certificates its clients must show: the proxy's own.
+
+    Who shows the hub's own certificate is let in too."""
 
     certificate: Path
     key: Path
@@ -55,9 +57,10 @@ class PasswordSettings(_Part):
 
 
 class StateSettings(_Part):
-    """Replicas of the KV buckets: 3 on a cluster, 1 on one machine."""
+    """Replicas of the KV buckets: 3 on a cluster, 1 on one machine; and the bytes each of them may have."""
 
     replicas: int = Field(default=1, ge=1, le=5)
+    max_bytes: int = Field(default=128 * 1024**2, ge=1024)
 
 
 class RunnerEntry(_Part):
@@ -85,4 +88,6 @@ class HubProgram(_Part):
     state: StateSettings = StateSettings()
     api_packages: list[str] = []
     runners: dict[str, RunnerEntry] = {}
+    share_changes_per_minute: int = Field(default=10, ge=2)
+    """How often a project may be shared with an account, or taken from it, before sharing it again has to wait."""
     max_projects_per_account: int = Field(default=MAX_PROJECTS_PER_ACCOUNT, ge=1, le=MAX_PROJECTS_PER_ACCOUNT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import unicodedata
 import uuid
@@ -80,6 +81,20 @@ class Projects:
         except NatskitError as error:
             raise RpcError("invalid_params", str(error)) from None
 
+    def check_pace(self, owner: str, project_id: str, account_id: str) -> None:
+        """Raises :class:`RpcError` if an owner changes too often what another account may do: it is cut each time."""
+        state = self._state
+        seconds = max(
+            state.changes_of_one.wait(f"{account_id}.{project_id}"), state.changes_by_one.wait(f"{owner}.{account_id}")
+        )
+        if seconds > 0:
+            wait = math.ceil(seconds)
+            raise RpcError(
+                "limit",
+                f"what this account may do was changed too often in the last minute; try again in {wait} s",
+                retry_after=wait,
+            )
+
     def describe(self, project_id: str, account_id: str | None = None) -> dict[str, Any]:
         """A project as the API shows it."""
         project = self.get(project_id)
@@ -145,7 +160,7 @@ class Projects:
 
     async def unshare(self, project_id: str, account_id: str) -> None:
         """Take the project from a collaborator, whose connections are cut."""
-        membership = self._state.membership(account_id, project_id)
+        membership = await self._state.memberships.find(f"{account_id}.{project_id}")
         if membership is None:
             raise RpcError("not_found", "that account is no collaborator of the project")
         if membership.role == "owner":

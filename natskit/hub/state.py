@@ -11,8 +11,13 @@ from typing import Literal, NamedTuple
 
 from natskit.connection import Connection
 from natskit.hub.bucket import Bucket
-from natskit.hub.program import RunnerEntry
+from natskit.hub.pace import Pace
+from natskit.hub.program import RunnerEntry, StateSettings
 from natskit.hub.records import Account, EmailClaim, Membership, Project, Record, Runner, Session, email_key
+
+PROJECTS_AT_ONCE = 6
+"""One owner may change what one account may do this many times as often as a single project's rights: sharing several
+projects with the same person is normal, and a class is many persons."""
 
 AccountRecord = Account | EmailClaim
 
@@ -43,34 +48,37 @@ class State:
     def __init__(
         self,
         connection: Connection,
-        replicas: int,
+        stored: StateSettings,
         runners: dict[str, RunnerEntry],
         locked_out: Callable[[set[str]], None],
         ended: Callable[[set[str]], None],
         changed: Callable[[set[str]], None],
+        changes_per_minute: int = 10,
     ) -> None:
         self.known_runners = runners
         self._locked_out = locked_out
         self._ended = ended
         self._changed = changed
+        self.changes_of_one = Pace(changes_per_minute, time.monotonic)
+        """By ``account.project``."""
+        self.changes_by_one = Pace(changes_per_minute * PROJECTS_AT_ONCE, time.monotonic)
+        """By ``owner.account``."""
         self._tags: dict[str, tuple[list[str], str]] = {}
         self._projects_of: dict[str, set[str]] = defaultdict(set)
         self._members_of: dict[str, set[str]] = defaultdict(set)
         self._sessions_of: dict[str, set[str]] = defaultdict(set)
-        self.accounts: Bucket[AccountRecord] = Bucket(
-            connection, "accounts", _parse_account, self._on_account, replicas
-        )
+        self.accounts: Bucket[AccountRecord] = Bucket(connection, "accounts", _parse_account, self._on_account, stored)
         self.projects: Bucket[Project] = Bucket(
-            connection, "projects", lambda _, data: Project.model_validate_json(data), self._on_project, replicas
+            connection, "projects", lambda _, data: Project.model_validate_json(data), self._on_project, stored
         )
         self.memberships: Bucket[Membership] = Bucket(
-            connection, "memberships", lambda _, d: Membership.model_validate_json(d), self._on_membership, replicas
+            connection, "memberships", lambda _, d: Membership.model_validate_json(d), self._on_membership, stored
         )
         self.sessions: Bucket[Session] = Bucket(
-            connection, "sessions", lambda _, data: Session.model_validate_json(data), self._on_session, replicas
+            connection, "sessions", lambda _, data: Session.model_validate_json(data), self._on_session, stored
         )
         self.runners: Bucket[Runner] = Bucket(
-            connection, "runners", lambda _, data: Runner.model_validate_json(data), self._on_runner, replicas
+            connection, "runners", lambda _, data: Runner.model_validate_json(data), self._on_runner, stored
         )
         self.buckets = (self.accounts, self.projects, self.memberships, self.sessions, self.runners)
 
@@ -124,6 +132,11 @@ class State:
     def members_of(self, project_id: str) -> set[str]:
         """The accounts that may use a project."""
         return set(self._members_of.get(project_id, ()))
+
+    def owners_of(self, project_id: str) -> set[str]:
+        """The accounts that own a project: one, but for the moment in which it is handed over."""
+        members = self._members_of.get(project_id, ())
+        return {a for a in members if (found := self.membership(a, project_id)) and found.role == "owner"}
 
     def sessions_of(self, account_id: str) -> set[str]:
         """The live sessions of an account."""
@@ -249,6 +262,8 @@ class State:
         account_id, _, project_id = key.partition(".")
         if (project_id in self._projects_of[account_id]) == (new is not None):
             return
+        if self.memberships.current.is_set():  # else what is read was written long ago
+            self._note_pace(account_id, project_id)
         self._changed(self.names_of_account(account_id))
         self._tags.pop(account_id, None)
         if new is not None:
@@ -257,6 +272,11 @@ class State:
         else:
             self._projects_of[account_id].discard(project_id)
             self._members_of[project_id].discard(account_id)
+
+    def _note_pace(self, account_id: str, project_id: str) -> None:
+        self.changes_of_one.note(f"{account_id}.{project_id}")
+        for owner in self.owners_of(project_id) - {account_id}:
+            self.changes_by_one.note(f"{owner}.{account_id}")
 
     def _on_session(self, key: str, new: Session | None) -> None:
         old = self.sessions.get(key)
@@ -272,7 +292,8 @@ class State:
         if known is not None and known.public_key in after - before:
             mine = [(p, e.value) for p, e in self.projects.entries.items() if e.value.runner_id == key]
             names = [self._project_names(project_id, project) for project_id, project in mine]
-            self._locked_out({_fixed_rights("runner", key, known.public_key).name}.union(*names))
+            own = {_fixed_rights("runner", key, one).name for one in (known.public_key, known.retiring_key) if one}
+            self._locked_out(own.union(*names))
 
 
 def _parse_account(key: str, data: bytes) -> AccountRecord:

@@ -37,7 +37,7 @@ def backup(directory: Path, file: Path) -> None:
         text = passphrase.chosen("the backup")
     with locked(directory):
         Identity.load(directory)
-        content = vault.age().passphrase.encrypt(_tar(directory), text)
+        content = vault.seal_with(_tar(directory), text)
     _write_new(file, content)
 
 
@@ -52,20 +52,15 @@ def restore(file: Path, directory: Path) -> None:
     except OSError as error:
         raise IdentityError(f"{file}: {error.strerror}") from None
     text = passphrase.current(f"the backup {file}")
-    try:
-        packed = vault.age().passphrase.decrypt(content, text)
-    except vault.age().DecryptError:
-        raise IdentityError(
-            f"the passphrase does not open {file}: it is the wrong one, or the file is damaged"
-        ) from None
+    packed = vault.open_with(content, text, file)
 
     def check(made: Path) -> None:
-        if (made / vault.KEY).exists():
+        if not vault.is_unlocked(made):
             vault.unlock_with(made, text)
         Identity.load(made)
 
     with arising(directory, check) as made:
-        _untar(bytes(packed), file, made)
+        _untar(packed, file, made)
 
 
 def refuse_filled(directory: Path) -> None:

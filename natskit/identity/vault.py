@@ -1,9 +1,9 @@
 """Where an identity's files are read and written: as they are, or sealed with age (c2sp.org/age).
 
 A folder is encrypted when it holds ``age-identity.age``: an age X25519 identity, which is itself encrypted with a
-passphrase. Opening that takes scrypt about a second, and is done once in a process. Every file X with a secret in it is
-then ``X.age``, encrypted to that identity; JWTs, certificates and the index are no secrets, and stay as they are. It is
-age's own format, so that the keys can be read without natskit too::
+passphrase. Opening that takes scrypt about a second, and up to a GiB of memory, and is done once in a process. Every
+file X with a secret in it is then ``X.age``, encrypted to that identity; JWTs, certificates and the index are no
+secrets, and stay as they are. It is age's own format, so that the keys can be read without natskit too::
 
     age --decrypt --identity age-identity.age keys/keys/O/AB/….nk.age
 
@@ -30,6 +30,10 @@ SEALED = ".age"
 SECRETS = (".nk", ".creds", ".key")
 """Ends of the names of files with a secret in them: seeds, creds, private keys of certificates."""
 PUBLIC = (".jwt", ".crt", ".json", ".lock")
+
+LEAST_WORK = 18
+"""As the command ``age`` takes: N = 2^18, a second for each guess, 256 MiB."""
+ATTEMPTS = 8
 
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")
 """What :func:`write_private` leaves when it is killed."""
@@ -151,6 +155,7 @@ def decrypt(directory: Path) -> int:
         if not (directory / KEY).exists():
             raise IdentityError(f"{directory} is not encrypted: there is no {KEY} in it")
         key = _unlock(directory / KEY)
+        _remove_temporaries(directory)
         files = sorted(path for path in directory.rglob(f"*{SEALED}") if path != directory / KEY)
         for path in files:
             write_private(path.with_name(path.name.removesuffix(SEALED)), _open(path, key))
@@ -175,6 +180,11 @@ def unlock_with(directory: Path, text: str) -> None:
         _open_key(directory / KEY, text)
 
 
+def is_unlocked(directory: Path) -> bool:
+    """Whether nobody needs to be asked to read what is there."""
+    return not (directory / KEY).exists() or _read(directory / KEY) in _unlocked
+
+
 def refuse_half_encrypted(directory: Path) -> None:
     """Raise :class:`IdentityError` if secrets lie readable in a folder that was to be encrypted, or decrypted."""
     if (directory / KEY).exists() and (found := plain_secrets(directory)):
@@ -182,6 +192,36 @@ def refuse_half_encrypted(directory: Path) -> None:
             f"{directory} is encrypted in part: {found[0]} is not. `natskit identity encrypt {directory}` completes "
             f"it, `natskit identity decrypt {directory}` goes back"
         )
+
+
+def seal_with(data: bytes, text: str) -> bytes:
+    """Encrypt with a passphrase.
+
+    The library chooses how much work that is by the time a very small piece takes. A busy machine looks like a slow
+    one then, and anybody could guess a thousand times as fast: it is asked again, which is quick in that case.
+    """
+    found = [bytes(age().passphrase.encrypt(data, text))]
+    while _work(found[-1]) < LEAST_WORK and len(found) < ATTEMPTS:
+        found.append(bytes(age().passphrase.encrypt(data, text)))
+    return max(found, key=_work)
+
+
+def open_with(content: bytes, text: str, what: Path) -> bytes:
+    """The opposite, of the content of the file ``what``. Raises :class:`IdentityError`."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return bytes(age().passphrase.decrypt(content, text))
+        except age().DecryptError as error:
+            # By the same measure: this machine would take too long for it.
+            if "Excessive work" not in str(error) or attempt == ATTEMPTS - 1:
+                break
+    raise IdentityError(f"the passphrase does not open {what}: it is the wrong one, or the file is damaged")
+
+
+def _work(content: bytes) -> int:
+    """The logarithm of scrypt's N, in the header of what is encrypted with a passphrase."""
+    match = re.match(rb"age-encryption\.org/v1\n-> scrypt \S+ (\d+)\n", content)
+    return int(match[1]) if match else 0
 
 
 def age() -> Any:
@@ -204,14 +244,12 @@ def _unlock(path: Path) -> Any:
 def _open_key(path: Path, text: str) -> Any:
     content = _read(path)
     try:
-        opened = age().passphrase.decrypt(content, text).decode()
+        opened = open_with(content, text, path).decode()
         lines = [line for line in opened.splitlines() if line and not line.startswith("#")]
         _unlocked[content] = age().x25519.Identity.from_str(lines[0])
         passphrase.remember(text)
-    except (age().DecryptError, age().IdentityError, ValueError, IndexError):
-        raise IdentityError(
-            f"the passphrase does not open {path}: it is the wrong one, or the file is damaged"
-        ) from None
+    except (age().IdentityError, ValueError, IndexError):
+        raise IdentityError(f"{path} holds no key of age: restore it from a backup") from None
     return _unlocked[content]
 
 
@@ -224,7 +262,7 @@ def _make_key(path: Path) -> Any:
 def _write_key(path: Path, key: Any, text: str) -> None:
     """As ``age-keygen`` writes it, then encrypted."""
     lines = f"# created: {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}\n# public key: {key.to_public()}\n{key}\n"
-    content = age().passphrase.encrypt(lines.encode(), text)
+    content = seal_with(lines.encode(), text)
     write_private(path, content)
     _unlocked[content] = key
 
@@ -264,5 +302,5 @@ def _temporaries(directory: Path) -> Iterator[Path]:
     for folder, _, names in os.walk(directory):
         for name in names:
             match = _TEMPORARY.fullmatch(name)
-            if match and match[1].removesuffix(SEALED).endswith(SECRETS):
+            if match and (match[1] == KEY or match[1].removesuffix(SEALED).endswith(SECRETS)):
                 yield Path(folder) / name

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from natskit.connection import Connection
 from natskit.hub.bucket import Bucket, Entry
-from natskit.hub.program import RunnerEntry
+from natskit.hub.pace import Pace
+from natskit.hub.program import RunnerEntry, StateSettings
 from natskit.hub.records import Account, EmailClaim, Membership, Project, Runner, Session, email_key
 from natskit.hub.state import Holder, State
 
@@ -23,7 +25,8 @@ class World:
         self.changed: set[str] = set()
         self.runner = str(uuid.uuid4())
         runners = {self.runner: RunnerEntry(name="r", public_key="UKEY")}
-        self.state = State(None, 1, runners, self.locked_out.update, self.ended.update, self.changed.update)  # type: ignore[arg-type]
+        stored, nowhere = StateSettings(), cast("Connection", None)
+        self.state = State(nowhere, stored, runners, self.locked_out.update, self.ended.update, self.changed.update)
         self.account, self.session, self.project = (str(uuid.uuid4()) for _ in range(3))
         self.put(self.state.accounts, self.account, Account(email="A@b.c", password_hash="", created_at=0))
         self.put(self.state.accounts, email_key("a@B.c"), EmailClaim(account_id=self.account))
@@ -194,3 +197,18 @@ async def test_a_one_time_password_gives_no_projects(world: World) -> None:
     world.put(world.state.accounts, world.account, account)
     assert rights.name in world.changed
     assert world.name() == before
+
+
+def test_a_pace_counts_within_a_minute() -> None:
+    now = [0.0]
+    pace = Pace(3, lambda: now[0])
+    for _ in range(3):
+        assert pace.wait("a") == 0
+        pace.note("a")
+        now[0] += 10
+    assert pace.wait("a") == 30
+    assert pace.wait("b") == 0
+    now[0] = 60
+    assert pace.wait("a") == 0
+    pace.note("a")
+    assert pace.wait("a") == 10
