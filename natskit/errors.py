@@ -38,4 +38,12 @@ class StateError(NatskitError):
 
 
 class SignInError(NatskitError):
-    """A sign-in was refused, or the session has ended."""
+    """A sign-in was refused, or the session has ended.
+
+    ``reason`` and ``account_id`` are for the audit; who is refused is told the message alone.
+    """
+
+    def __init__(self, message: str, *, reason: str = "", account_id: str = "-") -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.account_id = account_id

@@ -115,6 +115,11 @@ def describe(site: Topology, identity: Identity) -> None:
         },
         "nats": [settings.platform_name for settings in site.nats],
         "hubs": [site.hub_label(settings, name) for settings in site.hub for name in settings.hub_names],
+        "audit": {
+            "max_age": site.hub[0].hub_audit_days * 86_400 * 1_000_000_000,
+            "max_bytes": site.hub[0].hub_audit_bytes,
+            "num_replicas": site.replicas,
+        },
         "first_account": site.hub[0].platform_first_account,
     }
     if not service.uses_systemd(first):

@@ -10,6 +10,8 @@ import sys
 import click
 
 from natskit.cli.account import account
+from natskit.cli.audit import audit
+from natskit.cli.backend import backend
 from natskit.cli.execute import execute
 from natskit.cli.health import ready, status
 from natskit.cli.inventory import init
@@ -43,7 +45,7 @@ def cli(context: click.Context, directory: str) -> None:
     context.obj = directory
 
 
-for command in (account, project, execute, status, ready, render, init):
+for command in (account, project, execute, audit, backend, status, ready, render, init):
     cli.add_command(command)
 
 

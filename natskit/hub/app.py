@@ -20,11 +20,14 @@ from natskit.connection import Connection, connect, request
 from natskit.errors import SettingsError, StateError
 from natskit.hub import https
 from natskit.hub.accounts import Accounts
+from natskit.hub.audit import Audit
+from natskit.hub.backend import Backends
 from natskit.hub.bucket import ensure_probe_bucket
 from natskit.hub.callout import Callout
 from natskit.hub.connections import Connections
 from natskit.hub.http import Pages
 from natskit.hub.metrics import Metrics
+from natskit.hub.oidc import Oidc, client_secret, cookie_key
 from natskit.hub.passwords import Passwords
 from natskit.hub.program import HubProgram, TlsFiles
 from natskit.hub.projects import Projects
@@ -50,23 +53,30 @@ class Hub:
     ready: bool
     """Whether everything was started, and nothing was stopped yet."""
     metrics: Metrics
+    audit: Audit
     state: State
     tokens: Tokens
     connections: Connections
     sessions: Sessions
     accounts: Accounts
+    backends: Backends
+    oidc: Oidc | None
     projects: Projects
     services: Services
 
     def __init__(self, program: HubProgram) -> None:
         self.program = program
         self.metrics = Metrics()
+        self.audit = Audit(program.name, program.state.replicas, program.audit, self.metrics)
         self._started = time.time()
         self.ready = False
         self._tasks: list[asyncio.Task[None]] = []
         self._nats: dict[str, Connection] = {}
         self._methods = load_methods("natskit.hub", "natskit_hub", program.api_packages)
-        self.tokens = Tokens(HubKeys.read(program.keys), program.authorization_ttl_seconds)
+        keys = HubKeys.read(program.keys)
+        self.tokens = Tokens(keys, program.authorization_ttl_seconds)
+        self._cookie_key = cookie_key(keys.auth_signing_seed)
+        self._oidc_secret = client_secret(program.oidc) if program.oidc else ""
         self._passwords = Passwords(program.password)
 
     async def start(self) -> None:
@@ -85,10 +95,13 @@ class Hub:
         self.connections = Connections(self._nats["sys"], self.state, self.tokens.platform_account, self.metrics)
         self.sessions = Sessions(self.state, self.tokens, self._passwords, self.program.session)
         self.accounts = Accounts(self.state, self._passwords, self.sessions)
+        self.backends = Backends(self.program.backends, self.accounts, self.sessions, self.audit)
+        self.oidc = self._oidc()
         self.projects = Projects(self.state, platform, self._ask, self.program.max_projects_per_account)
         self.services = Services(self, self._methods, self.metrics)
         self.metrics.watch(self.gauges, self.services.pings)
-        self._callout = Callout(self._nats["auth"], self.state, self.tokens, self.metrics)
+        self._callout = Callout(self._nats["auth"], self.state, self.tokens, self.metrics, self.audit)
+        self._spawn(self.audit.run(platform))
         self._spawn(self.state.follow())
         for bucket in self.state.buckets:
             await bucket.current.wait()
@@ -111,6 +124,8 @@ class Hub:
             await asyncio.wait_for(self._callout.stop(), 1)
             await self.services.stop(DRAIN_SECONDS)
         await cancel(self._tasks)
+        if "platform" in self._nats:
+            await self.audit.finish(self._nats["platform"])
         for connection in self._nats.values():
             with contextlib.suppress(nats.errors.Error, TimeoutError):
                 await asyncio.wait_for(connection.flush(), 1)
@@ -132,12 +147,20 @@ class Hub:
         """The hub's metrics of this moment."""
         out = {"natskit_hub_healthy": float(not self.problems()), "natskit_hub_start_time_seconds": self._started}
         if hasattr(self, "state"):
+            out |= self.audit.gauges()
             for bucket in self.state.buckets:
                 out[f"natskit_hub_state_{bucket.name}_keys"] = float(len(bucket.entries))
                 out[f"natskit_hub_state_{bucket.name}_sequence"] = float(bucket.applied)
         return out
 
     # ----
+
+    def _oidc(self) -> Oidc | None:
+        settings = self.program.oidc
+        if settings is None:
+            return None
+        parts = self.state, self.accounts, self.sessions, self.audit
+        return Oidc(settings, self._oidc_secret, self._cookie_key, *parts)
 
     def _creds(self) -> dict[str, Path]:
         creds = self.program.creds

@@ -12,7 +12,17 @@ from typing import Literal, NamedTuple
 from natskit.connection import Connection
 from natskit.hub.bucket import Bucket
 from natskit.hub.program import RunnerEntry
-from natskit.hub.records import Account, EmailClaim, Membership, Project, Record, Runner, Session, email_key
+from natskit.hub.records import (
+    Account,
+    EmailClaim,
+    Membership,
+    Project,
+    Record,
+    Runner,
+    Session,
+    email_key,
+    external_key,
+)
 
 AccountRecord = Account | EmailClaim
 
@@ -100,6 +110,14 @@ class State:
     def account_by_email(self, email: str) -> tuple[str, Account] | None:
         """An account by its e-mail, in any case."""
         claim = self.accounts.get(email_key(email))
+        if not isinstance(claim, EmailClaim):
+            return None
+        account = self.account(claim.account_id)
+        return (claim.account_id, account) if account else None
+
+    def account_by_external(self, issuer: str, subject: str) -> tuple[str, Account] | None:
+        """The account of somebody who is known elsewhere (:func:`external_key`)."""
+        claim = self.accounts.get(external_key(issuer, subject))
         if not isinstance(claim, EmailClaim):
             return None
         account = self.account(claim.account_id)
@@ -206,7 +224,7 @@ class State:
 
 
 def _parse_account(key: str, data: bytes) -> AccountRecord:
-    model: type[Record] = EmailClaim if key.startswith("email.") else Account
+    model: type[Record] = EmailClaim if key.startswith(("email.", "external.")) else Account
     return model.model_validate_json(data)  # type: ignore[return-value]
 
 
