@@ -120,7 +120,7 @@ class Oidc:
             signed_in = await self._sessions.open(account_id, account, address, user_agent, "oidc")
         except OidcError as error:
             log.info("sign-in at %s refused: %s %s", self.settings.issuer, error.reason, error.detail)
-            self._refused(error.reason, error.account_id, address, user_agent)
+            self._refused(error.reason, error.account_id, address, user_agent, error.detail)
             raise
         except SignInError as error:
             self._refused(error.reason, error.account_id, address, user_agent)
@@ -140,12 +140,12 @@ class Oidc:
         flow = unseal(cookie, self._cookie_key)
         if flow is None or flow["until"] < time.time():
             raise OidcError(400, "no flow", "This sign-in took too long, or was begun in another browser.")
-        if not hmac.compare_digest(flow["state"], query.get("state", "").encode(errors="replace").decode()):
+        if not hmac.compare_digest(flow["state"].encode(), query.get("state", "").encode(errors="replace")):
             raise OidcError(400, "wrong state", "This is not the answer to the sign-in that this browser began last.")
         if query.get("iss", self.settings.issuer) != self.settings.issuer:
             raise OidcError(400, "wrong issuer", "The answer comes from another provider.")
         if "error" in query or not query.get("code"):
-            said = re.sub(r"[^a-z_]", "", query.get("error", "no code"))[:40]
+            said = re.sub(r"[^a-z_ ]", "", query.get("error", "no code"))[:40]
             raise OidcError(403, f"provider: {said}", f"{self.settings.label} did not let you in ({said}).")
         claims, access_token = await self._provider.exchange(
             query["code"], flow["verifier"], flow["nonce"], self._secret
@@ -191,9 +191,15 @@ class Oidc:
         if account.made_by != self._issuer and not self.settings.link_accounts:
             raise RpcError("conflict", "There is an account with your e-mail address: sign in to it as before")
 
-    def _refused(self, reason: str, account_id: str, address: str, user_agent: str) -> None:
+    def _refused(self, reason: str, account_id: str, address: str, user_agent: str, detail: str = "") -> None:
         self._audit.record_of_stranger(
-            "sign_in", reason=reason, account=account_id, address=address, via="oidc", user_agent=user_agent
+            "sign_in",
+            reason=reason,
+            account=account_id,
+            address=address,
+            via="oidc",
+            user_agent=user_agent,
+            detail=detail,
         )
 
 
