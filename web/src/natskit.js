@@ -97,6 +97,14 @@ export async function session() {
 }
 
 /**
+ * How one can sign in besides by e-mail and password: at an OpenID provider, by going to `path`.
+ * @returns {Promise<{oidc: {label: string, path: string} | null}>}
+ */
+export async function doors() {
+  return await http("GET", "/api/doors");
+}
+
+/**
  * Connect. Resolves when the first connection stands; afterwards the client looks after it by itself.
  * @param {Session} current @param {(state: State, reason: string) => void} [onStatus]
  * @returns {Promise<Client>}
