@@ -9,7 +9,7 @@ from typing import Any
 
 from natskit import named_files
 from natskit.errors import SettingsError
-from natskit.settings import Settings, load
+from natskit.settings import HubSettings, Settings, load
 
 ROLES = ("nats", "hub", "proxy", "runner")
 """The groups of an inventory: a host plays the role of each that it is in."""
@@ -101,6 +101,18 @@ def assemble(hosts: Hosts) -> tuple[Topology, dict[str, Settings]]:
     return Topology(**{role: tuple(settings) for role, settings in roles.items()}), known
 
 
+HUB_WIDE = (
+    "hub_state_replicas",
+    "hub_session_sliding",
+    "hub_session_absolute",
+    "hub_audit_days",
+    "hub_audit_bytes",
+    "hub_backends",
+    *(key for key in HubSettings.model_fields if key.startswith("hub_oidc_")),
+)
+"""Settings that all hubs must have in common: whichever of them is asked has to give the same answer."""
+
+
 def _whole(roles: Mapping[str, list[Settings]]) -> Iterable[str]:
     for role in ("nats", "hub", "proxy"):
         if not roles[role]:
@@ -110,9 +122,17 @@ def _whole(roles: Mapping[str, list[Settings]]) -> Iterable[str]:
             f"inventory: {len(roles['nats'])} hosts are in the group nats: a majority of them must live, so the last "
             "one adds a way to fail and none to survive; use 1, 3 or 5"
         )
+    for key in HUB_WIDE:
+        if len({str(getattr(settings, key)) for settings in roles["hub"]}) > 1:
+            yield f"inventory: {key} is not the same on all hubs: set it in group_data/all.py"
     copies = {settings.hub_state_replicas for settings in roles["hub"]}
-    if len(copies) > 1:
-        yield "inventory: hub_state_replicas is not the same on all hubs: set it in group_data/all.py"
+    for settings in roles["nats"]:
+        audit = max((hub.hub_audit_bytes for hub in roles["hub"]), default=0)
+        if settings.nats_jetstream and audit > settings.nats_jetstream_max_file:
+            yield (
+                f"inventory, host {settings.platform_name}: nats_jetstream_max_file = "
+                f"{settings.nats_jetstream_max_file} has no room for hub_audit_bytes = {audit}, which is set aside"
+            )
     with_streams = sum(settings.nats_jetstream for settings in roles["nats"])
     for number in copies - {None}:
         if number is not None and number > with_streams:

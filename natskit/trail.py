@@ -34,13 +34,13 @@ async def events(connection: Connection, since: float, *, follow: bool = False) 
     """
     start: dict[str, Any] = {"start_time": datetime.fromtimestamp(since, UTC).isoformat()}
     while True:
-        found = await _batch(connection, start | {"next_by_subj": "audit.>", "batch": BATCH})
+        found, whole = await _batch(connection, start | {"next_by_subj": "audit.>", "batch": BATCH})
         for sequence, event in found:
             start = {"seq": sequence + 1}
             yield event
-        if len(found) < BATCH and not follow:
+        if whole and not follow:
             return
-        if len(found) < BATCH:
+        if whole:
             await asyncio.sleep(FOLLOW_SECONDS)
 
 
@@ -59,7 +59,8 @@ async def apply(connection: Connection, wanted: Mapping[str, int]) -> list[str]:
     return changed
 
 
-async def _batch(connection: Connection, query: Mapping[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+async def _batch(connection: Connection, query: Mapping[str, Any]) -> tuple[list[tuple[int, dict[str, Any]]], bool]:
+    """The next events with their sequences, and whether there are no more; the server ends a batch when it likes."""
     inbox = connection.inbox_for("")
     answers: asyncio.Queue[Msg] = asyncio.Queue()
     subscription = await connection.subscribe(inbox, cb=answers.put)
@@ -73,8 +74,10 @@ async def _batch(connection: Connection, query: Mapping[str, Any]) -> list[tuple
             match headers.get("Status"):
                 case None:
                     found.append((int(headers["Nats-Sequence"]), _event(message.data)))
-                case "204" | "404":  # the end of the batch; nothing more
-                    return found
+                case "204":
+                    return found, int(headers.get("Nats-Num-Pending", "0")) == 0
+                case "404":
+                    return found, True
                 case "503":
                     raise ConnectionLostError(
                         f"the stream {AUDIT_STREAM} does not answer: no hub has made it yet, or JetStream is away"

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from natskit.cli.platform import call_hub, show_table, with_client
+from natskit.cli.platform import show_table, with_client
 from natskit.errors import NatskitError
 
 if TYPE_CHECKING:
     from natskit.client import Client
 
+NAMES_SECONDS = 5.0
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
@@ -39,27 +40,26 @@ def audit(directory: str, since: str, who: str | None, follow: bool, as_json: bo
       natskit audit --follow --json | logger -t natskit-audit
     """
     start = parse_since(since, time.time())
-    names = {row["account_id"]: row["email"] for row in call_hub(directory, "account_list")}
-    wanted = _ids(who, names) if who else None
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
-        with_client(directory, lambda client: _show(client, start, wanted, names, follow=follow, as_json=as_json))
+        with_client(directory, lambda client: _show(client, start, who, follow=follow, as_json=as_json))
 
 
-async def _show(
-    client: Client, start: float, wanted: set[str] | None, names: dict[str, str], *, follow: bool, as_json: bool
-) -> None:
+async def _show(client: Client, start: float, who: str | None, *, follow: bool, as_json: bool) -> None:
     from natskit import trail
 
+    names = await _names(client)
+    wanted = _called(who, names) if who else None
     rows = []
     async for event in trail.events(client.connection, start, follow=follow):
-        if wanted is not None and wanted.isdisjoint(str(event.get(key, "")) for key in ("account", "target", "email")):
+        named = (str(event.get(key, "")).lower() for key in ("account", "target", "email"))
+        if wanted is not None and wanted.isdisjoint(named):
             continue
         if as_json:
-            click.echo(json.dumps(event, ensure_ascii=False))
+            click.echo(json.dumps(event))
         elif follow:
-            click.echo("  ".join(_row(event, names)))
+            click.echo("  ".join(row(event, names)))
         else:
-            rows.append(_row(event, names))
+            rows.append(row(event, names))
         if follow:
             sys.stdout.flush()
     if not as_json and not follow:
@@ -80,13 +80,23 @@ def parse_since(text: str, now: float) -> float:
     return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
-def _ids(who: str, names: dict[str, str]) -> set[str]:
-    """An account by what it is called, and by what it was called when it was still there."""
-    known = {account_id for account_id, email in names.items() if who.lower() in (account_id, email.lower())}
-    return known | {who}
+async def _names(client: Client) -> dict[str, str]:
+    """The e-mails of the accounts by their ids; the audit can be read when no hub is left to ask."""
+    try:
+        return {row["account_id"]: row["email"] for row in await client.call_hub("account_list", wait=NAMES_SECONDS)}
+    except NatskitError as error:
+        click.echo(f"accounts are shown by their ids, since no hub names them: {error}", err=True)
+        return {}
 
 
-def _row(event: dict[str, Any], names: dict[str, str]) -> list[str]:
+def _called(who: str, names: dict[str, str]) -> set[str]:
+    """What an account is called in events, in lower case; one that is gone is still called by its e-mail there."""
+    wanted = who.lower()
+    return {wanted} | {account_id for account_id, email in names.items() if email.lower() == wanted}
+
+
+def row(event: dict[str, Any], names: dict[str, str]) -> list[str]:
+    """An event for a person; ``names`` are the e-mails of accounts."""
     account = str(event.get("account", "-"))
     who = event.get("said_by") or names.get(account) or event.get("email") or account
     result = str(event.get("outcome", "")) + (f": {event['reason']}" if event.get("reason") else "")

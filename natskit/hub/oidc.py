@@ -28,7 +28,7 @@ from authlib.common.urls import add_params_to_uri
 from authlib.oauth2.rfc7636 import create_s256_code_challenge
 from authlib.oidc.core import CodeIDToken
 from joserfc import jwt
-from joserfc.errors import InvalidKeyIdError, JoseError
+from joserfc.errors import BadSignatureError, InvalidKeyIdError, JoseError
 from joserfc.jwk import KeySet
 from joserfc.jws import JWSRegistry
 
@@ -49,6 +49,7 @@ FLOW_SECONDS = 600
 SKEW_SECONDS = 60
 """How far the provider's clock may be off."""
 METADATA_SECONDS = 3600
+"""How long the provider's addresses and keys are kept."""
 AGAIN_SECONDS = 2
 """A provider that does not answer is not asked again sooner."""
 KEYS_AGAIN_SECONDS = 10
@@ -270,7 +271,7 @@ class _Provider:
         try:
             try:
                 claims = check_id_token(token, await self._key_set(), algorithms, access_token, time.time(), **expected)
-            except InvalidKeyIdError:  # it has new keys
+            except (InvalidKeyIdError, BadSignatureError):  # it has new keys, perhaps under the old names
                 keys = await self._key_set(anew=True)
                 claims = check_id_token(token, keys, algorithms, access_token, time.time(), **expected)
         except (JoseError, ValueError, TypeError, KeyError) as error:
@@ -292,7 +293,8 @@ class _Provider:
     async def _key_set(self, anew: bool = False) -> KeySet:
         metadata = await self.metadata()
         async with self._asking:
-            if self._keys is None or (anew and time.monotonic() - self._keys_asked >= KEYS_AGAIN_SECONDS):
+            age = time.monotonic() - self._keys_asked
+            if self._keys is None or age >= (KEYS_AGAIN_SECONDS if anew else METADATA_SECONDS):
                 self._keys_asked = time.monotonic()
                 self._keys = key_set((await self._json("GET", metadata["jwks_uri"])).get("keys"))
             return self._keys

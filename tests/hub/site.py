@@ -199,7 +199,7 @@ class Site:
     async def runner(self) -> Connection:
         return await self.connect("runner", self.runner_creds, self.runner_id)
 
-    async def browser(self, account_id: str, cookie: str) -> Connection:
+    async def browser(self, account_id: str, cookie: str, patience: float = 5) -> Connection:
         async def headers() -> dict[str, str]:
             return {"Cookie": f"{COOKIE}={cookie}"}
 
@@ -208,7 +208,7 @@ class Site:
             name="browser",
             inbox_prefix=inbox_prefix("browser", account_id),
             before_connect=headers,
-            timeout=5,
+            timeout=patience,
         )
         self._connections.append(connection)
         return connection
