@@ -9,9 +9,10 @@ import os
 import signal
 import ssl
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nats.errors
 import uvicorn
@@ -27,7 +28,6 @@ from natskit.hub.callout import Callout
 from natskit.hub.connections import Connections
 from natskit.hub.http import Pages
 from natskit.hub.metrics import Metrics
-from natskit.hub.oidc import Oidc, client_secret, cookie_key
 from natskit.hub.passwords import Passwords
 from natskit.hub.program import HubProgram, TlsFiles
 from natskit.hub.projects import Projects
@@ -39,6 +39,9 @@ from natskit.identity import HubKeys
 from natskit.permissions import inbox_prefix
 from natskit.program import cancel
 from natskit.rpc import load_methods
+
+if TYPE_CHECKING:
+    from natskit.hub.oidc import Oidc
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +78,7 @@ class Hub:
         self._methods = load_methods("natskit.hub", "natskit_hub", program.api_packages)
         keys = HubKeys.read(program.keys)
         self.tokens = Tokens(keys, program.authorization_ttl_seconds)
-        self._cookie_key = cookie_key(keys.auth_signing_seed)
-        self._oidc_secret = client_secret(program.oidc) if program.oidc else ""
+        self._new_oidc = _oidc(program, keys)
         self._passwords = Passwords(program.password)
 
     async def start(self) -> None:
@@ -96,7 +98,8 @@ class Hub:
         self.sessions = Sessions(self.state, self.tokens, self._passwords, self.program.session)
         self.accounts = Accounts(self.state, self._passwords, self.sessions)
         self.backends = Backends(self.program.backends, self.accounts, self.sessions, self.audit)
-        self.oidc = self._oidc()
+        parts = self.state, self.accounts, self.sessions, self.audit
+        self.oidc = self._new_oidc(*parts) if self._new_oidc else None
         self.projects = Projects(self.state, platform, self._ask, self.program.max_projects_per_account)
         self.services = Services(self, self._methods, self.metrics)
         self.metrics.watch(self.gauges, self.services.pings)
@@ -155,13 +158,6 @@ class Hub:
 
     # ----
 
-    def _oidc(self) -> Oidc | None:
-        settings = self.program.oidc
-        if settings is None:
-            return None
-        parts = self.state, self.accounts, self.sessions, self.audit
-        return Oidc(settings, self._oidc_secret, self._cookie_key, *parts)
-
     def _creds(self) -> dict[str, Path]:
         creds = self.program.creds
         return {"platform": creds.platform, "sys": creds.sys, "auth": creds.auth}
@@ -187,6 +183,15 @@ class Hub:
         task = asyncio.create_task(work)
         task.add_done_callback(_die_loudly)
         self._tasks.append(task)
+
+
+def _oidc(program: HubProgram, keys: HubKeys) -> Callable[[State, Accounts, Sessions, Audit], Oidc] | None:
+    """What makes the door of the OpenID provider, if there is one. Raises :class:`SettingsError`."""
+    if program.oidc is None:
+        return None
+    from natskit.hub.oidc import Oidc, client_secret, cookie_key  # authlib: 10 MB that most hubs do not need
+
+    return partial(Oidc, program.oidc, client_secret(program.oidc), cookie_key(keys.auth_signing_seed))
 
 
 async def serve(program: HubProgram) -> None:

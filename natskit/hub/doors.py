@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from natskit.errors import SignInError
+from natskit.errors import OidcError, SignInError
 from natskit.hub import backend
 from natskit.hub.answers import (
     RefusedError,
@@ -21,7 +21,6 @@ from natskit.hub.answers import (
     read_body,
     set_session_cookie,
 )
-from natskit.hub.oidc import FLOW_SECONDS, OidcError
 from natskit.identity.claims import COOKIE
 from natskit.rpc import RpcError
 
@@ -137,7 +136,7 @@ class Doors:
         except OidcError as error:
             return _page(error.status, str(error))
         response = RedirectResponse(url, 303)
-        _set_flow_cookie(response, cookie, FLOW_SECONDS)
+        _set_flow_cookie(response, cookie, self._hub.oidc.flow_seconds)
         return response
 
     async def oidc_callback(self, request: Request) -> Response:

@@ -32,7 +32,7 @@ from joserfc.errors import BadSignatureError, InvalidKeyIdError, JoseError
 from joserfc.jwk import KeySet
 from joserfc.jws import JWSRegistry
 
-from natskit.errors import NatskitError, SettingsError, SignInError
+from natskit.errors import OidcError, SettingsError, SignInError
 from natskit.hub.accounts import Accounts
 from natskit.hub.audit import Audit
 from natskit.hub.program import OidcSettings
@@ -62,19 +62,10 @@ ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES
 """Signatures that an ID token may have; none that anybody with the client's secret could make."""
 
 
-class OidcError(NatskitError):
-    """A sign-in at the provider came to nothing. The message is for the person, ``reason`` for the audit."""
-
-    def __init__(self, status: int, reason: str, message: str, account_id: str = "-", detail: str = "") -> None:
-        super().__init__(message)
-        self.status = status
-        self.reason = reason
-        self.account_id = account_id
-        self.detail = detail
-
-
 class Oidc:
     """The provider of the settings."""
+
+    flow_seconds = FLOW_SECONDS
 
     def __init__(
         self,
@@ -329,6 +320,8 @@ class _Provider:
             parsed = None
         if form is not None and 400 <= answer.status_code < 500 and isinstance(parsed, dict):
             said = re.sub(r"[^a-z_]", "", str(parsed.get("error")))[:40]
+            if said in ("invalid_client", "unauthorized_client"):
+                raise self._broken(f"it does not let this client in, or not with this secret: {said}")
             raise OidcError(403, f"code refused: {said}", "This sign-in was used already, or was not begun here.")
         if answer.status_code != 200 or not isinstance(parsed, dict):
             raise self._broken(f"{urlsplit(url).path} answered {answer.status_code}, and not with a JSON object")
@@ -381,9 +374,9 @@ def key_set(keys: Any) -> KeySet:
 
 
 def client_secret(settings: OidcSettings) -> str:
-    """The client's secret, from its file. Raises :class:`SettingsError` without a word of what is in it."""
+    """The client's secret, from its file. Raises :class:`NatskitError` without a word of what is in it."""
+    check_private(settings.client_secret)
     try:
-        check_private(settings.client_secret)
         secret = settings.client_secret.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{settings.client_secret} cannot be read: {type(error).__name__}") from None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import httpx
@@ -237,6 +239,18 @@ async def test_new_keys_and_a_provider_that_is_away(provider: Provider, browser:
         return (await browser.sign_in("ada")).status_code == 303
 
     await eventually(signed_in, "signed in with the new keys", 20)
+
+
+async def test_a_client_that_the_provider_does_not_know(site: Site, browser: Browser, tmp_path: Path) -> None:
+    program = json.loads((site.root / "hub-4" / "hub.json").read_text())
+    secret = tmp_path / "secret"
+    secret.touch(mode=0o600)
+    secret.write_text("another secret")
+    site.kill_hub("hub-4")
+    site.start_hub("hub-4", oidc=program["oidc"] | {"client_secret": str(secret)})
+    await site.healthy("hub-4")
+    refused(await browser.sign_in("ada", "hub-4"), 502, "is not set up well")
+    assert "not with this secret: invalid_client" in site.log("hub-4")
 
 
 async def test_what_the_audit_says_and_nobody_reads_the_secrets(site: Site) -> None:
