@@ -23,8 +23,7 @@ help: ## Explain the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 up: .venv/platform console ## Bring up the whole platform on this machine, data in .local/
-	@$(BIN)/pyinfra -y inventories/local.py deploy.py $(DEPLOY) 2>&1 | scripts/quietly
-	@$(BIN)/natskit --platform $(LOCAL) ready
+	@scripts/deploy $(LOCAL) inventories/local.py $(DEPLOY)
 
 plan: .venv/platform console ## Show what `make up` would change, and change nothing
 	@$(BIN)/pyinfra --dry inventories/local.py deploy.py $(DEPLOY)
@@ -40,12 +39,10 @@ logs: ## Follow all logs
 
 cluster: .venv/platform console ## Eight machines in Docker, and the whole platform on them
 	@scripts/cluster up $(CLUSTER)
-	@$(BIN)/pyinfra -y inventories/docker.py deploy.py $(DEPLOY) 2>&1 | scripts/quietly
-	@$(BIN)/natskit --platform .cluster/$(CLUSTER) ready
+	@scripts/deploy .cluster/$(CLUSTER) inventories/docker.py $(DEPLOY)
 
 upgrade-cluster: .venv/platform console ## NATS_VERSION of nats-server and these programs, one host at a time
-	@$(BIN)/pyinfra -y inventories/docker.py deploy.py --data nats_version=$(NATS_VERSION) $(DEPLOY) 2>&1 | scripts/quietly
-	@$(BIN)/natskit --platform .cluster/$(CLUSTER) ready
+	@scripts/deploy .cluster/$(CLUSTER) inventories/docker.py --data nats_version=$(NATS_VERSION) $(DEPLOY)
 
 cluster-down: ## Remove what `make cluster` started
 	@scripts/cluster down $(CLUSTER)

@@ -31,7 +31,7 @@ from nats.aio.msg import Msg
 from pydantic import BaseModel, ValidationError
 
 from natskit import rpc
-from natskit.connection import Connection, NatsServers, OnStatus, Status, connect, request
+from natskit.connection import Connection, Creds, CredsText, NatsServers, OnStatus, Status, connect, request
 from natskit.errors import AnswerLostError, ConnectionLostError, NatskitError, NotAllowedError, SignInError
 from natskit.permissions import check_id, inbox_prefix
 from natskit.stream import GRANT_SECONDS, Reader
@@ -107,14 +107,15 @@ class Client:
     async def admin(
         cls,
         nats_url: str | Sequence[str],
-        creds: Path | str | None,
+        creds: Path | str | CredsText | None,
         *,
         ca_file: Path | str | None = None,
         name: str = "admin",
         patience: float = CONNECT_SECONDS,
         said_by: str = "",
     ) -> Client:
-        """Connect as the operator with the creds file of ``PLATFORM/admin``; :meth:`call_hub` calls ``hub.admin``.
+        """Connect as the operator with the creds of ``PLATFORM/admin``, the path of the file or its
+        :class:`~natskit.connection.CredsText`; :meth:`call_hub` calls ``hub.admin``.
 
         ``nats_url`` is that of one server, or those of all servers of a cluster. ``said_by`` is what the audit notes
         as who did it.
@@ -123,9 +124,8 @@ class Client:
         client._said_by = said_by
         urls = [nats_url] if isinstance(nats_url, str) else list(nats_url)
         servers = NatsServers(urls=urls, ca_file=Path(ca_file) if ca_file is not None else None)
-        await client._open(
-            servers, prefix=inbox_prefix("admin"), creds=Path(creds) if creds else None, name=name, patience=patience
-        )
+        given = Path(creds) if isinstance(creds, str) and creds else creds or None
+        await client._open(servers, prefix=inbox_prefix("admin"), creds=given, name=name, patience=patience)
         return client
 
     @property
@@ -236,7 +236,7 @@ class Client:
         servers: NatsServers,
         *,
         prefix: str,
-        creds: Path | None = None,
+        creds: Creds | None = None,
         name: str = "client",
         patience: float = CONNECT_SECONDS,
     ) -> None:

@@ -28,7 +28,7 @@ from typing import Any, Literal
 from urllib.parse import ParseResult
 
 import nats.errors
-from nats.aio.client import DEFAULT_BUFFER_SIZE, PING_PROTO, PONG_PROTO, Srv
+from nats.aio.client import DEFAULT_BUFFER_SIZE, PING_PROTO, PONG_PROTO, RawCredentials, Srv
 from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
 from nats.aio.transport import TcpTransport, WebSocketTransport
@@ -44,6 +44,17 @@ Status = Literal["connecting", "connected", "disconnected", "closed"]
 Headers = dict[str, str]
 BeforeConnect = Callable[[], Awaitable[Headers]]
 OnStatus = Callable[[Status, str], None]
+
+
+class CredsText(RawCredentials):
+    """The text of a creds file that need not lie anywhere: an encrypted identity's is never written down."""
+
+    def __repr__(self) -> str:
+        return "CredsText()"
+
+
+Creds = Path | CredsText
+"""Where a user's JWT and seed come from: a file, or its text."""
 
 CONNECT_TIMEOUT = 5
 """Seconds. The auth callout alone may take two when all hubs have just restarted."""
@@ -301,7 +312,7 @@ async def connect(
     *,
     name: str,
     inbox_prefix: str,
-    creds: Path | None = None,
+    creds: Creds | None = None,
     before_connect: BeforeConnect | None = None,
     on_status: OnStatus | None = None,
     timeout: float | None = None,  # noqa: ASYNC109 - the first attempt's whole budget, cleaned up here
@@ -312,7 +323,7 @@ async def connect(
     can make good: an unreadable file, a malformed URL.
     """
     for file in (creds, servers.ca_file):
-        if file is not None and not os.access(file, os.R_OK):
+        if isinstance(file, Path) and not os.access(file, os.R_OK):
             raise NatskitError(f"{file} cannot be read: it does not exist, or belongs to somebody else")
     connection = Connection(before_connect, on_status, servers.ca_file)
     options: dict[str, Any] = {}
@@ -327,7 +338,7 @@ async def connect(
                 servers=list(servers.urls),
                 name=name,
                 inbox_prefix=inbox_prefix,
-                user_credentials=str(creds) if creds is not None else None,
+                user_credentials=str(creds) if isinstance(creds, Path) else creds,
                 connect_timeout=CONNECT_TIMEOUT,
                 max_reconnect_attempts=-1,
                 ping_interval=PING_INTERVAL,

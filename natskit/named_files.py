@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -48,6 +48,31 @@ def problems(site: Topology, now: float) -> Iterator[str]:
                     creds(remote.credentials)
         except SettingsError as error:
             yield f"inventory, host {settings.platform_name}: {error}"
+
+
+def outside(site: Topology) -> list[dict[str, Any]]:
+    """What settings name that has an end: certificates and creds, here or on their hosts."""
+    found = []
+
+    def add(
+        settings: Settings, setting: str, path: Path | str | None, on_host: bool, served: str | None = None
+    ) -> None:
+        if path is not None:
+            place = {"host": settings.platform_name, "path": str(path), "on_host": on_host, "served": served}
+            found.append({"setting": setting} | place)
+
+    for settings in site.proxy:
+        on_host = settings.proxy_certificate_on_host
+        default = settings.platform_root / "proxy" / "tls.crt" if on_host else None
+        served = f"{settings.proxy_name}:{settings.proxy_port}" if on_host else None
+        add(settings, "proxy_certificate", settings.proxy_certificate or default, on_host, served)
+    for settings in site.nats:
+        for listener in ("client", "websocket", "cluster", "leafnode", "gateway", "mqtt"):
+            tls = getattr(settings, f"nats_{listener}_tls")
+            add(settings, f"nats_{listener}_tls", tls.certificate if tls else None, True)
+        for remote in settings.nats_leafnode_remotes:
+            add(settings, "nats_leafnode_remotes", remote.credentials, False)
+    return found
 
 
 def check_certificate(certificate: Path, key: Path, name: str, now: float) -> None:

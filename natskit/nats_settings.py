@@ -191,7 +191,7 @@ class NatsSettings(Part):
     nats_client_tls: Annotated[Tls | None, Structured] = None
     """A further certificate for clients from outside. Source: tls."""
     nats_websocket_tls: Annotated[Tls | None, Structured] = None
-    """The same for WebSockets; only who shows a certificate of the platform's CA gets in. Source: websocket.tls."""
+    """The same for WebSockets; only the proxy gets in, by the CA that is its own. Source: websocket.tls."""
     nats_tls_timeout: Annotated[float, Field(gt=0, le=60), Unit("seconds")] = 5
     """How long a handshake between servers may take. Not the server's 2: all of them come back at once.
     Source: cluster.tls.timeout."""

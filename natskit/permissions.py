@@ -131,6 +131,7 @@ SCOPES: Mapping[Role, Permissions] = {
             "_INBOX.admin.>",
             "$JS.API.INFO",
             *(subject for bucket in BUCKETS for subject in _kv_publish(bucket)),
+            f"$JS.API.STREAM.INFO.KV_{PROBE_BUCKET}",
             f"$JS.API.STREAM.CREATE.KV_{PROBE_BUCKET}",
             f"$JS.API.STREAM.UPDATE.KV_{PROBE_BUCKET}",
             *_AUDIT_WRITE,

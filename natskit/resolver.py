@@ -1,9 +1,10 @@
 """Push the JWT of a NATS account to a running nats-server, and see that it uses it. No connection is lost.
 
-    python -m natskit.resolver [--ca FILE] NATS_URL[,NATS_URL…] SYS_ADMIN_CREDS JWT_FILE…
+    python -m natskit.resolver [--ca FILE] NATS_URL[,NATS_URL…] JWT_FILE… <SYS_ADMIN_CREDS
 
 Of several URLs, which are those of one cluster, any that answers will do: its server tells the others. ``--ca`` is the
-CA of ``tls://`` URLs (PEM). Exits 0 when the server has each JWT, 1 with the reason when it does not.
+CA of ``tls://`` URLs (PEM). The creds of ``SYS/admin`` come as input, since they may be in no file. Exits 0 when the
+server has each JWT, 1 with the reason when it does not.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import nats.errors
 
-from natskit.connection import NatsServers, connect
+from natskit.connection import Creds, CredsText, NatsServers, connect
 from natskit.errors import NatskitError
 from natskit.identity import claims
 from natskit.permissions import inbox_prefix
@@ -26,7 +27,7 @@ from natskit.permissions import inbox_prefix
 TIMEOUT = 5.0
 
 
-async def push(servers: NatsServers, creds: Path, tokens: Iterable[str]) -> None:
+async def push(servers: NatsServers, creds: Creds, tokens: Iterable[str]) -> None:
     """Raises :class:`NatskitError` if the server refuses one, or still answers with another afterwards."""
     client = await connect(
         servers, name="natskit resolver", inbox_prefix=inbox_prefix("admin"), creds=creds, timeout=TIMEOUT
@@ -53,12 +54,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m natskit.resolver", allow_abbrev=False)
     parser.add_argument("--ca", type=Path)
     parser.add_argument("nats_urls", type=lambda text: text.split(","))
-    parser.add_argument("creds", type=Path)
     parser.add_argument("jwts", type=Path, nargs="+")
     asked = parser.parse_args()
     try:
         servers = NatsServers(urls=asked.nats_urls, ca_file=asked.ca)
-        asyncio.run(push(servers, asked.creds, [path.read_text().strip() for path in asked.jwts]))
+        asyncio.run(push(servers, CredsText(sys.stdin.read()), [path.read_text().strip() for path in asked.jwts]))
     except (NatskitError, nats.errors.Error, OSError, TimeoutError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 

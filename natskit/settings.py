@@ -168,6 +168,9 @@ class HubSettings(_Role):
     """Only e-mail addresses of these domains come in for the first time; all, unless told."""
     hub_state_replicas: Annotated[int, Field(ge=1, le=5)] | None = None
     """Copies of the state; unless told 3 on a cluster of nats-servers, 1 where there is one."""
+    hub_state_max_bytes: Annotated[int, Field(ge=1024**2), Unit("bytes")] = 128 * 1024**2
+    """Bytes of each of the five buckets of the state, so that none takes the room of another; an account or a session
+    has about half a kilobyte. nats_jetstream_max_file has to have room for all five."""
 
 
 class ProxySettings(_Role):
@@ -235,7 +238,8 @@ class RunnerSettings(_Role):
     runner_project_file: Annotated[int, Field(ge=1024**2), Unit("bytes")] | None = 2 * 1024**3
     """Bytes of one file (RLIMIT_FSIZE)."""
     runner_project_disk: Annotated[int, Field(ge=16 * 1024**2), Unit("bytes")] | None = 10 * 1024**3
-    """Bytes of a project's files on a host; one that has more is stopped, and its user gets time to clean up."""
+    """Bytes of a project's files on a host, of which each counts as 16 KiB at the least; one that has more is stopped,
+    and its user gets time to clean up."""
     runner_disk_reserve: Bytes = 1024**3
     """Bytes that stay free on a runner's host: below, the project that writes most is stopped."""
     runner_project_window: Annotated[int, Field(ge=128 * 1024, le=32 * 1024**2), Unit("bytes")] = 2 * 1024**2

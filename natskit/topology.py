@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from natskit import named_files
 from natskit.errors import SettingsError
+from natskit.permissions import BUCKETS
 from natskit.settings import HubSettings, Settings, load
 
 ROLES = ("nats", "hub", "proxy", "runner")
@@ -67,19 +69,18 @@ class Topology:
 def validate(hosts: Hosts) -> tuple[Topology, dict[str, Settings]]:
     """The platform as :func:`assemble` makes it, and as a deploy needs it: the files that settings name are there.
 
-    Raises :class:`SettingsError` with a line for each thing that is wrong, on every host.
+    Raises :class:`SettingsError` with a line for each thing that is wrong, and the hosts where it is.
     """
     site, known = assemble(hosts)
     problems = list(named_files.problems(site, now=time.time()))
-    if problems:
-        raise SettingsError("\n".join(problems))
+    refuse(problems)
     return site, known
 
 
 def assemble(hosts: Hosts) -> tuple[Topology, dict[str, Settings]]:
     """The platform, and the settings of each host, from the hosts' names, groups and data.
 
-    Raises :class:`SettingsError` with a line for each thing that is wrong, on every host.
+    Raises :class:`SettingsError` with a line for each thing that is wrong, and the hosts where it is.
     """
     problems: list[str] = []
     known: dict[str, Settings] = {}
@@ -95,14 +96,14 @@ def assemble(hosts: Hosts) -> tuple[Topology, dict[str, Settings]]:
             if role in groups:
                 roles[role].append(known[name])
     if not problems:
-        problems = [*_whole(roles), *_nats(roles["nats"]), *_agree(known), *_differ(known)]
-    if problems:
-        raise SettingsError("\n".join(problems))
+        problems = [*_whole(roles), *_nats(roles["nats"], _state_bytes(roles["hub"])), *_agree(known), *_differ(known)]
+    refuse(problems)
     return Topology(**{role: tuple(settings) for role, settings in roles.items()}), known
 
 
 HUB_WIDE = (
     "hub_state_replicas",
+    "hub_state_max_bytes",
     "hub_session_sliding",
     "hub_session_absolute",
     "hub_audit_days",
@@ -111,6 +112,29 @@ HUB_WIDE = (
     *(key for key in HubSettings.model_fields if key.startswith("hub_oidc_")),
 )
 """Settings that all hubs must have in common: whichever of them is asked has to give the same answer."""
+
+
+def of_hosts(problems: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], str]]:
+    """From a host and what is wrong with it, each: what is wrong, once, with all the hosts that have it."""
+    found: dict[str, list[str]] = {}
+    for host, problem in problems:
+        found.setdefault(problem, []).append(host)
+    return ((hosts, problem) for problem, hosts in found.items())
+
+
+_OF_A_HOST = re.compile(r"inventory, host (\S+): (.*)")
+
+
+def refuse(problems: Iterable[str]) -> None:
+    """Raise :class:`SettingsError` if there are any. What is wrong on several hosts is said once."""
+    lines = [line for problem in problems for line in problem.splitlines()]
+    split = [(found[1], found[2]) if (found := _OF_A_HOST.fullmatch(line)) else ("", line) for line in lines]
+    said = [
+        f"inventory, host{'s' if len(hosts) > 1 else ''} {', '.join(hosts)}: {problem}" if hosts[0] else problem
+        for hosts, problem in of_hosts(split)
+    ]
+    if said:
+        raise SettingsError("\n".join(said))
 
 
 def _whole(roles: Mapping[str, list[Settings]]) -> Iterable[str]:
@@ -126,13 +150,6 @@ def _whole(roles: Mapping[str, list[Settings]]) -> Iterable[str]:
         if len({str(getattr(settings, key)) for settings in roles["hub"]}) > 1:
             yield f"inventory: {key} is not the same on all hubs: set it in group_data/all.py"
     copies = {settings.hub_state_replicas for settings in roles["hub"]}
-    for settings in roles["nats"]:
-        audit = max((hub.hub_audit_bytes for hub in roles["hub"]), default=0)
-        if settings.nats_jetstream and audit > settings.nats_jetstream_max_file:
-            yield (
-                f"inventory, host {settings.platform_name}: nats_jetstream_max_file = "
-                f"{settings.nats_jetstream_max_file} has no room for hub_audit_bytes = {audit}, which is set aside"
-            )
     with_streams = sum(settings.nats_jetstream for settings in roles["nats"])
     for number in copies - {None}:
         if number is not None and number > with_streams:
@@ -149,7 +166,13 @@ NATS_WIDE = (
 """Settings that all nats-servers of a cluster must have in common: put them into group_data/nats.py."""
 
 
-def _nats(servers: list[Settings]) -> Iterable[str]:
+def _state_bytes(hubs: list[Settings]) -> int:
+    """What JetStream sets aside for the buckets of the state, for the audit, and for the probe's bucket."""
+    of_each = (len(BUCKETS) * settings.hub_state_max_bytes + settings.hub_audit_bytes for settings in hubs)
+    return max(of_each, default=0) + 1024**2
+
+
+def _nats(servers: list[Settings], state_bytes: int) -> Iterable[str]:
     """What nats-servers have to agree on, and what they need of each other."""
     for key in NATS_WIDE:
         yield from _same(key, {settings.platform_name: getattr(settings, key) for settings in servers})
@@ -167,10 +190,10 @@ def _nats(servers: list[Settings]) -> Iterable[str]:
                 f"inventory, host {cache[0]}: nats_resolver = 'cache' asks a full one for NATS accounts, and no "
                 "nats-server is full"
             )
-    yield from _jetstream(servers)
+    yield from _jetstream(servers, state_bytes)
 
 
-def _jetstream(servers: list[Settings]) -> Iterable[str]:
+def _jetstream(servers: list[Settings], state_bytes: int) -> Iterable[str]:
     with_streams = [settings for settings in servers if settings.nats_jetstream]
     for settings in with_streams:
         clustered = len(servers) > 1 or bool(settings.nats_cluster_routes)
@@ -178,6 +201,12 @@ def _jetstream(servers: list[Settings]) -> Iterable[str]:
             yield (
                 f"inventory, host {settings.platform_name}: nats_gateway_port and JetStream on a nats-server without "
                 "routes: it would not start (JetStream cluster requires configured routes)"
+            )
+        if settings.nats_jetstream_max_file < state_bytes:
+            yield (
+                f"inventory, host {settings.platform_name}: nats_jetstream_max_file = "
+                f"{settings.nats_jetstream_max_file}: the state and the audit may have {state_bytes} bytes, by "
+                "hub_state_max_bytes and hub_audit_bytes: raise the one, or lower the others"
             )
         if settings.nats_jetstream_previous_key_file and clustered:
             yield (

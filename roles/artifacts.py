@@ -24,12 +24,12 @@ from typing import Any
 from pyinfra import host
 from pyinfra.api import FactBase, FileUploadCommand, StringCommand, operation
 from pyinfra.api.command import QuoteString
-from pyinfra.api.exceptions import PyinfraError
 from pyinfra.facts.files import Directory
 
 from natskit.identity.files import make_private
 from natskit.settings import Settings
 from roles import build
+from roles.errors import DeployError
 
 REPOSITORY = Path(__file__).parent.parent
 LOCKS = REPOSITORY / "requirements"
@@ -84,16 +84,28 @@ def target() -> Target:
     """What this host runs on. Ends the run where natskit does not run."""
     found: Target | None = host.get_fact(HostTarget)
     if found is None or unfit(found):
-        raise PyinfraError(f"{host.name}: {unfit(found)}")
+        raise DeployError(f"{host.name}: {unfit(found)}")
     return found
+
+
+def unknown_version(settings: Settings) -> str:
+    """Why nats-server of the version that is asked for cannot be installed; empty if it can."""
+    lock = _lock(settings)
+    if lock.exists():
+        return ""
+    known = ", ".join(
+        sorted((path.stem for path in lock.parent.glob("*.lock")), key=lambda v: [*map(int, v.split("."))])
+    )
+    return f"nats_version = {settings.nats_version}: its hash is not known here, only of {known}"
+
+
+def _lock(settings: Settings) -> Path:
+    return LOCKS / "nats-server" / f"{settings.nats_version}.lock"
 
 
 def nats_server(settings: Settings) -> Path:
     """Install nats-server on the host; the path of the program there."""
-    lock = LOCKS / "nats-server" / f"{settings.nats_version}.lock"
-    if not lock.exists():
-        known = ", ".join(sorted(path.stem for path in lock.parent.glob("*.lock")))
-        raise PyinfraError(f"nats_version = {settings.nats_version}: its hash is not known here, only of {known}")
+    lock = _lock(settings)
     on, folder = target(), settings.platform_programs / "nats-server" / settings.nats_version
 
     def made(scratch: Path) -> None:
@@ -282,4 +294,4 @@ def _uv(*words: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = " ".join(done.stderr.split())[-500:]
-        raise PyinfraError(f"what the hosts need cannot be fetched: {said}")
+        raise DeployError(f"what the hosts need cannot be fetched: {said}")

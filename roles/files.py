@@ -15,7 +15,7 @@ from pyinfra.api.operation import OperationMeta
 from pyinfra.facts.files import Sha1File
 from pyinfra.operations import files
 
-from natskit.errors import SettingsError
+from roles.errors import DeployError
 
 CANDIDATE = ".candidate"
 AS_USER = (
@@ -44,13 +44,20 @@ class WrittenFile:
 
 
 def checked_file(
-    *, name: str, content: str, path: Path, mode: str = "600", owner: str = "", check: Sequence[str] = ()
+    *,
+    name: str,
+    content: str,
+    path: Path,
+    mode: str = "600",
+    owner: str = "",
+    check: Sequence[str] = (),
+    explain: str = "",
 ) -> WrittenFile:
     """Write a file when its content differs; with ``check``, only after that program has accepted it.
 
     The candidate is written beside the file, ``{}`` in ``check`` stands for its path, and it is moved into place, at
     once, when the check succeeds. A refused candidate is removed and the run of this host fails with what the program
-    said; the old file stays.
+    said, and with ``explain``; the old file stays.
 
     The content goes through the command's input: never into an argv, and never into a file that others may read, as
     the temporary file of an upload over SSH with sudo would be.
@@ -62,6 +69,7 @@ def checked_file(
         mode=mode,
         owner=owner,
         check=list(check),
+        explain=explain,
     )
     return WrittenFile(path, operation)
 
@@ -79,7 +87,7 @@ class _Content:
 
 @operation()
 def _written(
-    content: _Content, path: str, mode: str, owner: str, check: list[str]
+    content: _Content, path: str, mode: str, owner: str, check: list[str], explain: str
 ) -> Generator[StringCommand, None, None]:
     if host.get_fact(Sha1File, path=path) == content.digest:
         host.noop(f"{path} is as it should be")
@@ -93,7 +101,8 @@ def _written(
         command = " ".join(candidate if word == "{}" else shlex.quote(word) for word in check)
         # As the user who will read it: nginx makes its folders even when it only checks, and binds its ports.
         command = f"{AS_USER.format(user=owner)} {command}" if owner else command
-        steps.append(f"{{ {command} > {log} 2>&1 || {{ cat {log} >&2; rm -f {candidate} {log}; exit 1; }}; }}")
+        refuse = f"cat {log} >&2; echo {shlex.quote(explain)} >&2; rm -f {candidate} {log}; exit 1"
+        steps.append(f"{{ {command} > {log} 2>&1 || {{ {refuse}; }}; }}")
         steps.append(f"rm -f {log}")
     steps.append(f"mv {candidate} {shlex.quote(path)}")
     yield StringCommand(" && ".join(steps), _stdin=base64.b64encode(content.data).decode())
@@ -108,6 +117,6 @@ def stage(what: str) -> Generator[StringCommand, None, None]:
 
 
 def require_directory(path: Path, what: str) -> None:
-    """Raise :class:`SettingsError` if a folder of the control machine is missing."""
+    """End the run if a folder of the control machine is missing."""
     if not path.is_dir():
-        raise SettingsError(f"{path} is missing: {what}")
+        raise DeployError(f"{path} is missing: {what}")

@@ -118,7 +118,7 @@ def program_file(settings: Settings, site: Topology, runners: dict[str, dict[str
     """The content of ``hub.json``, checked by the hub's own model."""
     directory = settings.platform_root / name
     files = directory / "tls"
-    certificate = {"certificate": files / "host.crt", "key": files / "host.key", "ca": files / "ca.crt"}
+    certificate = {"certificate": files / "host.crt", "key": files / "host.key", "ca": files / "proxy-ca.crt"}
     program = HubProgram.model_validate(
         {
             "name": site.hub_label(settings, name),
@@ -135,7 +135,7 @@ def program_file(settings: Settings, site: Topology, runners: dict[str, dict[str
             },
             "authorization_ttl_seconds": settings.hub_authorization_ttl,
             "password": {"argon2_concurrency": settings.hub_password_concurrency},
-            "state": {"replicas": site.replicas},
+            "state": {"replicas": site.replicas, "max_bytes": settings.hub_state_max_bytes},
             "audit": {"max_age_seconds": settings.hub_audit_days * 86_400, "max_bytes": settings.hub_audit_bytes},
             "backends": {name: backend.model_dump() for name, backend in settings.hub_backends.items()},
             "oidc": _oidc(settings, site, directory),

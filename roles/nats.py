@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pyinfra import host
 from pyinfra.api import FactBase
-from pyinfra.api.exceptions import OperationError, PyinfraError
+from pyinfra.api.exceptions import OperationError
 from pyinfra.operations import python
 
 from natskit import named_files
@@ -19,6 +19,7 @@ from natskit.render import nats_values, render
 from natskit.settings import Settings
 from natskit.topology import Topology
 from roles import service, tls
+from roles.errors import DeployError
 from roles.files import WrittenFile, checked_file, private_directory
 from roles.platform import ca_file
 from roles.program import Program
@@ -59,13 +60,15 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
     environment, restart_on = _environment(settings, directory)
     # Where the keys are not in reach, any will do to check a configuration.
     variables = ["env", *(f"{name}=unknown" for name in environment)] if environment else []
+    configuration = render("nats-server.conf", values(settings, site, identity))
     reload_on.append(
         checked_file(
             name="Render nats-server.conf",
-            content=render("nats-server.conf", values(settings, site, identity)),
+            content=configuration,
             path=directory / "nats-server.conf",
             owner=owner,
             check=[*variables, str(server), "-t", "-c", "{}"],
+            explain=f"of these lines, {own_lines(settings, configuration)}",
         )
     )
 
@@ -162,7 +165,7 @@ def _room(settings: Settings) -> None:
     room, wanted = host.get_fact(DiskRoom, folder=folder), settings.nats_jetstream_max_file
     wanted += settings.nats_jetstream_reserve
     if room < wanted:
-        raise PyinfraError(
+        raise DeployError(
             f"{host.name}: the disk of {folder} has room for {room // 1024**2} MiB, and nats_jetstream_max_file with "
             f"nats_jetstream_reserve is {wanted // 1024**2} MiB: make room, or lower one of them"
         )
@@ -170,15 +173,15 @@ def _room(settings: Settings) -> None:
 
 def _push(settings: Settings, identity: Identity, account: str) -> None:
     """A running server takes a changed NATS account over the bus, without losing a connection."""
-    folder = identity.directory / "stores" / "natskit" / "accounts" / account
+    token = identity.directory / "stores" / "natskit" / "accounts" / account / f"{account}.jwt"
     words = [
         sys.executable,
         "-m",
         "natskit.resolver",
         *(["--ca", str(ca_file(settings))] if settings.platform_tls else []),
     ]
-    words += [settings.nats_url, str(identity.creds_path("SYS", "admin")), str(folder / f"{account}.jwt")]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    words += [settings.nats_url, str(token)]
+    done = subprocess.run(words, input=identity.creds("SYS", "admin"), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise OperationError(
             f"nats-server of {host.name} does not take NATS account {account}: {done.stderr.strip()[-300:]}; "
@@ -189,6 +192,20 @@ def _push(settings: Settings, identity: Identity, account: str) -> None:
 def account_file(settings: Settings, identity: Identity, account: str) -> Path:
     """Where the resolver keeps the JWT of a NATS account."""
     return settings.platform_root / "nats" / "jwt" / f"{identity.account_public_key(account)}.jwt"
+
+
+def own_lines(settings: Settings, configuration: str) -> str:
+    """Which lines of nats-server.conf are the user's own words, since nats-server only says which line is wrong."""
+    lines = configuration.splitlines()
+    texts = {f"nats_section_extra.{section}": text for section, text in settings.nats_section_extra.items()}
+    texts |= {"nats_extra": settings.nats_extra}
+    ranges = []
+    for setting, text in texts.items():
+        mark = next((number for number, line in enumerate(lines, 1) if line.strip() == f"# {setting}"), None)
+        if text and mark:
+            ranges.append(f"{mark + 1} to {mark + len(text.splitlines())} are {setting}")
+    place = f"inventory, host {settings.platform_name}"
+    return f"{', '.join(ranges)} ({place})" if ranges else f"all are made from settings ({place}): docs/settings.md"
 
 
 def values(settings: Settings, site: Topology, identity: Identity) -> dict[str, object]:

@@ -12,19 +12,22 @@ from pathlib import Path
 from typing import IO, Any
 
 from pyinfra.api import Host, Inventory
-from pyinfra.api.exceptions import PyinfraError
 
-from natskit import __version__, topology
+from natskit import __version__, named_files, topology
 from natskit.errors import NatskitError, SettingsError
-from natskit.identity import Identity
+from natskit.identity import Identity, passphrase
 from natskit.identity.files import make_private, write_private
 from natskit.identity.tls import ensure_ca
+from natskit.identity.vault import Vault
 from natskit.settings import Settings
 from natskit.topology import Topology
-from roles import build, preflight, service
+from roles import artifacts, build, preflight, service, tls
+from roles.errors import DeployError
 
 CONNECTOR_KEYS = ("ssh_", "docker_", "_")
 """Prefixes of data that pyinfra's connectors read, not natskit."""
+
+passphrase.withdraw()
 
 _locks: dict[Path, IO[str]] = {}
 _platform: list[tuple[Topology, dict[str, Settings]]] = []
@@ -45,18 +48,27 @@ def validate(host: Host, inventory: Inventory) -> tuple[Settings, Topology]:
         site, known = _platform[0]
         return known[host.name], site
     except NatskitError as error:
-        raise PyinfraError(str(error)) from None
+        raise DeployError(str(error)) from None
 
 
 def _checked(inventory: Inventory) -> tuple[Topology, dict[str, Settings]]:
     site, known = topology.validate((h.name, h.groups, _ours(h.data.dict())) for h in inventory)  # type: ignore[no-untyped-call]
+    on_systemd = service.uses_systemd(next(iter(known.values())))
+    if on_systemd:
+        topology.refuse(
+            f"inventory, host {settings.platform_name}: {problem}"
+            for settings in site.nats
+            if (problem := artifacts.unknown_version(settings))
+        )
     for settings in known.values():
         build.environment(settings, [*settings.hub_api_packages, *settings.runner_project_api_packages])
         if not service.uses_systemd(settings):
             preflight.check(settings)
+    first = next(iter(known.values()))
     if not is_dry():
-        _lock(next(iter(known.values())).control)
-    if service.uses_systemd(next(iter(known.values()))):
+        _lock(first.control)
+    Vault(first.identity).unlock()
+    if on_systemd:
         preflight.check_hosts(inventory, site, known)
     return site, known
 
@@ -87,15 +99,27 @@ def identity(settings: Settings) -> Identity:
     try:
         found = Identity.ensure(settings.identity, now=int(time.time()), write=not is_dry())
         if not is_dry():
-            ensure_ca(found.directory, now=int(time.time()))
+            ensure_ca(found.files, now=int(time.time()))
         return found
     except NatskitError as error:
-        raise PyinfraError(str(error)) from None
+        raise DeployError(str(error)) from None
 
 
 def ca_file(settings: Settings) -> Path:
     """The certificate of the platform's CA, on the control machine."""
     return settings.identity / "tls" / "ca.crt"
+
+
+def certificates(site: Topology) -> list[str]:
+    """Those of the platform's CAs that a program uses: their paths within the identity, without ``.crt``."""
+    proxy = site.proxy[0]
+    found = [] if proxy.proxy_certificate or proxy.proxy_certificate_on_host else ["tls/proxy"]
+    for role in ("nats", "hub", "proxy"):
+        for settings in getattr(site, role):
+            name = f"tls/hosts/{settings.platform_name}-{role}"
+            folders = {"nats": ("", f"{tls.ROUTES}/"), "hub": ("",), "proxy": (f"{tls.PROXY}/",)}[role]
+            found += [folder + name for folder in folders] if settings.platform_tls else []
+    return found
 
 
 def describe(site: Topology, identity: Identity) -> None:
@@ -121,6 +145,8 @@ def describe(site: Topology, identity: Identity) -> None:
             "num_replicas": site.replicas,
         },
         "first_account": site.hub[0].platform_first_account,
+        "certificates": certificates(site),
+        "named_files": named_files.outside(site),
     }
     if not service.uses_systemd(first):
         content |= {

@@ -19,7 +19,7 @@ from pyinfra.context import ctx_host
 
 from natskit.errors import SettingsError
 from natskit.settings import Settings
-from natskit.topology import Topology
+from natskit.topology import Topology, of_hosts
 from roles import artifacts, look
 
 LEAST_FREE = 1024**3
@@ -48,15 +48,16 @@ def check(settings: Settings) -> None:
 
 
 def check_hosts(inventory: Inventory, site: Topology, known: dict[str, Settings]) -> None:
-    """Look at every host that is connected. Raises :class:`SettingsError` with one line for each problem of any."""
+    """Look at every host that is connected. Raises :class:`SettingsError`: a line for each problem, and who has it."""
     hosts = list(inventory.get_active_hosts())
     looking = [gevent.spawn(_problems, host, site, known[host.name]) for host in hosts]
     gevent.joinall(looking, raise_error=True)
-    problems = [
-        f"{host.name}: {problem}" for host, found in zip(hosts, looking, strict=True) for problem in found.value
-    ]
-    if problems:
-        raise SettingsError("\n".join(problems))
+    problems = of_hosts(
+        (host.name, problem) for host, found in zip(hosts, looking, strict=True) for problem in found.value
+    )
+    lines = [f"{', '.join(names)}: {problem}" for names, problem in problems]
+    if lines:
+        raise SettingsError("\n".join(lines))
 
 
 def ports(settings: Settings, site: Topology | None = None) -> dict[int, str]:
@@ -68,12 +69,17 @@ def ports(settings: Settings, site: Topology | None = None) -> dict[int, str]:
             settings.nats_websocket_port: "nats_websocket_port",
             settings.nats_monitor_port: "nats_monitor_port",
         }
+        for key in ("nats_leafnode_port", "nats_gateway_port", "nats_mqtt_port"):
+            if (port := getattr(settings, key)) is not None:
+                found[port] = key
     if site is not None and settings in site.nats and len(site.nats) > 1:
         found[settings.nats_cluster_port] = "nats_cluster_port"
     if site is None or settings in site.hub:
         found |= dict.fromkeys(settings.hub_ports, "hub_port")
     if site is None or settings in site.proxy:
         found[settings.proxy_port] = "proxy_port"
+        if settings.http_port:
+            found[settings.http_port] = "proxy_http_port"
     return found
 
 

@@ -98,8 +98,7 @@ def _certificate(settings: Settings, identity: Identity) -> tuple[str, str]:
     if settings.proxy_certificate and settings.proxy_key and not settings.proxy_certificate_on_host:
         return settings.proxy_certificate.expanduser().read_text(), settings.proxy_key.expanduser().read_text()
     hosts = settings.proxy_certificate_hosts or [settings.proxy_name, settings.platform_address]
-    with tls.keys(identity) as folder:
-        return ensure_server_certificate(folder, "proxy", hosts, now=int(time.time()))
+    return ensure_server_certificate(identity.files, "proxy", hosts, now=int(time.time()))
 
 
 def wheel() -> Path:

@@ -12,7 +12,7 @@ from natskit.identity.tls import ensure_ca
 from natskit.runner.program import RunnerProgram
 from natskit.settings import Settings
 from natskit.topology import Topology
-from roles import build, service, systemd, tls
+from roles import build, service, systemd
 from roles.files import checked_file, private_directory
 from roles.program import Program
 
@@ -33,8 +33,7 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
         ),
     ]
     if settings.platform_tls:
-        with tls.keys(identity) as folder:
-            authority = ensure_ca(folder, now=int(time.time())).read_text()
+        authority = identity.files.read(ensure_ca(identity.files, now=int(time.time()))).decode()
         # Projects may read it as well, which they may not in the runner's folder.
         files.append(checked_file(name="Give the runner the CA", content=authority, path=ca_file(settings), mode="644"))
     command = [python, "-m", "natskit.runner", "--settings", str(directory / "runner.json")]

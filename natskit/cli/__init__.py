@@ -1,4 +1,4 @@
-"""The command ``natskit``: accounts, projects, commands in projects, health, templates, and a new inventory.
+"""The command ``natskit``: accounts, projects, commands in projects, health, keys, templates, and a new inventory.
 
 Commands import what they need when they run, so that ``natskit --help`` is quick.
 """
@@ -14,6 +14,7 @@ from natskit.cli.audit import audit
 from natskit.cli.backend import backend
 from natskit.cli.execute import execute
 from natskit.cli.health import ready, status
+from natskit.cli.identity import identity
 from natskit.cli.inventory import init
 from natskit.cli.project import project
 from natskit.cli.template import render
@@ -45,7 +46,7 @@ def cli(context: click.Context, directory: str) -> None:
     context.obj = directory
 
 
-for command in (account, project, execute, audit, backend, status, ready, render, init):
+for command in (account, project, execute, audit, backend, status, ready, identity, render, init):
     cli.add_command(command)
 
 

@@ -65,7 +65,11 @@ class Report:
 
 
 def inspect(platform: Platform) -> Report:
-    """Ask every part. Raises nothing: what does not answer is ``failed``."""
+    """Ask every part: what does not answer is ``failed``.
+
+    Raises :class:`IdentityError` when there are no creds to ask with, as after a wrong passphrase.
+    """
+    platform.creds("sys_admin")
     running: list[Process] = []
     if socket := platform.content.get("supervisor_socket"):
         try:
@@ -110,7 +114,7 @@ async def _servers(platform: Platform) -> list[Part]:
             servers,
             name="natskit status",
             inbox_prefix=inbox_prefix("admin"),
-            creds=Path(platform["creds"]["sys_admin"]),
+            creds=platform.creds("sys_admin"),
             timeout=TIMEOUT,
         )
     except NatskitError as error:

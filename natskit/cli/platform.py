@@ -19,6 +19,7 @@ from natskit.errors import ConnectionLostError, SettingsError
 
 if TYPE_CHECKING:
     from natskit.client import Client
+    from natskit.connection import CredsText
 
 T = TypeVar("T")
 
@@ -50,10 +51,17 @@ class Platform:
         """Connect as the operator. Raises :class:`ConnectionLostError`."""
         from natskit.client import Client
 
-        creds, ca_file = self["creds"]["platform_admin"], self["nats_ca_file"]
+        creds, ca_file = self.creds("platform_admin"), self["nats_ca_file"]
         return await Client.admin(
             self["nats_urls"], creds, ca_file=ca_file, name=name, patience=patience, said_by=os_user()
         )
+
+    def creds(self, user: str) -> CredsText:
+        """The creds of a user of the operator, sealed or not. Raises :class:`IdentityError`."""
+        from natskit.connection import CredsText
+        from natskit.identity.vault import Vault
+
+        return CredsText(Vault(Path(self["identity"])).read(Path(self["creds"][user])).decode())
 
     def __getitem__(self, key: str) -> Any:
         try:

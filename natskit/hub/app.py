@@ -88,7 +88,7 @@ class Hub:
         platform = self._nats["platform"]
         self.state = State(
             platform,
-            self.program.state.replicas,
+            self.program.state,
             self.program.runners,
             locked_out=lambda names: self.connections.cut_now(names),
             ended=lambda names: self.connections.cut_ended(names),

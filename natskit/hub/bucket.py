@@ -24,8 +24,10 @@ from nats.aio.subscription import Subscription
 
 from natskit.connection import Connection
 from natskit.errors import StateError
+from natskit.hub.program import StateSettings
 from natskit.hub.records import Record
 from natskit.permissions import PROBE_BUCKET
+from natskit.rpc import RpcError
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +43,14 @@ LAG_SECONDS = 0.2
 MARKER_TTL = "1h"
 """Delete markers go away by themselves; a hub that was away for longer reads the bucket anew anyhow."""
 
+KEPT_ROOM = 1 / 8
+"""The part of a bucket that is for changing and deleting what there is already, for which nats-server needs room too:
+in a full stream nobody could be signed out or locked out."""
+
 _WRONG_LAST_SEQUENCE = (10071, 10164)
 _STREAM_NOT_FOUND = 10059
 _NAME_IN_USE = 10058
+_NO_ROOM = 10077
 
 
 class ConflictError(StateError):
@@ -75,27 +82,50 @@ async def ensure_probe_bucket(connection: Connection, replicas: int) -> None:
 
     Raises :class:`StateError`.
     """
+    # Values of servers that are gone must not stand in the way: the oldest makes room.
+    await _stream(
+        connection,
+        PROBE_BUCKET,
+        {"num_replicas": replicas, "max_bytes": 1 << 20, "max_msg_size": 256, "discard": "old"},
+    )
+
+
+async def _stream(connection: Connection, bucket: str, wanted: dict[str, Any]) -> dict[str, Any]:
+    """The stream of a bucket: made, if it is not there, and with the replicas and the room it should have.
+
+    Raises :class:`StateError`.
+    """
+    stream = f"KV_{bucket}"
     config = {
-        "name": f"KV_{PROBE_BUCKET}",
-        "subjects": [f"$KV.{PROBE_BUCKET}.>"],
-        "num_replicas": replicas,
-        # On disk, as the state is: a full or read-only disk has to be noticed.
+        "name": stream,
+        "subjects": [f"$KV.{bucket}.>"],
+        # A full or read-only disk has to be noticed, by the probe as well.
         "storage": "file",
         "max_msgs_per_subject": 1,
-        "max_msg_size": 256,
-        "max_bytes": 1 << 20,
-        # Values of servers that are gone must not stand in the way.
-        "discard": "old",
         "allow_direct": True,
-    }
-    for verb in ("CREATE", "UPDATE"):
-        subject = f"$JS.API.STREAM.{verb}.KV_{PROBE_BUCKET}"
-        answer = await connection.request(subject, json.dumps(config).encode(), timeout=REQUEST_SECONDS)
-        error = json.loads(answer.data).get("error", {})
-        if error.get("err_code") != _NAME_IN_USE:
-            break
-    if error:
-        raise _ApiError(subject, error)
+    } | wanted
+    try:
+        info = await _api(connection, f"STREAM.INFO.{stream}", {})
+    except _ApiError as error:
+        if error.code != _STREAM_NOT_FOUND:
+            raise
+        try:
+            return await _api(connection, f"STREAM.CREATE.{stream}", config)
+        except _ApiError as refused:
+            if refused.code != _NAME_IN_USE:  # another hub made it at the same moment
+                raise
+            info = await _api(connection, f"STREAM.INFO.{stream}", {})
+    # The platform has become a cluster, or has shrunk: what there is already is copied, or given up.
+    changed = {key: config[key] for key in ("num_replicas", "max_bytes") if info["config"].get(key) != config[key]}
+    return await _api(connection, f"STREAM.UPDATE.{stream}", info["config"] | changed) if changed else info
+
+
+async def _api(connection: Connection, verb: str, body: dict[str, Any]) -> dict[str, Any]:
+    answer = await connection.request(f"$JS.API.{verb}", json.dumps(body).encode(), timeout=REQUEST_SECONDS)
+    parsed: dict[str, Any] = json.loads(answer.data)
+    if "error" in parsed:
+        raise _ApiError(verb, parsed["error"])
+    return parsed
 
 
 class Bucket(Generic[RecordT]):
@@ -107,7 +137,7 @@ class Bucket(Generic[RecordT]):
         name: str,
         parse: Callable[[str, bytes], RecordT],
         on_change: Callable[[str, RecordT | None], None],
-        replicas: int,
+        stored: StateSettings,
     ) -> None:
         self.name = name
         self.entries: dict[str, Entry[RecordT]] = {}
@@ -116,7 +146,8 @@ class Bucket(Generic[RecordT]):
         self._connection = connection
         self._parse = parse
         self._on_change = on_change
-        self._replicas = replicas
+        self._stored = stored
+        self._is_full = False
         self._markers: dict[str, int] = {}
         self._fill: _Fill[RecordT] | None = None
         self._fill_floor = 0
@@ -189,7 +220,8 @@ class Bucket(Generic[RecordT]):
     ) -> RecordT | None:
         """Compare-and-set with what ``mutate`` makes of the value; ``None`` deletes. Retries when others were first.
 
-        Returns when this hub's view has the new value. What ``mutate`` raises goes to the caller.
+        Returns when this hub's view has the new value. What ``mutate`` raises goes to the caller. Raises
+        :class:`StateError`, and :class:`RpcError` when there is no room for another key.
         """
         deadline = asyncio.get_running_loop().time() + REQUEST_SECONDS
         while asyncio.get_running_loop().time() < deadline:
@@ -198,6 +230,8 @@ class Bucket(Generic[RecordT]):
             value = mutate(entry.value if entry else None)
             if value == (entry.value if entry else None):
                 return value
+            if entry is None and self._is_full:
+                raise self._no_room()
             expected = entry.revision if entry else self._markers.get(key, 0)
             try:
                 revision = await self._write(key, value, expected, ttl)
@@ -241,8 +275,20 @@ class Bucket(Generic[RecordT]):
             refusal = ack["error"]
             if refusal.get("err_code") in _WRONG_LAST_SEQUENCE:
                 raise ConflictError(str(refusal.get("description", "")))
+            if refusal.get("err_code") == _NO_ROOM:
+                raise self._no_room()
             raise StateError(f"the state could not be written: {refusal.get('description')}")
         return int(ack["seq"])
+
+    def _note_room(self, info: dict[str, Any]) -> None:
+        self._is_full = info["state"]["bytes"] > info["config"]["max_bytes"] * (1 - KEPT_ROOM)
+
+    def _no_room(self) -> RpcError:
+        return RpcError(
+            "limit",
+            f"the platform has no room for more {self.name} ({self._stored.max_bytes} bytes): whoever runs it has to "
+            "raise hub_state_max_bytes",
+        )
 
     async def _reach(self, revision: int) -> None:
         if self.applied >= revision:
@@ -261,7 +307,17 @@ class Bucket(Generic[RecordT]):
     # ---- following
 
     async def _watch(self) -> None:
-        info = await self._stream()
+        wanted = {
+            "num_replicas": self._stored.replicas,
+            "max_bytes": self._stored.max_bytes,
+            "max_msg_size": 64 * 1024,
+            "discard": "new",
+            "deny_delete": True,
+            "allow_rollup_hdrs": True,
+            "allow_msg_ttl": True,
+        }
+        info = await _stream(self._connection, self.name, wanted)
+        self._note_room(info)
         deliver = self._connection.new_inbox()
         self._fill, self._delivered = _Fill({}, {}), 0
         self._fill_floor = int(info["state"]["last_seq"])
@@ -281,8 +337,8 @@ class Bucket(Generic[RecordT]):
             "num_replicas": 1,
         }
         self._heard = asyncio.get_running_loop().time()
-        created = await self._api(
-            f"CONSUMER.CREATE.KV_{self.name}", {"stream_name": f"KV_{self.name}", "config": config}
+        created = await _api(
+            self._connection, f"CONSUMER.CREATE.KV_{self.name}", {"stream_name": f"KV_{self.name}", "config": config}
         )
         if created.get("num_pending", 0) == 0 and self._delivered == 0:
             self._filled()
@@ -303,7 +359,9 @@ class Bucket(Generic[RecordT]):
                 return
             if loop.time() - checked >= CHECK_SECONDS and self._fill is None:
                 checked = loop.time()
-                state = (await self._api(f"STREAM.INFO.KV_{self.name}", {}))["state"]
+                info = await _api(self._connection, f"STREAM.INFO.KV_{self.name}", {})
+                self._note_room(info)
+                state = info["state"]
                 was_ahead, ahead = ahead, int(state["last_seq"]) != self.applied
                 if was_ahead and ahead:
                     log.warning("bucket %s: the stream is at %s, the view at %s", self.name, state, self.applied)
@@ -397,43 +455,3 @@ class Bucket(Generic[RecordT]):
         for future in self._changed:
             if not future.done():
                 future.set_result(None)
-
-    # ---- the stream
-
-    async def _stream(self) -> dict[str, Any]:
-        try:
-            info = await self._api(f"STREAM.INFO.KV_{self.name}", {})
-        except _ApiError as error:
-            if error.code != _STREAM_NOT_FOUND:
-                raise
-        else:
-            if info["config"]["num_replicas"] == self._replicas:
-                return info
-            # The platform has become a cluster, or has shrunk: what there is already is copied, or given up.
-            return await self._api(f"STREAM.UPDATE.KV_{self.name}", info["config"] | {"num_replicas": self._replicas})
-        config = {
-            "name": f"KV_{self.name}",
-            "subjects": [f"{self._prefix}>"],
-            "storage": "file",
-            "num_replicas": self._replicas,
-            "max_msgs_per_subject": 1,
-            "max_msg_size": 64 * 1024,
-            "discard": "new",
-            "deny_delete": True,
-            "allow_rollup_hdrs": True,
-            "allow_direct": True,
-            "allow_msg_ttl": True,
-        }
-        try:
-            return await self._api(f"STREAM.CREATE.KV_{self.name}", config)
-        except _ApiError as error:
-            if error.code != _NAME_IN_USE:  # another hub made it at the same moment
-                raise
-            return await self._api(f"STREAM.INFO.KV_{self.name}", {})
-
-    async def _api(self, verb: str, body: dict[str, Any]) -> dict[str, Any]:
-        answer = await self._connection.request(f"$JS.API.{verb}", json.dumps(body).encode(), timeout=REQUEST_SECONDS)
-        parsed: dict[str, Any] = json.loads(answer.data)
-        if "error" in parsed:
-            raise _ApiError(verb, parsed["error"])
-        return parsed

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from natskit.errors import OidcError, SignInError
+from natskit.errors import OidcError, SignInError, StateError
 from natskit.hub import backend
 from natskit.hub.answers import (
     RefusedError,
@@ -113,6 +113,8 @@ class Doors:
                 user_agent=agent,
             )
             return _page(403, f"You cannot come in here: {error}.")
+        except StateError:
+            return _page(503, "This is not possible at this moment. Try again in a while.")
         self._hub.metrics.sign_ins.labels("ok").inc()
         self._hub.audit.record_of_account(
             "sign_in",

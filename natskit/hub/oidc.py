@@ -32,7 +32,7 @@ from joserfc.errors import BadSignatureError, InvalidKeyIdError, JoseError
 from joserfc.jwk import KeySet
 from joserfc.jws import JWSRegistry
 
-from natskit.errors import OidcError, SettingsError, SignInError
+from natskit.errors import OidcError, SettingsError, SignInError, StateError
 from natskit.hub.accounts import Accounts
 from natskit.hub.audit import Audit
 from natskit.hub.program import OidcSettings
@@ -117,6 +117,9 @@ class Oidc:
         except SignInError as error:
             self._refused(error.reason, error.account_id, address, user_agent)
             raise OidcError(403, error.reason, "This account may not use the platform.") from None
+        except (RpcError, StateError) as error:
+            log.warning("sign-in at %s failed: %s", self.settings.issuer, error)
+            raise OidcError(503, "unavailable", "This is not possible at this moment. Try again in a while.") from None
         self._audit.record_of_account(
             "sign_in",
             account=account_id,
@@ -153,6 +156,8 @@ class Oidc:
                 self._issuer, subject, email, made_by=self._issuer, check=self._check
             )
         except RpcError as error:
+            if error.kind == "limit":
+                raise
             raise OidcError(403, error.kind, f"{error.message}.") from None
         if made:
             self._audit.record(

@@ -17,7 +17,9 @@ class _Part(BaseModel):
 
 
 class TlsFiles(_Part):
-    """PEM files: what the hub serves with, and the CA whose certificates its clients must show."""
+    """PEM files: what the hub serves with, and the CA whose certificates its clients must show: the proxy's own.
+
+    Who shows the hub's own certificate is let in too."""
 
     certificate: Path
     key: Path
@@ -56,9 +58,10 @@ class PasswordSettings(_Part):
 
 
 class StateSettings(_Part):
-    """Replicas of the KV buckets: 3 on a cluster, 1 on one machine."""
+    """Replicas of the KV buckets: 3 on a cluster, 1 on one machine; and the bytes each of them may have."""
 
     replicas: int = Field(default=1, ge=1, le=5)
+    max_bytes: int = Field(default=128 * 1024**2, ge=1024)
 
 
 class AuditSettings(_Part):

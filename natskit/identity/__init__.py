@@ -2,23 +2,21 @@
 
 Everything lives in one directory on the control machine, mode 0700, in nsc's layout: ``keys/keys`` (seeds),
 ``keys/creds``, ``stores``. ``natskit.json`` says which public key plays which role; it is written last, so a directory
-without it was never finished.
+without it was never finished. Secrets may be sealed with age (:mod:`natskit.identity.vault`).
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from natskit.errors import ClaimsError, IdentityError
 from natskit.identity import claims, nkey
-from natskit.identity.files import check_private, make_private, write_private
+from natskit.identity.files import check_private, locked
+from natskit.identity.vault import Vault, refuse_half_encrypted
 from natskit.permissions import CALLOUT, SCOPES, SYSTEM_SCOPES, Permissions, check_id
 
 __all__ = ["HubKeys", "Identity"]
@@ -36,7 +34,7 @@ STATIC_USERS = (
 """The users that are minted at deploy time and hold creds files: the hubs, the one who administers, and the probe that
 a deploy runs around the restart of a nats-server."""
 
-_INDEX = "natskit.json"
+INDEX = "natskit.json"
 _KIND_FOLDERS: dict[str, nkey.Kind] = {"O": "operator", "A": "account", "U": "user"}
 
 
@@ -68,9 +66,10 @@ class Identity:
 
     def __init__(self, directory: Path, index: dict[str, Any], seeds: dict[str, str], *, write: bool) -> None:
         self.directory = directory
+        self.files = Vault(directory, write=write)
+        """Its files; the CA's are beside the others."""
         self._index = index
         self._seeds = seeds
-        self._write = write
         self._loaded = False
         self._jwts: dict[str, str] = {}
 
@@ -83,10 +82,11 @@ class Identity:
         """
         if directory.exists():
             check_private(directory)
-        with _locked(directory) if write else _unlocked():
-            if (directory / _INDEX).exists():
-                identity = cls.load(directory)
-                identity._write, identity._loaded = write, False
+        with locked(directory) if write else nullcontext():
+            refuse_half_encrypted(directory)
+            if (directory / INDEX).exists():
+                identity = cls.load(directory, write=write)
+                identity._loaded = False
             else:
                 _refuse_half_written(directory)
                 identity = cls(directory, {}, {}, write=write)
@@ -96,17 +96,29 @@ class Identity:
             return identity
 
     @classmethod
-    def load(cls, directory: Path) -> Identity:
-        """The identity in ``directory``. Raises :class:`IdentityError` if there is none, or it is not whole."""
-        path = directory / _INDEX
+    def load(cls, directory: Path, *, write: bool = False) -> Identity:
+        """The identity in ``directory``. Raises :class:`IdentityError` if there is none, or it is not whole.
+
+        With ``write=True`` what changes in it later is written.
+        """
+        path = directory / INDEX
         if not path.exists():
             _refuse_half_written(directory)
             raise IdentityError(f"{directory} holds no identity: a deploy makes one")
         check_private(directory)
-        identity = cls(directory, *_read_index(directory, {}), write=False)
+        identity = cls(directory, *_read_index(Vault(directory), {}), write=write)
         identity._loaded = True
         identity._jwts = {name: _read_optional(path) for name, path in identity._jwt_paths().items()}
         return identity
+
+    @property
+    def _write(self) -> bool:
+        """Whether what changes is written."""
+        return self.files.writes
+
+    @_write.setter
+    def _write(self, write: bool) -> None:
+        self.files.writes = write
 
     @property
     def operator_jwt(self) -> str:
@@ -160,9 +172,9 @@ class Identity:
         that was only loaded.
         """
         check_id(runner_id, "runner id")
-        with _locked(self.directory) if self._write else _unlocked():
+        with locked(self.directory) if self._write else nullcontext():
             if self._write:  # another deploy may have added its runner since
-                self._index, self._seeds = _read_index(self.directory, self._seeds)
+                self._index, self._seeds = _read_index(self.files, self._seeds)
             runners: dict[str, str] = self._index["runners"]
             if runner_id not in runners:
                 if self._loaded:
@@ -191,7 +203,7 @@ class Identity:
             self._sign(name, wanted, seed, self._jwt_paths()[name])
         if self._write:
             for account, user in STATIC_USERS:
-                write_private(self.creds_path(account, user), self.creds(account, user))
+                self.files.write(self.creds_path(account, user), self.creds(account, user))
 
     def _sign(self, name: str, wanted: claims.Claims, seed: str, path: Path) -> None:
         signer = nkey.key_pair(seed)
@@ -199,7 +211,7 @@ class Identity:
         if not current or not _same_claims(current, wanted, signer.public_key.decode()):
             self._jwts[name] = claims.encode(wanted, signer)
             if self._write:
-                write_private(path, self._jwts[name])
+                self.files.write(path, self._jwts[name])
 
     def _wanted(self, now: int) -> dict[str, tuple[claims.Claims, str]]:
         operator, accounts = self._index["operator"], self._index["accounts"]
@@ -264,8 +276,8 @@ class Identity:
         if not self._write:
             return
         for public, seed in self._seeds.items():
-            write_private(_seed_path(self.directory, public), seed)
-        write_private(self.directory / _INDEX, json.dumps(self._index, indent=2, sort_keys=True) + "\n")
+            self.files.write(seed_path(self.directory, public), seed)
+        self.files.write(self.directory / INDEX, json.dumps(self._index, indent=2, sort_keys=True) + "\n")
 
 
 def _create_missing(index: dict[str, Any], seeds: dict[str, str]) -> bool:
@@ -296,9 +308,10 @@ def _create_missing(index: dict[str, Any], seeds: dict[str, str]) -> bool:
     return len(seeds) != before
 
 
-def _read_index(directory: Path, known: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+def _read_index(files: Vault, known: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
     """The index, and the seed of every key it names; those in ``known`` are not read again."""
-    path = directory / _INDEX
+    directory = files.directory
+    path = directory / INDEX
     try:
         index = json.loads(path.read_text())
         publics = _public_keys(index)
@@ -306,7 +319,7 @@ def _read_index(directory: Path, known: dict[str, str]) -> tuple[dict[str, Any],
         raise IdentityError(f"{path} is missing: restore {directory} from a backup") from None
     except (ValueError, KeyError, AttributeError, TypeError):
         raise IdentityError(f"{path} is damaged: restore {directory} from a backup") from None
-    return index, {public: known.get(public) or _read_seed(directory, public) for public in publics}
+    return index, {public: known.get(public) or _read_seed(files, public) for public in publics}
 
 
 def _public_keys(index: dict[str, Any]) -> list[str]:
@@ -320,17 +333,18 @@ def _public_keys(index: dict[str, Any]) -> list[str]:
     ]
 
 
-def _seed_path(directory: Path, public: str) -> Path:
+def seed_path(directory: Path, public: str) -> Path:
     return directory / "keys" / "keys" / public[0] / public[1:3] / f"{public}.nk"
 
 
-def _read_seed(directory: Path, public: str) -> str:
-    path = _seed_path(directory, public)
-    if not path.exists():
-        raise IdentityError(f"{path} is missing, but {directory / _INDEX} names it: restore {directory} from a backup")
-    check_private(path)
+def _read_seed(files: Vault, public: str) -> str:
+    directory = files.directory
+    path = seed_path(directory, public)
+    if not files.exists(path):
+        raise IdentityError(f"{path} is missing, but {directory / INDEX} names it: restore {directory} from a backup")
+    content = files.read(path)
     try:
-        seed = path.read_bytes().decode("ascii").strip()
+        seed = content.decode("ascii").strip()
         found = nkey.public_key(seed)
     except (UnicodeDecodeError, IdentityError):
         raise IdentityError(f"{path} holds no nkey seed: restore {directory} from a backup") from None
@@ -358,23 +372,6 @@ def _refuse_half_written(directory: Path) -> None:
     leftovers = [name for name in ("keys", "stores") if any((directory / name).rglob("*"))]
     if leftovers:
         raise IdentityError(
-            f"{directory} is half-written: it holds {' and '.join(leftovers)} but no {_INDEX}. "
+            f"{directory} is half-written: it holds {' and '.join(leftovers)} but no {INDEX}. "
             "Restore it from a backup, or, if no server was ever deployed with it, remove it and deploy again"
         )
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One deploy at a time may write an identity."""
-    make_private(directory)
-    fd = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def _unlocked() -> Iterator[None]:
-    yield

@@ -13,11 +13,14 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from natskit.errors import IdentityError
-from natskit.identity.files import check_private, write_private
+from natskit.identity.vault import Vault, as_vault
+
+PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+"""Ours are of the first kind; that of a CA of the user's may be of the other."""
 
 CA_DAYS = 3650
 CERTIFICATE_DAYS = 397
@@ -28,16 +31,20 @@ _SERVER: Usage = (ExtendedKeyUsageOID.SERVER_AUTH,)
 _HOST: Usage = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 
 
-def ensure_ca(directory: Path, *, now: int) -> Path:
+def ensure_ca(place: Path | Vault, *, now: int) -> Path:
     """The path of the CA's certificate (``tls/ca.crt``), made with its key once. ``now`` in Unix seconds.
+
+    Both may have been put there by the user (docs/ca.md). Then the certificates of those who signed the CA's own, up to
+    the root, come after it in the file: whoever is told to trust the CA is given all of it.
 
     Raises :class:`IdentityError` if only one of the two files is there.
     """
-    certificate, key = directory / "tls" / "ca.crt", directory / "tls" / "ca.key"
-    if certificate.exists() != key.exists():
-        missing = key if certificate.exists() else certificate
+    files = as_vault(place)
+    certificate, key = files.directory / "tls" / "ca.crt", files.directory / "tls" / "ca.key"
+    if files.exists(certificate) != files.exists(key):
+        missing = key if files.exists(certificate) else certificate
         raise IdentityError(f"{missing} is missing beside the other half of the CA: restore it from a backup")
-    if not certificate.exists():
+    if not files.exists(certificate):
         private = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"natskit local CA {_at(now):%Y-%m-%d}")])
         built = (
@@ -46,101 +53,128 @@ def ensure_ca(directory: Path, *, now: int) -> Path:
             .add_extension(_key_usage(ca=True), critical=True)
             .sign(private, hashes.SHA256())
         )
-        write_private(key, _pem_key(private))
-        write_private(certificate, _pem(built))
+        files.write(key, _pem_key(private))
+        files.write(certificate, _pem(built))
     return certificate
 
 
 def ensure_server_certificate(
-    directory: Path, name: str, hosts: Iterable[str], *, now: int, renew_days: int = RENEW_DAYS
+    place: Path | Vault, name: str, hosts: Iterable[str], *, now: int, renew_days: int = RENEW_DAYS
 ) -> tuple[str, str]:
     """The PEM of a server's certificate and key for these DNS names and IP addresses, signed by the local CA.
 
     Kept in ``tls/{name}.crt`` and ``.key``. Made anew when the hosts or the CA have changed, or no more than
     ``renew_days`` are left. Raises :class:`IdentityError`.
     """
-    return _ensure(directory, Path(name), hosts, _SERVER, now, renew_days)
+    return _ensure(as_vault(place), Path(name), hosts, _SERVER, now, renew_days)
 
 
 def ensure_host_certificate(
-    directory: Path, name: str, hosts: Iterable[str], *, now: int, renew_days: int = RENEW_DAYS
+    place: Path | Vault, name: str, hosts: Iterable[str], *, now: int, renew_days: int = RENEW_DAYS
 ) -> tuple[str, str]:
     """The PEM of the certificate and key a host of the platform serves with and shows to other hosts (mutual TLS).
 
     As :func:`ensure_server_certificate`, but good for a TLS client too, and kept in ``tls/hosts/``.
     """
-    return _ensure(directory, Path("hosts") / name, hosts, _HOST, now, renew_days)
+    return _ensure(as_vault(place), Path("hosts") / name, hosts, _HOST, now, renew_days)
 
 
-def _ensure(
-    directory: Path, name: Path, hosts: Iterable[str], usage: Usage, now: int, renew_days: int
-) -> tuple[str, str]:
+def _ensure(files: Vault, name: Path, hosts: Iterable[str], usage: Usage, now: int, renew_days: int) -> tuple[str, str]:
     hosts = sorted({_normal(host) for host in hosts})
     if not hosts:
         raise IdentityError(f"the certificate {name} is for no host: name at least one")
-    ca_path = ensure_ca(directory, now=now)
-    ca = _load_certificate(ca_path, "restore it from a backup")
-    certificate, key = (directory / "tls" / f"{name}.{suffix}" for suffix in ("crt", "key"))
-    if not (certificate.exists() and key.exists() and _is_good(certificate, key, ca, hosts, now, renew_days)):
+    ca_path = ensure_ca(files, now=now)
+    ca = _load_certificate(files, ca_path, "restore it from a backup")
+    certificate, key = (files.directory / "tls" / f"{name}.{suffix}" for suffix in ("crt", "key"))
+    _check_ca(ca, ca_path, now)
+    there = files.exists(certificate) and files.exists(key)
+    if not (there and _is_good(files, certificate, key, ca, hosts, now, renew_days)):
         private = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0] if len(hosts[0]) <= 64 else name.name)])
         built = (
-            _builder(subject, ca.subject, private.public_key(), now, CERTIFICATE_DAYS)
+            _builder(subject, ca.subject, private.public_key(), now, CERTIFICATE_DAYS, ca.not_valid_after_utc)
             .add_extension(x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(ca=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage(usage), critical=False)
             .add_extension(_authority(ca), critical=False)
-            .sign(_ca_key(directory), hashes.SHA256())
+            .sign(_ca_key(files), hashes.SHA256())
         )
-        write_private(key, _pem_key(private))
-        write_private(certificate, _pem(built))
-    return certificate.read_text(), key.read_text()
+        files.write(key, _pem_key(private))
+        files.write(certificate, _pem(built))
+    return files.read(certificate).decode() + _between(files.read(ca_path)), files.read(key).decode()
 
 
-def _ca_key(directory: Path) -> ec.EllipticCurvePrivateKey:
-    path = directory / "tls" / "ca.key"
-    check_private(path)
-    return _load_key(path, "restore it from a backup")
+def _ca_key(files: Vault) -> PrivateKey:
+    return _load_key(files, files.directory / "tls" / "ca.key", "restore it from a backup")
 
 
-def _load_key(path: Path, remedy: str) -> ec.EllipticCurvePrivateKey:
+def _load_key(files: Vault, path: Path, remedy: str) -> PrivateKey:
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        key = serialization.load_pem_private_key(files.read(path), password=None)
     except (ValueError, TypeError):  # TypeError: it has a password
         raise IdentityError(f"{path} is not a private key: {remedy}") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise IdentityError(f"{path} is not an elliptic-curve key: {remedy}")
+    if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
+        raise IdentityError(f"{path} is neither an elliptic-curve nor an RSA key: {remedy}")
     return key
 
 
-def _load_certificate(path: Path, remedy: str) -> x509.Certificate:
+def _load_certificate(files: Vault, path: Path, remedy: str) -> x509.Certificate:
     try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
+        return x509.load_pem_x509_certificate(files.read(path))
     except ValueError:
         raise IdentityError(f"{path} is not a certificate: {remedy}") from None
 
 
-def _is_good(path: Path, key: Path, ca: x509.Certificate, hosts: list[str], now: int, renew_days: int) -> bool:
+def _is_good(
+    files: Vault, path: Path, key: Path, ca: x509.Certificate, hosts: list[str], now: int, renew_days: int
+) -> bool:
     remedy = f"remove {path} and deploy again"
-    certificate = _load_certificate(path, remedy)
-    if certificate.public_key() != _load_key(key, remedy).public_key():
+    certificate = _load_certificate(files, path, remedy)
+    if certificate.public_key() != _load_key(files, key, remedy).public_key():
         return False  # whoever wrote them was interrupted in between
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     found = sorted([*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))])
-    long_enough = certificate.not_valid_after_utc - _at(now) > timedelta(days=renew_days)
+    ends = certificate.not_valid_after_utc
+    long_enough = ends - _at(now) > timedelta(days=renew_days) or ends >= ca.not_valid_after_utc
     authority = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
     return long_enough and found == hosts and authority == _authority(ca)
 
 
+def _check_ca(ca: x509.Certificate, path: Path, now: int) -> None:
+    """It may be anybody's. Raises :class:`IdentityError` for one whose certificates nobody would accept."""
+    try:
+        can_sign = ca.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        can_sign = False
+    if not can_sign:
+        raise IdentityError(f"{path}: the first certificate in it is not that of a CA (basicConstraints CA:TRUE)")
+    if _at(now) >= ca.not_valid_after_utc:
+        raise IdentityError(f"{path}: the CA has expired on {ca.not_valid_after_utc:%Y-%m-%d}")
+
+
+def _between(chain: bytes) -> str:
+    """Of the CA and those above it, the ones that somebody needs who knows the root alone."""
+    return "".join(_pem(each) for each in x509.load_pem_x509_certificates(chain) if each.issuer != each.subject)
+
+
 def _authority(ca: x509.Certificate) -> x509.AuthorityKeyIdentifier:
-    identifier = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    try:
+        identifier = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        identifier = x509.SubjectKeyIdentifier.from_public_key(ca.public_key())
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, now: int, days: int
+    subject: x509.Name,
+    issuer: x509.Name,
+    public: ec.EllipticCurvePublicKey,
+    now: int,
+    days: int,
+    latest: datetime | None = None,
 ) -> x509.CertificateBuilder:
+    ends = _at(now) + timedelta(days=days)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -148,7 +182,7 @@ def _builder(
         .public_key(public)
         .serial_number(x509.random_serial_number())
         .not_valid_before(_at(now) - timedelta(hours=1))
-        .not_valid_after(_at(now) + timedelta(days=days))
+        .not_valid_after(min(ends, latest or ends))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
     )
 

@@ -3,6 +3,9 @@
 Quotas of the file system would be exact, but few hosts have them. So the files are measured, and between two
 measurements the free space is watched.
 
+A file system runs out of inodes as it runs out of bytes, so that a file counts as its share of both: as
+:data:`FILE_BYTES` at the least, however small it is.
+
 A project over ``max_disk_bytes`` is stopped and not brought back by itself. Its user has to start it to delete
 something, so a start is let through: for :data:`GRACE_SECONDS`, and as long as the files do not grow by more than a
 sixteenth of the limit over what they were when it was stopped first.
@@ -18,6 +21,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from natskit.runner.program import RunnerProgram
 from natskit.runner.project_agent import ProjectAgent
@@ -32,6 +36,8 @@ AHEAD = 3
 """How many more looks of the same kind the reserve has to last, since a walk and a stop take their time too."""
 MEASURE_SECONDS = 120.0
 """One walk through one project's files; whoever has so many that it takes longer is not measured."""
+FILE_BYTES = 16 * 1024
+"""What ext4 has an inode for (mke2fs.conf(5), ``inode_ratio``)."""
 NOTICEABLE_BYTES = 16 * 1024 * 1024
 """What a project may write while the disk is nearly full: enough for its settings and logs. In one second, of all
 together: nothing that anybody has to hurry for."""
@@ -92,9 +98,10 @@ class Disk:
             await self._stop_writer(free)
 
     async def _measure(self, project: ProjectAgent, *, low: bool) -> None:
-        size = await measure(project.folders())
-        if size is None:
+        taken = await measure(project.folders())
+        if taken is None:
             return
+        size, files = max(taken.size, taken.files * FILE_BYTES), taken.files
         now, usage = time.monotonic(), self._usage.get(project.project_id)
         if usage is None:
             usage = self._usage[project.project_id] = _Usage(size, now, size)
@@ -110,7 +117,8 @@ class Disk:
             return
         await self._hold(
             project,
-            f"its files use {human(size)} of {human(self._limit)}: start it to delete some, "
+            f"its {'files use' if size == taken.size else f'{files:,} files count as'} {human(size)} of "
+            f"{human(self._limit)}: start it to delete some, "
             f"it is stopped again after {GRACE_SECONDS / 60:g} minutes",
         )
 
@@ -126,15 +134,31 @@ class Disk:
 
     def _measure_free(self) -> int:
         status = os.statvfs(self._place)
-        return status.f_bavail * status.f_frsize
+        free = status.f_bavail * status.f_frsize
+        # A file system that makes inodes as it goes has none to count.
+        return min(free, status.f_favail * FILE_BYTES) if status.f_files else free
 
 
-async def measure(folders: Collection[Path]) -> int | None:
-    """Bytes that the folders take on the disk, none if they are missing; ``None`` if that cannot be found out."""
+class Taken(NamedTuple):
+    """What folders take on a disk: bytes, and files, folders among them."""
+
+    size: int
+    files: int
+
+
+async def measure(folders: Collection[Path]) -> Taken | None:
+    """What the folders take on the disk, nothing if they are missing; ``None`` if that cannot be found out."""
+    size = await _du(folders, "--block-size=1")
+    # A second walk, for which the kernel still has everything from the first one.
+    files = None if size is None else await _du(folders, "--inodes")
+    return None if size is None or files is None else Taken(size, files)
+
+
+async def _du(folders: Collection[Path], *options: str) -> int | None:
     process = await asyncio.create_subprocess_exec(
         # A process of its own, since a walk in a thread holds up the loop. du follows no links, and counts a file with
         # many names once.
-        *("nice", "-n", "19", "du", "--summarize", "--total", "--one-file-system", "--block-size=1", "--"),
+        *("nice", "-n", "19", "du", "--summarize", "--total", "--one-file-system", *options, "--"),
         *map(str, folders),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,

@@ -22,8 +22,8 @@ class ProjectDefaults(ProjectLimits):
     max_streams: int = Field(default=100, ge=1)
     api_packages: list[str] = Field(default_factory=list)
     max_disk_bytes: int | None = Field(default=None, ge=16 * 1024 * 1024)
-    """Bytes its files may take (what ``du`` says, not their lengths). Measured now and then, not enforced by the
-    kernel: quotas of file systems are not there everywhere."""
+    """Bytes its files may take (what ``du`` says, not their lengths; 16 KiB each at the least, for their inodes).
+    Measured now and then, not enforced by the kernel: quotas of file systems are not there everywhere."""
 
     def limits(self) -> ProjectLimits:
         """The limits alone."""

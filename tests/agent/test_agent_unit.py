@@ -197,6 +197,16 @@ async def test_a_project_over_its_limit_is_stopped_and_may_clean_up(tmp_path: Pa
     assert await watched.look() == {}
 
 
+async def test_many_small_files_count_by_their_number(tmp_path: Path) -> None:
+    watched = Watched(tmp_path, project=ProjectDefaults(max_disk_bytes=16 * MIB), disk_check_seconds=1e-6)
+    many, few = watched.projects
+    for project, number in ((many, 1100), (few, 900)):
+        for name in range(number):
+            (project.folders()[0] / str(name)).touch()
+    assert list(await watched.look()) == [many.project_id]
+    assert re.match(r"its 1,1\d\d files count as 17\.\d MiB of 16 MiB", watched.held[many.project_id])
+
+
 async def test_the_reserve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(tmp_path, manager="systemd", disk_reserve_bytes=1024 * MIB)
     free = [2000 * MIB]
@@ -217,10 +227,11 @@ async def test_measuring_follows_no_links(tmp_path: Path) -> None:
     (tmp_path / "outside" / "file").write_bytes(os.urandom(2 * MIB))
     (tmp_path / "inside").mkdir()
     (tmp_path / "inside" / "link").symlink_to(tmp_path / "outside")
-    size = await measure([tmp_path / "inside"])
-    assert size is not None
-    assert size < MIB
-    assert await measure([tmp_path / "missing"]) == 0
+    taken = await measure([tmp_path / "inside"])
+    assert taken is not None
+    assert taken.size < MIB
+    assert taken.files == 2
+    assert await measure([tmp_path / "missing"]) == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from natskit.runner.agent_unit import unit_of
 from tests.cluster.load import Load, Seen, Target, Written, running
 from tests.cluster.machines import UNITS, Machines
+from tests.cluster.site import docker
 from tests.platform.site import wait_for
 
 SETTLED_SECONDS = 5.0
@@ -46,8 +47,7 @@ def _killed(machine: str, unit: str = "") -> Callable[[Machines, Target, float],
     def happen(machines: Machines, target: Target, _seconds: float) -> None:
         where = _where(machines, target, machine)
         which = unit_of(target.project_id) if unit == "project" else UNITS[where]
-        done = machines.sh(where, f"systemctl kill --kill-who=main --signal=KILL {which}")
-        assert done.returncode == 0, done.stderr
+        machines.sh(where, f"systemctl kill --kill-who=main --signal=KILL {which}")
 
     return happen
 
@@ -55,9 +55,9 @@ def _killed(machine: str, unit: str = "") -> Callable[[Machines, Target, float],
 def _host_killed(machine: str) -> Callable[[Machines, Target, float], None]:
     def happen(machines: Machines, target: Target, seconds: float) -> None:
         where = _where(machines, target, machine)
-        machines.docker("kill", f"{machines.name}-{where}")
+        docker("kill", machines.container(where))
         time.sleep(seconds)
-        machines.docker("start", f"{machines.name}-{where}")
+        docker("start", machines.container(where))
 
     return happen
 

@@ -140,6 +140,14 @@ class Load:
             "; ".join(how for t, how in list(self.ends) if since <= t <= until) or "whole",
         )
 
+    def go_on(self, attempts: int = 60) -> None:
+        """Wait until so many more writes and requests have ended, so that what came after is seen as well."""
+        began, deadline = time.monotonic(), time.monotonic() + PATIENCE
+        while any(self.seen(began).count(kind) < attempts for kind in ("write", "request")):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"not {attempts} writes and requests in {PATIENCE:g} s")
+            time.sleep(0.1)
+
     def run(self) -> None:
         try:
             asyncio.run(self._run())

@@ -1,24 +1,19 @@
-"""The machines of a Docker cluster that a test or a benchmark works on, the platform on them, and what can be seen."""
+"""What the tests and measurements of changes and failures need of a cluster beyond what :class:`Cluster` knows."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from natskit.runner.agent_unit import unit_of
 from tests.cluster.load import Target
-
-REPOSITORY = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
-Outcome = subprocess.CompletedProcess[str]
+from tests.cluster.site import RUNNERS, Cluster, docker
+from tests.platform.site import REPOSITORY
 
 UNITS = {
     "nats-1": "natskit-nats",
@@ -34,70 +29,37 @@ UNITS = {
 EMAIL, PASSWORD = "load@example.org", "correct horse battery staple"
 
 
-@dataclass
-class Machines:
-    """A cluster by its name, and its control folder. ``data`` goes with every deploy."""
+class Machines(Cluster):
+    """A cluster whose machines are looked at one by one. ``data`` goes with every deploy, and may be changed."""
 
-    name: str
-    control: Path
-    data: dict[str, str] = field(default_factory=dict)
+    def __init__(self, name: str, root: Path, data: dict[str, str]) -> None:
+        super().__init__(name, root)
+        self.data = dict(data)
+        self.info = json.loads((root / "platform.json").read_text())
 
     @classmethod
-    def named(cls, name: str) -> Machines:
+    def of(cls, cluster: Cluster) -> Self:
+        """The machines of a cluster, with settings that are a copy."""
+        return cls(cluster.name, cluster.root, cluster.data)
+
+    @classmethod
+    def named(cls, name: str) -> Self:
         """A cluster that ``make cluster`` has started."""
-        return cls(name, REPOSITORY / ".cluster" / name)
-
-    @property
-    def info(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.control / "platform.json").read_text())
-        return found
-
-    def docker(self, *words: str, check: bool = True) -> Outcome:
-        return subprocess.run(["docker", *words], capture_output=True, text=True, check=check, timeout=120)
-
-    def sh(self, machine: str, command: str) -> Outcome:
-        """Run a line of shell as root on a machine."""
-        return self.docker("exec", f"{self.name}-{machine}", "sh", "-c", command, check=False)
-
-    def deploy(self, *arguments: str, **overrides: str) -> Outcome:
-        """Run ``pyinfra inventories/docker.py deploy.py`` with ``data``, and ``overrides`` on top."""
-        data = self.data | overrides
-        words = [word for key, value in data.items() for word in ("--data", f"{key}={value}")]
-        return subprocess.run(
-            [str(BIN / "pyinfra"), "-y", "inventories/docker.py", "deploy.py", *words, *arguments],
-            cwd=REPOSITORY,
-            env=os.environ | {"NATSKIT_CLUSTER": self.name, "NATSKIT_CONTROL": str(self.control)},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-
-    def natskit(self, *arguments: str, stdin: str | None = None, check: bool = True) -> Outcome:
-        done = subprocess.run(
-            [str(BIN / "natskit"), "--platform", str(self.control), *arguments],
-            capture_output=True,
-            text=True,
-            input=stdin,
-            timeout=120,
-            check=False,
-        )
-        assert not check or done.returncode == 0, f"natskit {' '.join(arguments)}: {done.stdout}{done.stderr}"
-        return done
+        return cls(name, REPOSITORY / ".cluster" / name, {})
 
     def target(self) -> Target:
         """Somebody with a running project, for the load; made when it is not there."""
         if EMAIL not in self.natskit("account", "list", "--json").stdout:
             self.natskit("account", "add", EMAIL, "--password-stdin", stdin=PASSWORD)
-        mine = json.loads(self.natskit("project", "list", "--account", EMAIL, "--json").stdout)
-        project = mine[0] if mine else json.loads(self.natskit("project", "create", EMAIL, "Load", "--json").stdout)
+        mine = self.natskit_json("project", "list", "--account", EMAIL)
+        project = mine[0] if mine else self.natskit_json("project", "create", EMAIL, "Load")
         self.natskit("project", "start", project["project_id"])
         return Target(self.info, EMAIL, PASSWORD, project["project_id"])
 
     def home_of(self, project_id: str) -> str:
         """The machine a project runs on."""
         active = f"systemctl is-active {unit_of(project_id)}"
-        (machine,) = [m for m in ("runner-1", "runner-2") if self.sh(m, active).returncode == 0]
+        (machine,) = [m for m in RUNNERS if self.sh(m, active, check=False).returncode == 0]
         return machine
 
     def starts(self, machines: Iterable[str] = UNITS) -> dict[str, str]:
@@ -130,7 +92,7 @@ class Machines:
         ask = "import urllib.request as r; r.urlopen('http://127.0.0.1:8222/healthz', timeout=3)"
         deadline = time.monotonic() + seconds
         for machine in ("nats-1", "nats-2", "nats-3"):
-            while self.sh(machine, f'python3 -c "{ask}"').returncode != 0:
+            while self.sh(machine, f'python3 -c "{ask}"', check=False).returncode != 0:
                 assert time.monotonic() < deadline, f"{machine} has not caught up"
                 time.sleep(0.3)
 
@@ -139,7 +101,7 @@ class Machines:
         """Cut a machine off from the others: packets, both ways, vanish without a word. This machine still gets in."""
         others = [self.address(other) for other in UNITS if other != machine]
         rules = [f"{chain} {way} {other}" for other in others for chain, way in (("INPUT", "-s"), ("OUTPUT", "-d"))]
-        pid = self.docker("inspect", "--format", "{{.State.Pid}}", f"{self.name}-{machine}").stdout.strip()
+        pid = docker("inspect", "--format", "{{.State.Pid}}", self.container(machine)).stdout.strip()
         enter = ["nsenter", "--target", pid, "--net", "iptables"]
         for rule in rules:
             subprocess.run([*enter, "-I", *rule.split(), "-j", "DROP"], check=True, capture_output=True)
@@ -148,8 +110,3 @@ class Machines:
         finally:
             for rule in rules:
                 subprocess.run([*enter, "-D", *rule.split(), "-j", "DROP"], check=True, capture_output=True)
-
-    def address(self, machine: str) -> str:
-        """The address of a machine."""
-        form = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
-        return self.docker("inspect", "--format", form, f"{self.name}-{machine}").stdout.strip()

@@ -12,8 +12,9 @@ import pytest
 from cryptography import x509
 
 from tests.cluster.load import running
-from tests.cluster.machines import UNITS, Machines, Outcome
-from tests.cluster.site import Cluster
+from tests.cluster.machines import UNITS, Machines
+from tests.cluster.site import Cluster, docker
+from tests.platform.site import Deployed
 
 SERVERS, HUBS = ("nats-1", "nats-2", "nats-3"), ("hub-1", "hub-2")
 
@@ -21,12 +22,12 @@ SERVERS, HUBS = ("nats-1", "nats-2", "nats-3"), ("hub-1", "hub-2")
 @pytest.fixture(scope="module")
 def machines(cluster: Cluster) -> Iterator[Machines]:
     """The cluster, its settings back to what they were in the end."""
-    machines = Machines(cluster.name, cluster.root, cluster.data)
-    yield machines
-    assert machines.deploy().returncode == 0
+    yield Machines.of(cluster)
+    done = cluster.deploy()
+    assert done.returncode == 0, said(done)
 
 
-def said(done: Outcome) -> str:
+def said(done: Deployed) -> str:
     return f"{done.stdout}\n{done.stderr}"
 
 
@@ -81,24 +82,31 @@ def test_a_config_that_nats_server_refuses_never_replaces_the_running_one(machin
     machines.wait_until_ready()
 
 
-def test_an_unknown_setting_is_refused_before_any_host_is_touched(machines: Machines) -> None:
+@pytest.mark.parametrize(
+    ("setting", "value", "what"),
+    [("hub_sesion_sliding", "5", "hub_session_sliding"), ("nats_version", "2.1.0", "its hash is not known")],
+)
+def test_a_wrong_setting_is_refused_before_any_host_is_touched(
+    machines: Machines, setting: str, value: str, what: str
+) -> None:
     newest = "find /etc/systemd/system /var/lib/natskit /opt/natskit -newermt @{} -not -path '*/jetstream/*'"
     since = int(time.time())
-    done = machines.deploy(hub_sesion_sliding="5")
+    done = machines.deploy(**{setting: value})
     assert done.returncode != 0
-    assert "hub_session_sliding" in said(done)  # did you mean
+    assert said(done).count(what) == 1, said(done)  # once for all the hosts
+    assert "nats-1, " in said(done)
     for machine in ("hub-1", "proxy-1"):
-        assert machines.sh(machine, newest.format(since)).stdout == ""
+        assert machines.sh(machine, newest.format(since), check=False).stdout == ""
 
 
 def test_a_host_that_is_down_fails_alone_and_the_next_run_completes_it(machines: Machines) -> None:
-    machines.docker("stop", "--time", "1", f"{machines.name}-hub-2")
+    docker("stop", "--time", "1", machines.container("hub-2"))
     machines.data["hub_session_sliding"] = "510000"
     done = machines.deploy()
     assert done.returncode != 0
     assert f"{machines.name}-hub-2" in said(done)
     assert session_seconds(machines, "hub-1") == "510000"
-    machines.docker("start", f"{machines.name}-hub-2")
+    docker("start", machines.container("hub-2"))
     machines.wait_until_ready()
     starts = machines.starts()
     deployed(machines)
@@ -127,14 +135,14 @@ def test_a_renewed_certificate_is_served_without_a_restart(machines: Machines) -
     doors = {"nats-1": 4222, "nats-2": 4222, "nats-3": 4222, "hub-1": 8101, "hub-2": 8101, "proxy-1": 443}
     starts, before = machines.starts(), {m: serial(machines, m, port) for m, port in doors.items()}
     # As if they were about to expire: what is missing is made, as what expires soon is.
-    tls = machines.control / "identity" / "tls"
-    for path in tls.iterdir():
-        if path.name not in ("ca.crt", "ca.key"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for part in ("", "proxy"):
+        for path in (machines.root / "identity" / part / "tls").iterdir():
+            if path.name not in ("ca.crt", "ca.key"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     with running(machines.target()) as load:
         since = time.monotonic()
         deployed(machines)
-        time.sleep(2)
+        load.go_on()
         seen = load.seen(since)
     assert machines.starts() == starts
     now = {m: serial(machines, m, port) for m, port in doors.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -17,14 +16,14 @@ AWAY_SECONDS = 3.0
 
 @pytest.fixture(scope="module")
 def machines(cluster: Cluster) -> Machines:
-    return Machines(cluster.name, cluster.root, dict(cluster.data))
+    return Machines.of(cluster)
 
 
 @pytest.fixture(scope="module")
 def load(machines: Machines) -> Iterator[Load]:
     """One load through all that happens; in the end, all its writes are there."""
     with running(machines.target()) as load:
-        time.sleep(1)
+        load.go_on()
         yield load
     assert load.written is not None
     assert load.written.lost == []

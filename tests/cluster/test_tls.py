@@ -15,20 +15,19 @@ import pytest
 from natskit.client import Client
 from natskit.errors import NatskitError
 from natskit.identity.tls import ensure_ca, ensure_host_certificate
-from tests.cluster.site import NATS, Cluster
+from tests.cluster.site import HUBS, NATS, Cluster
 from tests.platform.raw import ClosedError, RawClient
 
-ROUTES = "routes"
+ROUTES, PROXY = "routes", "proxy"
 NOW = int(time.time())
 WEBSOCKET = b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
 INNER_DOORS = {
-    # What is said there, and what tells that somebody listens.
-    "route": ("nats-1", 6222, b"", b"INFO "),
-    "websocket": ("nats-1", 5004, WEBSOCKET, b"HTTP/1.1 "),
-    "hub-1": ("hub-1", 8101, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"HTTP/1.1 200"),
-    "hub-2": ("hub-2", 8101, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"HTTP/1.1 200"),
+    "route": (ROUTES, "nats-1", 6222, b"", b"INFO "),
+    "websocket": (PROXY, "nats-1", 5004, WEBSOCKET, b"HTTP/1.1 "),
+    "hub-1": (PROXY, "hub-1", 8101, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"HTTP/1.1 200"),
+    "hub-2": (PROXY, "hub-2", 8101, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b"HTTP/1.1 200"),
 }
-"""Machine, port, what is said there, and how an answer begins."""
+"""Whose CA opens it, machine, port, what is said there, and how an answer begins."""
 
 MakeContext = Callable[[Cluster, Path], ssl.SSLContext | None]
 
@@ -54,7 +53,7 @@ def _foreign(cluster: Cluster, scratch: Path) -> ssl.SSLContext:
 
 
 def _own(cluster: Cluster, scratch: Path, part: str = "") -> ssl.SSLContext:
-    """The platform's CA signs it, or that of routes, in a copy of its folder: nothing is left behind."""
+    """The platform's CA signs it, or that of a part, in a copy of its folder: nothing is left behind."""
     for name in ("ca.crt", "ca.key"):
         copy = scratch / "own" / "tls" / name
         copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -83,25 +82,55 @@ def hear(address: str, port: int, context: ssl.SSLContext | None, words: bytes) 
 
 
 @pytest.mark.parametrize("door", INNER_DOORS)
-def test_hosts_know_each_other_by_the_platforms_ca(cluster: Cluster, tmp_path: Path, door: str) -> None:
+def test_each_door_opens_to_those_it_is_for(cluster: Cluster, tmp_path: Path, door: str) -> None:
     """Without this, the refusals below would prove nothing."""
-    machine, port, words, answer = INNER_DOORS[door]
-    own = _own(cluster, tmp_path, ROUTES if door == "route" else "")
-    assert hear(cluster.address(machine), port, own, words).startswith(answer)
+    part, machine, port, words, answer = INNER_DOORS[door]
+    assert hear(cluster.address(machine), port, _own(cluster, tmp_path, part), words).startswith(answer)
 
 
-def test_the_certificate_of_a_hub_or_the_proxy_makes_no_nats_server(cluster: Cluster, tmp_path: Path) -> None:
-    """Who speaks the protocol of routes may publish as anybody and hears everything."""
-    assert hear(cluster.address("nats-1"), 6222, _own(cluster, tmp_path), b"") == b""
-    for machine in ("hub-1", "proxy-1"):
-        held = cluster.sh(machine, "cat /var/lib/natskit/*/tls/*.crt").stdout
-        assert (cluster.root / "identity" / ROUTES / "tls" / "ca.crt").read_text() not in held
+@pytest.mark.parametrize("part", ["", ROUTES, PROXY])
+@pytest.mark.parametrize("door", INNER_DOORS)
+def test_and_to_no_other_host_of_the_platform(cluster: Cluster, tmp_path: Path, door: str, part: str) -> None:
+    """Who speaks the protocol of routes may publish as anybody and hears everything; who speaks to a hub or to the
+    listener for WebSockets says from where a browser comes."""
+    own, machine, port, words, _ = INNER_DOORS[door]
+    if part != own:
+        assert hear(cluster.address(machine), port, _own(cluster, tmp_path, part), words) == b""
+
+
+def test_a_hub_is_not_let_in_by_the_other_one(cluster: Cluster, tmp_path: Path) -> None:
+    """Its own certificate opens its own door alone, for the deploy that asks whether it is well."""
+    answers = {}
+    for holder in HUBS:
+        files = "/var/lib/natskit/hub-1/tls"
+        (tmp_path / holder).touch(mode=0o600)
+        (tmp_path / holder).write_text(cluster.sh(holder, f"cat {files}/host.crt {files}/host.key").stdout)
+        context = _trusting(cluster)
+        context.load_cert_chain(tmp_path / holder)
+        for door in HUBS:
+            _, machine, port, words, answer = INNER_DOORS[door]
+            answers[holder, door] = hear(cluster.address(machine), port, context, words).startswith(answer)
+    assert {pair for pair, answered in answers.items() if answered} == {(hub, hub) for hub in HUBS}
+
+
+def test_no_host_but_its_own_has_the_key_of_a_door(cluster: Cluster) -> None:
+    """The certificates that open doors are where they are shown, and their CA where it is asked for."""
+    holders = {ROUTES: {"nats-1", "nats-2", "nats-3"}, PROXY: {"nats-1", "nats-2", "nats-3", "hub-1", "hub-2"}}
+    keys = {ROUTES: holders[ROUTES], PROXY: {"proxy-1"}}
+    for part, machines in holders.items():
+        tls = cluster.root / "identity" / part / "tls"
+        authority = (tls / "ca.crt").read_text()
+        issued = [path.read_text() for path in (tls / "hosts").glob("*.key")]
+        for machine in cluster.machines:
+            held = cluster.sh(machine, "cat /var/lib/natskit/*/tls/* 2>/dev/null", check=False).stdout
+            assert (authority in held) == (machine in machines), (part, machine)
+            assert any(key in held for key in issued) == (machine in keys[part]), (part, machine)
 
 
 @pytest.mark.parametrize("stranger", STRANGERS)
 @pytest.mark.parametrize("door", INNER_DOORS)
 def test_a_stranger_is_refused(cluster: Cluster, tmp_path: Path, door: str, stranger: str) -> None:
-    machine, port, words, answer = INNER_DOORS[door]
+    _, machine, port, words, answer = INNER_DOORS[door]
     said = hear(cluster.address(machine), port, STRANGERS[stranger](cluster, tmp_path), words)
     assert not said.startswith(answer)
     # A plain word to a TLS port may be answered, in the clear, by just that.

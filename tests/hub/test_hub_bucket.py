@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -13,8 +14,10 @@ import pytest
 import pytest_asyncio
 
 from natskit.hub.bucket import Bucket
+from natskit.hub.program import StateSettings
 from natskit.hub.records import Membership, Runner
 from natskit.program import cancel
+from natskit.rpc import RpcError
 from tests.hub.site import Site, eventually
 
 
@@ -27,7 +30,9 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site
 
 
 @contextlib.asynccontextmanager
-async def view(site: Site, changes: list[tuple[str, Any]] | None = None) -> AsyncIterator[Bucket[Runner]]:
+async def view(
+    site: Site, changes: list[tuple[str, Any]] | None = None, stored: StateSettings | None = None
+) -> AsyncIterator[Bucket[Runner]]:
     """A view of its own connection, as another hub has it."""
     connection = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
     seen = changes if changes is not None else []
@@ -36,7 +41,7 @@ async def view(site: Site, changes: list[tuple[str, Any]] | None = None) -> Asyn
         "runners",
         lambda _, data: Runner.model_validate_json(data),
         lambda key, new: seen.append((key, new.version if new else None)),
-        1,
+        stored or StateSettings(),
     )
     task = asyncio.create_task(bucket.follow())
     try:
@@ -120,8 +125,8 @@ async def test_changes_missed_during_a_restart_are_seen_after_it(server: Site) -
 async def test_a_lost_consumer_is_noticed_without_any_reconnect(server: Site) -> None:
     key = str(uuid.uuid4())
     async with view(server) as follower, view(server) as writer:
-        listed = await follower._api("STREAM.INFO.KV_runners", {})
-        assert listed["state"]["consumer_count"] >= 2
+        listed = await follower._connection.request("$JS.API.STREAM.INFO.KV_runners", b"", timeout=2)
+        assert json.loads(listed.data)["state"]["consumer_count"] >= 2
         # What a server that lost its memory does: the consumer is gone, the connection is not.
         assert follower._subscription is not None
         await follower._connection._send_unsubscribe(follower._subscription._id)
@@ -131,6 +136,26 @@ async def test_a_lost_consumer_is_noticed_without_any_reconnect(server: Site) ->
             return follower.get(key) is not None
 
         await eventually(seen, "the follower started over", 20)
+
+
+async def test_a_full_bucket_takes_no_more_keys_and_lets_go_of_those_it_has(server: Site) -> None:
+    """nats-server itself would not even take a deletion any more."""
+    async with view(server) as roomy:
+        await asyncio.gather(*(roomy.change(f"full-{n}", lambda _: runner("x" * 400)) for n in range(40)))
+        listed = await roomy._connection.request("$JS.API.STREAM.INFO.KV_runners", b"", timeout=2)
+        used = json.loads(listed.data)["state"]["bytes"]
+        async with view(server, stored=StateSettings(max_bytes=used * 11 // 10)) as small:
+            with pytest.raises(RpcError, match=r"no room for more runners .* raise hub_state_max_bytes") as refused:
+                await small.change("one-more", lambda _: runner("1"))
+            assert refused.value.kind == "limit"
+            await small.change("full-1", lambda _: runner("y" * 400))
+            await small.change("full-2", lambda _: None)
+        # Between two looks at the stream, nats-server says so.
+        async with view(server, stored=StateSettings(max_bytes=used - 1000)):
+            with pytest.raises(RpcError, match="no room for more runners"):
+                await roomy.change("one-more", lambda _: runner("1"))
+    async with view(server) as roomy:
+        await roomy.change("one-more", lambda _: runner("1"))
 
 
 async def test_unreadable_values_do_not_stop_the_view(server: Site) -> None:

@@ -1,4 +1,5 @@
-"""A hub with TLS: only who shows a certificate of the platform's CA gets in, and a renewed one needs no restart."""
+"""A hub with TLS: only who shows a certificate of the proxy's CA, or the hub's own, gets in, and a renewed one needs no
+restart."""
 
 from __future__ import annotations
 
@@ -37,10 +38,11 @@ def issue(folder: Path, name: str, **options: int) -> Files:
 async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     site = Site(tmp_path_factory.mktemp("tls"))
     ca, certificate, key = issue(site.root, "hub-1")
-    site.shows = issue(site.root, "proxy")
+    proxy_ca, *shown = issue(site.root / "proxy", "proxy")
+    site.shows = (ca, shown[0], shown[1])
     try:
         site.start_server()
-        site.start_hub("hub-1", tls={"certificate": str(certificate), "key": str(key), "ca": str(ca)})
+        site.start_hub("hub-1", tls={"certificate": str(certificate), "key": str(key), "ca": str(proxy_ca)})
         await site.healthy("hub-1")
         yield site
     finally:
@@ -76,7 +78,7 @@ def nats_connections(site: Site) -> list[int]:
         return sorted(c["cid"] for c in json.load(answer)["connections"] if c["name"].startswith("hub-1"))
 
 
-async def test_a_client_of_the_platform_is_let_in(site: Site) -> None:
+async def test_the_proxy_is_let_in(site: Site) -> None:
     assert (await site.http("hub-1", "GET", "/healthz")).status_code == 200
     assert site.shows is not None
     for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
@@ -86,7 +88,7 @@ async def test_a_client_of_the_platform_is_let_in(site: Site) -> None:
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-@pytest.mark.parametrize("who", ["nobody", "foreign", "expired", "a server only"])
+@pytest.mark.parametrize("who", ["nobody", "foreign", "another host", "expired", "a server only"])
 async def test_everybody_else_is_refused_in_the_handshake(
     site: Site, tmp_path: Path, who: str, version: ssl.TLSVersion
 ) -> None:
@@ -94,11 +96,14 @@ async def test_everybody_else_is_refused_in_the_handshake(
     context.minimum_version = context.maximum_version = version
     if who == "foreign":
         context.load_cert_chain(*issue(tmp_path, "proxy")[1:])
+    elif who == "another host":  # of the CA that signed the hub's own
+        context.load_cert_chain(*issue(site.root, "hub-2")[1:])
     elif who == "expired":
-        context.load_cert_chain(*issue(site.root, "expired", now=1_000_000_000)[1:])
+        context.load_cert_chain(*issue(site.root / "proxy", "expired", now=1_000_000_000)[1:])
     elif who == "a server only":
-        ensure_server_certificate(site.root, "proxy", [ADDRESS], now=int(time.time()))
-        context.load_cert_chain(site.root / "tls" / "proxy.crt", site.root / "tls" / "proxy.key")
+        ensure_server_certificate(site.root / "proxy", "proxy", [ADDRESS], now=int(time.time()))
+        files = site.root / "proxy" / "tls"
+        context.load_cert_chain(files / "proxy.crt", files / "proxy.key")
     # asyncio resets the connection without an alert, so the client does not hear why.
     with pytest.raises((ssl.SSLError, ConnectionResetError)):
         await knock(site, context)
@@ -118,8 +123,8 @@ async def test_without_tls_and_with_an_old_one_nobody_gets_in(site: Site) -> Non
 
 
 def test_the_deploy_waits_for_its_health(site: Site) -> None:
-    assert site.shows is not None
-    ca, certificate, key = map(str, site.shows)
+    """It shows the hub's own certificate, on the hub's own host."""
+    ca, certificate, key = map(str, issue(site.root, "hub-1"))
     url = f"https://{ADDRESS}:{site.hubs['hub-1'][1]}/healthz"
 
     def wait(*options: str) -> subprocess.CompletedProcess[str]:
@@ -165,7 +170,7 @@ async def test_a_renewed_certificate_is_served_after_sighup(site: Site) -> None:
 
     # Another certificate and a key that is not its own: the hub says so and goes on with what it has.
     good = certificate.read_text()
-    certificate.write_text((site.root / "tls" / "hosts" / "proxy.crt").read_text())
+    certificate.write_text(site.shows[1].read_text())
     process.send_signal(signal.SIGHUP)
 
     async def said() -> bool:

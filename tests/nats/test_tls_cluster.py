@@ -164,8 +164,9 @@ def resolver(cluster: Cluster, urls: str, *options: str) -> subprocess.Completed
     token = cluster.root / "PLATFORM.jwt"
     token.write_text(cluster.identity.account_jwt("PLATFORM"))
     options = options or ("--ca", str(cluster.ca))
-    command = [sys.executable, "-m", "natskit.resolver", *options, urls, str(cluster.creds["SYS", "admin"]), str(token)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    command = [sys.executable, "-m", "natskit.resolver", *options, urls, str(token)]
+    creds = cluster.creds["SYS", "admin"].read_text()
+    return subprocess.run(command, input=creds, capture_output=True, text=True, timeout=30, check=False)
 
 
 async def test_claims_pushed_to_one_server_reach_all_of_them(cluster: Cluster) -> None:

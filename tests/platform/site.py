@@ -100,7 +100,7 @@ class Site(ABC):
             *arguments,
         ]
         done = subprocess.run(
-            command, cwd=REPOSITORY, env=self.environment, capture_output=True, text=True, timeout=300, check=False
+            command, cwd=REPOSITORY, env=self.environment, capture_output=True, text=True, timeout=600, check=False
         )
         if (self.root / "platform.json").exists():
             self.info = json.loads((self.root / "platform.json").read_text())

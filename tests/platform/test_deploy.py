@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import stat
@@ -89,9 +90,16 @@ def test_what_nats_server_cannot_reload_restarts_it_alone(machine: Site) -> None
 def test_a_bad_configuration_never_replaces_a_good_one(machine: Site) -> None:
     path = machine.root / "nats" / "nats-server.conf"
     good, before = path.read_text(), processes(machine)
-    done = machine.deploy(nats_extra="max_paylod: 1")
+    section = '{"websocket": "same_origin: true"}'
+    done = machine.deploy(nats_section_extra=section, nats_extra="max_conn: 9\nmax_paylod: 1")
     assert done.returncode != 0
-    assert 'unknown field "max_paylod"' in done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    refused = re.search(r'nats-server.conf.candidate:(\d+):1: unknown field "max_paylod"', said)
+    own = re.search(r"lines, \d+ to \d+ are nats_section_extra.websocket, (\d+) to (\d+) are nats_extra \((.*)\)", said)
+    assert refused is not None, said
+    assert own is not None, said
+    assert int(own[2]) == int(refused[1]) == int(own[1]) + 1
+    assert own[3] == "inventory, host natskit"
     assert path.read_text() == good
     assert [other.name for other in path.parent.glob("nats-server.conf*")] == [path.name]
     assert processes(machine) == before
@@ -103,6 +111,7 @@ def test_a_wrong_setting_is_refused_before_anything_is_touched(machine: Site) ->
     assert done.returncode != 0
     said = done.stdout + done.stderr
     assert "unknown setting proxy_prot: did you mean proxy_port?" in said
+    assert "roles/" not in said  # where our code says so is nothing to whoever wrote the setting
     assert "nats_port = 0: input should be greater than or equal to 1" in said
     assert "Starting operation" not in said
     assert changes(machine) == []

@@ -51,6 +51,7 @@ ALLOWED: dict[str, dict[str, list[str]]] = {
             "$JS.API.STREAM.INFO.KV_accounts",
             "audit.sign_in.{a}",
             "$JS.API.STREAM.CREATE.AUDIT",
+            "$JS.API.STREAM.INFO.KV_probe",
         ],
         "subscribe": ["hub.api.* hub", "hub.project.* hub", "hub.runner.* hub", "hub.admin hub", "_INBOX.hub.>"],
     },
@@ -173,6 +174,7 @@ FORBIDDEN_PUBLISH: dict[str, list[str]] = {
         "$JS.API.STREAM.CREATE.mine",
         "$JS.API.STREAM.PURGE.KV_accounts",
         "$JS.API.STREAM.DELETE.KV_accounts",
+        "$JS.API.STREAM.DELETE.KV_probe",
         "$JS.API.STREAM.INFO.other",
         # Whoever takes a hub adds to the audit, and takes nothing from it.
         "$JS.API.STREAM.INFO.AUDIT",
@@ -191,6 +193,7 @@ FORBIDDEN_PUBLISH: dict[str, list[str]] = {
         "$JS.API.CONSUMER.CREATE.AUDIT.x",
         "$JS.API.STREAM.CREATE.AUDIT2",
         "$KV.other.x",
+        "$KV.probe.nats-1",
         "$SYS.REQ.SERVER.PING",
         "$SYS.REQ.CLAIMS.UPDATE",
         "$SRV.PING",

@@ -54,6 +54,7 @@ def give_certificate(identity: Path, directory: Path) -> None:
         (directory / "tls" / f"{name}.crt").write_text(certificate)
         (directory / "tls" / f"{name}.key").write_text(key)
         (directory / "tls" / f"{authority}.crt").write_text((identity / "tls" / "ca.crt").read_text())
+    (directory / "tls" / "proxy-ca.crt").write_text((identity / "tls" / "ca.crt").read_text())
 
 
 @pytest.fixture(scope="module")

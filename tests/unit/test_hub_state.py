@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from natskit.connection import Connection
 from natskit.hub.bucket import Bucket, Entry
-from natskit.hub.program import RunnerEntry
+from natskit.hub.program import RunnerEntry, StateSettings
 from natskit.hub.records import Account, EmailClaim, Membership, Project, Session, email_key
 from natskit.hub.state import Holder, State
 
@@ -23,7 +24,8 @@ class World:
         self.changed: set[str] = set()
         self.runner = str(uuid.uuid4())
         runners = {self.runner: RunnerEntry(name="r", public_key="UKEY")}
-        self.state = State(None, 1, runners, self.locked_out.update, self.ended.update, self.changed.update)  # type: ignore[arg-type]
+        stored, nowhere = StateSettings(), cast("Connection", None)
+        self.state = State(nowhere, stored, runners, self.locked_out.update, self.ended.update, self.changed.update)
         self.account, self.session, self.project = (str(uuid.uuid4()) for _ in range(3))
         self.put(self.state.accounts, self.account, Account(email="A@b.c", password_hash="", created_at=0))
         self.put(self.state.accounts, email_key("a@B.c"), EmailClaim(account_id=self.account))

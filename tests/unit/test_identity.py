@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 import natskit.identity
-import natskit.identity.tls
+import natskit.identity.vault
 from natskit.errors import IdentityError, NatskitError
 from natskit.identity import HubKeys, Identity, claims, nkey
 from natskit.identity.files import write_private
@@ -275,14 +275,14 @@ def test_an_interruption_between_key_and_certificate_is_made_good(
     def issue(now: int) -> tuple[str, str]:
         return ensure_server_certificate(tmp_path, "proxy", ["localhost"], now=now)
 
-    def interrupted(path: Path, content: str) -> None:
+    def interrupted(path: Path, content: bytes) -> None:
         write_private(path, content)
         if path.suffix == ".key":
             raise KeyboardInterrupt
 
     issue(NOW)
     with monkeypatch.context() as patch:
-        patch.setattr(natskit.identity.tls, "write_private", interrupted)
+        patch.setattr(natskit.identity.vault, "write_private", interrupted)
         with pytest.raises(KeyboardInterrupt):
             issue(NOW + CERTIFICATE_DAYS * DAY)
     certificate, key = issue(NOW)

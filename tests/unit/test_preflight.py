@@ -79,6 +79,12 @@ def test_a_host_needs_the_ports_of_its_roles() -> None:
     site, known = topology.validate((name, groups, data) for name, groups in roles.items())
     assert set(preflight.ports(known["a"], site)) == {4222, 5004, 8222, 6222, 8101}
     assert set(preflight.ports(known["c"], site)) == {4222, 5004, 8222, 6222, 443}
+    doors = {"nats_leafnode_port": 7422, "nats_gateway_port": 7222, "nats_mqtt_port": 1883}
+    site, known = topology.validate(
+        (name, groups, data | doors | {"proxy_acme_webroot": "/srv/acme"}) for name, groups in roles.items()
+    )
+    assert set(preflight.ports(known["a"], site)) == {4222, 5004, 8222, 6222, 8101, *doors.values()}
+    assert preflight.ports(known["c"], site)[80] == "proxy_http_port"
     alone = load({"platform_root": "/srv/natskit", "platform_manager": "supervisor", "platform_tls": False}, "here")
     assert set(preflight.ports(alone)) == {4222, 5004, 8222, 8101, 8102, 4043}
 

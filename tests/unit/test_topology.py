@@ -83,7 +83,16 @@ def test_two_nats_servers_are_no_cluster() -> None:
         ({"nats2": {"platform_name": "nats1"}}, "platform_name is nats1 on nats1 and on nats2"),
         ({"nats2": {"platform_address": "127.0.0.1"}}, "host nats2: platform_address = '127.0.0.1'"),
         ({"hub1": {"hub_state_replicas": 5}}, "hub_state_replicas"),
+        ({"hub1": {"hub_state_max_bytes": 2**21}}, "hub_state_max_bytes is not the same on all hubs"),
+        (
+            {"nats1": {"nats_jetstream_max_file": 600 * 1024**2}},
+            "host nats1: nats_jetstream_max_file = 629145600: the state and the audit may have 1209008128 bytes",
+        ),
         ({"hub1": {"nats_prot": 1}}, "inventory, host hub1: unknown setting nats_prot: did you mean nats_port?"),
+        (
+            {"nats2": {"nats_prot": 1, "hub_port": 0}, "hub1": {"nats_prot": 1}},
+            "hosts nats2, hub1: unknown setting nats_prot",
+        ),
         ({"hub1": {"hub_port": 0}, "hub2": {"hub_count": 0}}, "host hub2: hub_count = 0"),
         ({name: {"platform_tls": False} for name in hosts()}, "platform_tls is off"),
         ({"hub1": {"platform_control": None}}, "host hub1: platform_control is not set"),

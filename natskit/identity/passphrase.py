@@ -1,0 +1,138 @@
+"""The passphrase of an encrypted identity: where it comes from, and that nobody else hears of it.
+
+In this order: the variable ``NATSKIT_IDENTITY_PASSPHRASE``; what the command in ``NATSKIT_IDENTITY_PASSPHRASE_COMMAND``
+prints (run without a shell, such as ``pass show natskit``); a question on the terminal. The variables are taken out of
+the environment before anything is started, so no child process inherits them. A child that is to know the passphrase
+is handed a descriptor to read it from (:func:`handed_down`).
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shlex
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from natskit.errors import IdentityError
+
+VARIABLE = "NATSKIT_IDENTITY_PASSPHRASE"
+COMMAND = "NATSKIT_IDENTITY_PASSPHRASE_COMMAND"
+NEW_VARIABLE = "NATSKIT_IDENTITY_NEW_PASSPHRASE"
+"""What a change of the passphrase changes it to; asked for on the terminal, unless told."""
+DESCRIPTOR = "NATSKIT_IDENTITY_PASSPHRASE_FD"
+"""The number of an inherited descriptor with the passphrase, for commands that natskit starts."""
+LEAST = 8
+"""Characters of a new passphrase. Who guesses it is slowed down by scrypt, to a second an attempt (c2sp.org/age)."""
+
+_given: dict[str, str] = {}
+
+
+def withdraw() -> None:
+    """Take the variables out of this process's environment; they are remembered here."""
+    for name in (VARIABLE, COMMAND, NEW_VARIABLE):
+        value = os.environ.pop(name, None)
+        if value is not None:
+            _given[name] = value
+    descriptor = os.environ.pop(DESCRIPTOR, None)
+    if descriptor is not None:
+        _given.setdefault(VARIABLE, _inherited(descriptor))
+
+
+def remember(passphrase: str) -> None:
+    """Keep a passphrase that has opened something: for :func:`handed_down`, and not to ask again."""
+    _given[VARIABLE] = passphrase
+
+
+@contextmanager
+def handed_down() -> Iterator[tuple[dict[str, str], tuple[int, ...]]]:
+    """What a child needs not to ask: its further environment, and its ``pass_fds``; nothing if none is known here.
+
+    The passphrase itself is in a file in memory that has no name, and can be read by several, one after the other.
+    """
+    withdraw()
+    if VARIABLE not in _given:
+        yield {}, ()
+        return
+    fd = os.memfd_create("passphrase")
+    try:
+        os.write(fd, _given[VARIABLE].encode())
+        yield {DESCRIPTOR: str(fd)}, (fd,)
+    finally:
+        os.close(fd)
+
+
+def current(what: str) -> str:
+    """The passphrase of ``what``, which has one. Raises :class:`IdentityError` if there is none to be had."""
+    withdraw()
+    if VARIABLE in _given:
+        return _given[VARIABLE]
+    if COMMAND in _given:
+        return _from_command(_given[COMMAND])
+    return _asked(f"Passphrase of {what}: ")
+
+
+def chosen(what: str) -> str:
+    """A passphrase for ``what``, which has none yet; on the terminal it is asked for twice.
+
+    Raises :class:`IdentityError` also for one that is too short.
+    """
+    withdraw()
+    if VARIABLE in _given or COMMAND in _given:
+        return _long_enough(current(what))
+    return _asked_twice(what)
+
+
+def changed(what: str) -> str:
+    """Another passphrase for ``what``. Raises :class:`IdentityError` as :func:`chosen`."""
+    withdraw()
+    return _long_enough(_given[NEW_VARIABLE]) if NEW_VARIABLE in _given else _asked_twice(what)
+
+
+def _inherited(descriptor: str) -> str:
+    try:
+        fd = int(descriptor)
+        text = os.pread(fd, 10_000, 0).decode()
+        os.close(fd)
+    except (OSError, ValueError):
+        raise IdentityError(f"{DESCRIPTOR} = {descriptor[:10]!r} is no descriptor of a file: unset it") from None
+    return text
+
+
+def _from_command(command: str) -> str:
+    # Its words may be secret, and so may what it says: neither goes into an error.
+    try:
+        words = shlex.split(command)
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
+    except (OSError, ValueError, IndexError) as error:
+        raise IdentityError(f"the command in {COMMAND} cannot be run: {type(error).__name__}") from None
+    if done.returncode != 0:
+        raise IdentityError(f"the command in {COMMAND} ended with exit code {done.returncode}")
+    return done.stdout.rstrip("\r\n")
+
+
+def _asked_twice(what: str) -> str:
+    first = _long_enough(_asked(f"New passphrase for {what}: "))
+    if _asked("The same again: ") != first:
+        raise IdentityError("the two passphrases are not the same: nothing was changed")
+    return first
+
+
+def _asked(prompt: str) -> str:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        raise IdentityError(
+            f"{prompt.rstrip(': ')}: there is no terminal to ask on; set {VARIABLE} or {COMMAND}"
+        ) from None
+    try:
+        return getpass.getpass(prompt)
+    except EOFError:
+        raise IdentityError(f"{prompt.rstrip(': ')}: none was given") from None
+
+
+def _long_enough(passphrase: str) -> str:
+    if len(passphrase) < LEAST:
+        raise IdentityError(f"the passphrase has {len(passphrase)} characters, and needs {LEAST} at least")
+    return passphrase
