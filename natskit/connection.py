@@ -37,6 +37,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from natskit.errors import AnswerLostError, ConnectionLostError, NatskitError, NotAllowedError, SignInError
 from natskit.permissions import answer_prefix
+from natskit.program import cancel
 
 log = logging.getLogger(__name__)
 
@@ -332,26 +333,31 @@ async def connect(
             options["tls"] = ssl.create_default_context(cafile=str(servers.ca_file))
         except ssl.SSLError:
             raise NatskitError(f"{servers.ca_file} holds no CA: it must be a certificate in PEM") from None
-    try:
-        await asyncio.wait_for(
-            connection.connect(
-                servers=list(servers.urls),
-                name=name,
-                inbox_prefix=inbox_prefix,
-                user_credentials=str(creds) if isinstance(creds, Path) else creds,
-                connect_timeout=CONNECT_TIMEOUT,
-                max_reconnect_attempts=-1,
-                ping_interval=PING_INTERVAL,
-                error_cb=connection._error,
-                disconnected_cb=connection._disconnected,
-                reconnected_cb=connection._reconnected,
-                closed_cb=connection._closed,
-                **options,
-            ),
-            timeout,
+    opening = asyncio.create_task(
+        connection.connect(
+            servers=list(servers.urls),
+            name=name,
+            inbox_prefix=inbox_prefix,
+            user_credentials=str(creds) if isinstance(creds, Path) else creds,
+            connect_timeout=CONNECT_TIMEOUT,
+            max_reconnect_attempts=-1,
+            ping_interval=PING_INTERVAL,
+            error_cb=connection._error,
+            disconnected_cb=connection._disconnected,
+            reconnected_cb=connection._reconnected,
+            closed_cb=connection._closed,
+            **options,
         )
+    )
+    try:
+        # Not ``wait_for``: nats-py's own ones may forget its cancellation, and then it tries for ever.
+        await asyncio.wait({opening}, timeout=timeout)
+        if not opening.done():
+            raise TimeoutError
+        opening.result()
     except BaseException as error:
         reason = connection._reason
+        await cancel([opening])
         if isinstance(error, nats.errors.Error):
             raise NatskitError(f"{', '.join(servers.urls)}: {error}") from error
         await connection.close()

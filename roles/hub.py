@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pyinfra.operations import files as pyinfra_files
+
 from natskit import __version__, named_files
 from natskit.hub.program import HubProgram
 from natskit.identity import Identity
@@ -16,6 +18,7 @@ from roles.files import checked_file, private_directory
 from roles.program import Program
 
 CREDS = ("SYS", "AUTH", "PLATFORM")
+OIDC_SECRET = "oidc-secret.key"  # noqa: S105
 
 
 def deploy(settings: Settings, site: Topology, identity: Identity, runners: dict[str, dict[str, str]]) -> None:
@@ -54,7 +57,9 @@ def _deploy_one(
             owner=owner,
         )
     )
-    if settings.hub_oidc_issuer:
+    if settings.hub_oidc_issuer is None:
+        pyinfra_files.file(name=f"Leave no client secret with {name}", path=str(directory / OIDC_SECRET), present=False)
+    else:
         files += [
             checked_file(name=f"Give {name} the {what} of its OpenID provider", content=content, path=path, owner=owner)
             for what, content, path in _oidc_files(settings, directory)
@@ -82,7 +87,7 @@ def _deploy_one(
 
 def _oidc_files(settings: Settings, directory: Path) -> list[tuple[str, str, Path]]:
     """What of OIDC lands in files of their own."""
-    found = [("client secret", named_files.oidc_secret(settings), directory / "oidc-secret.key")]
+    found = [("client secret", named_files.oidc_secret(settings), directory / OIDC_SECRET)]
     if settings.hub_oidc_ca_file:
         found.append(("CA", settings.hub_oidc_ca_file.expanduser().read_text(), directory / "oidc-ca.crt"))
     return found
@@ -94,7 +99,7 @@ def _oidc(settings: Settings, site: Topology, directory: Path) -> dict[str, Any]
     return {
         "issuer": settings.hub_oidc_issuer,
         "client_id": settings.hub_oidc_client_id,
-        "client_secret": directory / "oidc-secret.key",
+        "client_secret": directory / OIDC_SECRET,
         "redirect_url": f"{site.url}/api/oidc/callback",
         "scopes": settings.hub_oidc_scopes,
         "label": settings.hub_oidc_label,

@@ -200,10 +200,12 @@ class Throttle:
             return False
         if found is None:
             self._keys[key[0]] += 1
-            found = self._seen[key] = _Repeated(event)
+            found = self._seen[key] = _Repeated()
         found.times += 1
+        if found.times <= self._each:
+            return True
         found.event = event
-        return found.times <= self._each
+        return False
 
     def due(self) -> list[Event]:
         """What was only counted since the last call, an event for each key."""
@@ -215,8 +217,8 @@ class Throttle:
 
 @dataclass
 class _Repeated:
-    event: Event
-    times: int = field(default=0)
+    event: Event = field(default_factory=dict)
+    times: int = 0
 
 
 def stream_config(max_age_seconds: int, max_bytes: int, replicas: int) -> dict[str, Any]:

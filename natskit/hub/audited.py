@@ -25,7 +25,7 @@ _QUIET = frozenset(
     }
 )
 """Methods that change nothing of who may do what; besides those called ``list_…`` and ``get_…``."""
-_SAFE = ("project_id", "account_id", "runner_id", "session_id", "email", "role", "disabled", "version")
+_SAFE = ("project_id", "account_id", "runner_id", "session_id", "email", "role", "disabled", "version", "what")
 """Parameters, and parts of a result, that are ids and alike. Whatever else a method takes may be a secret."""
 _UNASKED = frozenset({"parse_error", "invalid_request", "method_not_found", "invalid_params"})
 """Outcomes of what never was a request to do something."""

@@ -99,6 +99,7 @@ class Doors:
 
     async def enter(self, request: Request) -> Response:
         """Where a backend sends a browser: the ticket becomes a session, once."""
+        _refuse_a_glance(request)
         address, agent = address_of(request), agent_of(request)
         try:
             signed_in = await self._hub.sessions.enter(request.query_params.get("ticket", "")[:200], address, agent)
@@ -145,6 +146,7 @@ class Doors:
         """Back from the provider."""
         if self._hub.oidc is None:
             raise RefusedError(404, "not_found", "this site has no OpenID provider")
+        _refuse_a_glance(request)
         query = {key: value[:4096] for key, value in request.query_params.items()}
         try:
             signed_in = await self._hub.oidc.finish(
@@ -167,6 +169,12 @@ class Doors:
         if name is None:
             raise RefusedError(401, "unauthorized", "this is not the token of a backend, or it may not come from here")
         return name, json_object(await read_body(request, backend.LARGEST_BODY))
+
+
+def _refuse_a_glance(request: Request) -> None:
+    """What only looks must not use the address up: a HEAD, or a browser that fetches before anybody has clicked."""
+    if request.method != "GET" or "prefetch" in request.headers.get("sec-purpose", request.headers.get("purpose", "")):
+        raise RefusedError(405, "not_allowed", "this address is good once, and is for a person who opens it")
 
 
 def _refusal(error: RpcError | SignInError) -> RefusedError:

@@ -23,6 +23,7 @@ from natskit.rpc import encode_request
 from tests.hub.conftest import PASSWORD
 from tests.hub.site import Site, call, eventually
 
+ADA = ("ada@example.org", PASSWORD)
 BACKENDS = {"shop": {"sha256": "0" * 64}}
 """A wrong token is refused, and noted, without a look at the state."""
 
@@ -70,6 +71,13 @@ async def test_who_did_what(site: Site) -> None:
     assert shared["target"] == friend["account_id"]
     await site.http("hub-1", "POST", "/api/sign-out", cookie=cookie)
     await noted(admin, kind="sign_out", account=account_id, session_id=event["session_id"])
+    said = encode_request("note", {"what": "rotated the hubs' keys"}, said_by="ada@laptop")
+    assert "result" in json.loads((await admin.request("hub.admin", said, timeout=5)).data)
+    await noted(admin, kind="note", what="rotated the hubs' keys", by="admin", said_by="ada@laptop")
+    lied = encode_request("create_project", {"title": "x"}, said_by="admin")
+    await site.http("hub-1", "POST", "/api/rpc", lied, cookie=(await site.sign_in("hub-1", *ADA))[1])
+    await eventually(lambda: found(admin, kind="create_project", account=account_id, hub="hub-1"), "the second project")
+    assert not await found(admin, kind="create_project", said_by="admin")
     everything = json.dumps(await found(admin))
     for secret in (PASSWORD, cookie, "Secret plan"):
         assert secret not in everything

@@ -159,6 +159,10 @@ async def test_a_ticket_opens_one_session_once(site: Site) -> None:
 async def test_a_wrong_ticket_opens_nothing(site: Site) -> None:
     answer = (await ask(site, {"email": person()}, path="ticket")).json()
     session_id, _, secret = answer["url"].partition("ticket=")[2].partition(".")
+    async with site.client("hub-1") as client:
+        path = answer["url"].removeprefix(ORIGIN)
+        assert (await client.head(path)).status_code == 405
+        assert (await client.get(path, headers={"Sec-Purpose": "prefetch;prerender"})).status_code == 405
     for wrong in ("", "x", session_id, f"{session_id}.", f"{session_id}.{secret[:-1]}x", f"{uuid.uuid4()}.{secret}"):
         assert (await enter(site, f"{ORIGIN}/api/enter?ticket={wrong}")).status_code == 403
     assert (await enter(site, answer["url"])).status_code == 303
