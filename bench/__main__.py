@@ -13,7 +13,8 @@ from pathlib import Path
 
 import click
 
-from bench.rows import Row, Stage, measure
+from bench.rows import measure
+from bench.stage import Row, Stage
 from tests.platform.site import deployed, populate
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -27,13 +28,13 @@ def main(rounds: int, only: str | None) -> None:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="natskit-bench-") as folder:
         root = Path(folder) / "local"
-        with deployed(root, proxy_sign_in_rate="600", proxy_sign_in_burst="100") as site:
+        with deployed(root, proxy_sign_in_rate="6000", proxy_sign_in_burst="1000") as site:
             stage = Stage(site, populate(site), rounds)
             rows = []
             for row in measure(stage, only):
                 rows.append(row)
                 print(f"{row.number}  {_ratio(row):>5}  {row.what}: {row.measured}", flush=True)
-    rows.sort(key=lambda row: row.number)
+    rows.sort(key=lambda row: int(row.number))
     table = _table(rows, rounds, time.monotonic() - started)
     print("\n" + table)
     if only is None:

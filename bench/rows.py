@@ -13,55 +13,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from bench import sync, wire
+from bench import crowd, rights, sync, wire
+from bench.stage import Row, Stage, percentiles
 from bench.wire import Target
 from natskit import rpc
 from natskit.client import Client
 from natskit.permissions import SCOPES, expand
 from tests.platform.raw import RawClient
-from tests.platform.site import LocalSite, World, free_ports, wait_for
+from tests.platform.site import free_ports, wait_for
 
 BIN = Path(sys.executable).parent
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table. ``ratio`` is ours over bare, where there is something bare."""
-
-    number: str
-    what: str
-    ratio: float | None
-    measured: str
-    aim: str
-    met: bool | None
-    method: str
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What all rows work on: a platform, its people, and how often to repeat."""
-
-    site: LocalSite
-    world: World
-    rounds: int
-
-    def browser(self, *, through_proxy: bool) -> Target:
-        """A signed-in browser, through the proxy with TLS or at nats-server's own WebSocket."""
-        session = self.site.sign_in(self.world.email_a, self.world.password)
-        direct = f"ws://127.0.0.1:{self.site.data['nats_websocket_port']}/"
-        return Target(
-            self.site.websocket_url if through_proxy else direct,
-            cookie=session.cookie,
-            origin=self.site.url,
-            ca_file=self.site.ca_file if through_proxy else None,
-        )
-
-    def project(self) -> Target:
-        """The project, over TCP."""
-        return Target(self.site.info["nats_urls"][0], creds=self.site.project_creds(self.world.names["p"]))
 
 
 def measure(stage: Stage, only: str | None) -> Iterator[Row]:
@@ -319,12 +282,6 @@ def synced_writes(stage: Stage) -> Iterator[Row]:
         )
 
 
-def percentiles(seconds: list[float]) -> tuple[float, float]:
-    """Median and 99th percentile in milliseconds."""
-    ordered = sorted(seconds)
-    return statistics.median(ordered) * 1000, ordered[int(len(ordered) * 0.99)] * 1000
-
-
 @contextmanager
 def bare_server(configuration: str) -> Iterator[str]:
     """A nats-server with this configuration and nothing else."""
@@ -377,4 +334,6 @@ MEASUREMENTS: list[tuple[str, Callable[[Stage], Iterator[Row]]]] = [
     ("5", lambda stage: iter([connects(stage), storm(stage)])),
     ("6", lambda stage: iter([exec_true(stage)])),
     ("8", synced_writes),
+    ("9", rights.rows),
+    ("10", crowd.rows),
 ]

@@ -169,7 +169,7 @@ async def _connect_many(barrier: Any, target: Target, count: int, at_once: int, 
         async with room:
             started = time.perf_counter()
             try:
-                writer = await asyncio.wait_for(_handshake(target, context), 30)
+                _, writer = await asyncio.wait_for(handshake(target, context), 30)
             except (OSError, TimeoutError, asyncio.IncompleteReadError):
                 return None
             took = time.perf_counter() - started
@@ -191,7 +191,10 @@ async def _connect_many(barrier: Any, target: Target, count: int, at_once: int, 
     return Storm(good, seconds, count - len(good))
 
 
-async def _handshake(target: Target, context: ssl.SSLContext | None) -> asyncio.StreamWriter:
+async def handshake(
+    target: Target, context: ssl.SSLContext | None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A WebSocket that has been let in. Raises :class:`ConnectionError` when it is not."""
     address = urlsplit(target.url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port, ssl=context)
     writer.write(
@@ -209,7 +212,7 @@ async def _handshake(target: Target, context: ssl.SSLContext | None) -> asyncio.
             writer.transport.abort()
             raise ConnectionError("refused")
         seen = seen[-8:] + data
-    return writer
+    return reader, writer
 
 
 def proportional_memory(pid: int) -> int:

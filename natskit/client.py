@@ -30,7 +30,7 @@ import nats.errors
 from nats.aio.msg import Msg
 from pydantic import BaseModel, ValidationError
 
-from natskit import rpc
+from natskit import __version__, rpc
 from natskit.connection import Connection, Creds, CredsText, NatsServers, OnStatus, Status, connect, request
 from natskit.errors import AnswerLostError, ConnectionLostError, NatskitError, NotAllowedError, SignInError
 from natskit.permissions import check_id, inbox_prefix
@@ -60,8 +60,12 @@ REPEATABLE = frozenset(
     }
 )
 """Methods of the hub and of projects that do the same thing when they are done twice."""
+OVER_HTTP = frozenset({"list_sessions", "end_session", "end_all_sessions", "change_password"})
+"""Methods of the hub that are about the session, which it knows over HTTP alone: the cookie says which one it is."""
 CUT_SECONDS = 1.0
 """How long to wait for the connection with the new rights; it takes about 0.1."""
+SIGN_IN_TURNS = 5
+"""When a whole class signs in at once, the hubs say whose turn is when: so often it is waited for."""
 
 
 class Client:
@@ -77,6 +81,8 @@ class Client:
         self._watched: set[str] = set()
         self.account_id: str | None = None
         """The signed-in account; ``None`` for the operator."""
+        self.must_change_password = False
+        """Signed in with a one-time password: until ``call_hub("change_password", …)`` nothing else may be asked."""
         self.status: Status = "connecting"
 
     @classmethod
@@ -92,6 +98,7 @@ class Client:
         try:
             body = await session.sign_in(email, password)
             client.account_id = check_id(str(body["account_id"]), "account_id")
+            client.must_change_password = body.get("must_change_password") is True
             client._hub_subject = f"hub.api.{client.account_id}"
             scheme = "wss" if session.url.scheme == "https" else "ws"
             await client._open(
@@ -136,7 +143,14 @@ class Client:
         return self._connection
 
     async def call_hub(self, method: str, *, wait: float = CALL_SECONDS, **params: Any) -> Any:
-        """Call a method of the hub. Raises :class:`RpcError` and :class:`ConnectionLostError`."""
+        """Call a method of the hub.
+
+        Raises :class:`RpcError`, :class:`ConnectionLostError`, and :class:`SignInError` when the session has ended.
+        """
+        if method in OVER_HTTP and self._session is not None:
+            result = await self._session.call(method, params, wait)
+            self.must_change_password &= method != "change_password"
+            return result
         if method not in CUTTING or self.account_id is None:
             return await self._call(self._hub_subject, method, params, wait)
         if method == "create_project":
@@ -406,16 +420,34 @@ class _Session:
             except OSError as error:
                 raise NatskitError(f"the CA file {self.ca_file}: {error.strerror or error}") from error
         self._http = httpx.AsyncClient(
-            base_url=self._origin, headers={"Origin": self._origin}, verify=verify, timeout=10, trust_env=False
+            base_url=self._origin,
+            headers={"Origin": self._origin, "User-Agent": f"natskit/{__version__}"},
+            verify=verify,
+            timeout=10,
+            trust_env=False,
         )
         self._refreshed = False
 
     async def sign_in(self, email: str, password: str) -> dict[str, Any]:
-        answer = await self._send("POST", "/api/sign-in", json={"email": email, "password": password})
+        for turns in range(SIGN_IN_TURNS, -1, -1):
+            answer = await self._send("POST", "/api/sign-in", json={"email": email, "password": password})
+            seconds = answer.headers.get("Retry-After", "")
+            if not (turns and answer.status_code == httpx.codes.SERVICE_UNAVAILABLE and seconds.isdecimal()):
+                break
+            await asyncio.sleep(int(seconds))
         if answer.status_code != httpx.codes.OK:
             raise SignInError(_message(answer))
         self._refreshed = True
         return dict(answer.json())
+
+    async def call(self, method: str, params: dict[str, Any], wait: float) -> Any:
+        """One request as this session. Raises what :meth:`Client.call_hub` does."""
+        answer = await self._send("POST", "/api/rpc", content=rpc.encode_request(method, params), timeout=wait)
+        if answer.status_code == httpx.codes.UNAUTHORIZED:
+            raise SignInError("the session has ended: sign in again")
+        if answer.status_code != httpx.codes.OK:
+            raise ConnectionLostError(f"{self._origin}: {_message(answer)}")
+        return rpc.decode_response(answer.content)
 
     async def headers(self) -> dict[str, str]:
         """What the WebSocket upgrade needs. The cookie is refreshed before each attempt but the first."""
@@ -445,4 +477,4 @@ def _message(answer: httpx.Response) -> str:
     try:
         return str(answer.json()["error"]["message"])
     except (json.JSONDecodeError, KeyError, TypeError):
-        return f"sign-in was refused with HTTP status {answer.status_code}"
+        return f"refused with HTTP status {answer.status_code}"

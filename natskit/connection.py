@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import random
+import re
 import secrets
 import socket
 import ssl
@@ -84,6 +85,10 @@ KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_
 last, in milliseconds, for data that is not acknowledged), not after 40 to 60 s by NATS pings."""
 
 
+_CREDS = re.compile(r"-BEGIN NATS USER JWT-+\s+\S+\s.*-BEGIN USER NKEY SEED-+\s+SU[A-Z2-7]{56}\s", re.DOTALL)
+"""A creds file (ADR-14): nats-py fails with a traceback when it is another one."""
+
+
 class NatsServers(BaseModel):
     """Where the NATS servers are, in a program's settings file.
 
@@ -131,6 +136,14 @@ class Connection(NatsClient):
     def inbox_for(self, subject: str) -> str:
         """A new inbox in which whoever serves ``subject`` may answer."""
         return f"{answer_prefix(self._inbox_prefix.decode(), subject)}.{secrets.token_hex(16)}"
+
+    async def use_creds(self, creds: Path) -> None:
+        """Connect anew, with these creds. What is on its way may be lost, as when a connection breaks."""
+        self._user_credentials = str(creds)
+        self._setup_nkeys_jwt_connect()
+        with contextlib.suppress(nats.errors.Error, TimeoutError):
+            await self.flush(1)
+        await self.force_reconnect()
 
     async def ask(self, subject: str, body: bytes, wait: float) -> Msg:
         """One request, one answer. Raises what ``request`` of nats-py raises, which asks in one inbox for all.
@@ -323,9 +336,7 @@ async def connect(
     Raises :class:`ConnectionLostError` when the timeout is over, and :class:`NatskitError` at once for what no attempt
     can make good: an unreadable file, a malformed URL.
     """
-    for file in (creds, servers.ca_file):
-        if isinstance(file, Path) and not os.access(file, os.R_OK):
-            raise NatskitError(f"{file} cannot be read: it does not exist, or belongs to somebody else")
+    _check_files(creds, servers.ca_file)
     connection = Connection(before_connect, on_status, servers.ca_file)
     options: dict[str, Any] = {}
     if servers.ca_file is not None:
@@ -333,7 +344,7 @@ async def connect(
             options["tls"] = ssl.create_default_context(cafile=str(servers.ca_file))
         except ssl.SSLError:
             raise NatskitError(f"{servers.ca_file} holds no CA: it must be a certificate in PEM") from None
-    opening = asyncio.create_task(
+    connecting = asyncio.ensure_future(
         connection.connect(
             servers=list(servers.urls),
             name=name,
@@ -350,14 +361,14 @@ async def connect(
         )
     )
     try:
-        # Not ``wait_for``: nats-py's own ones may forget its cancellation, and then it tries for ever.
-        await asyncio.wait({opening}, timeout=timeout)
-        if not opening.done():
+        # Not ``wait_for``: what it cancels has waits of its own, which may forget that (see ``cancel``), and goes on.
+        await asyncio.wait({connecting}, timeout=timeout)
+        if not connecting.done():
             raise TimeoutError
-        opening.result()
+        connecting.result()
     except BaseException as error:
         reason = connection._reason
-        await cancel([opening])
+        await cancel([connecting])
         if isinstance(error, nats.errors.Error):
             raise NatskitError(f"{', '.join(servers.urls)}: {error}") from error
         await connection.close()
@@ -369,6 +380,14 @@ async def connect(
     connection._reason = ""
     connection._report("connected")
     return connection
+
+
+def _check_files(creds: Creds | None, ca_file: Path | None) -> None:
+    for file in (creds, ca_file):
+        if isinstance(file, Path) and not os.access(file, os.R_OK):
+            raise NatskitError(f"{file} cannot be read: it does not exist, or belongs to somebody else")
+    if isinstance(creds, Path) and not _CREDS.search(creds.read_text(errors="replace")):
+        raise NatskitError(f"{creds} holds no JWT with its seed: restore it, or run a deploy, which writes it again")
 
 
 async def request(connection: Connection, subject: str, body: bytes, wait: float) -> bytes:
@@ -495,7 +514,7 @@ class _WebSocket(WebSocketTransport):
                 raise ConnectionAbortedError("the connection was closed while it was being made")
             self._ws = opened
         except BaseException:
-            await self._client.close()
+            await asyncio.shield(self._client.close())  # whoever cancels may do so twice
             raise
 
     def writelines(self, payload: list[bytes]) -> None:

@@ -43,6 +43,7 @@ _KINDS = {
     "unavailable": -32005,
     "timeout": -32006,
     "invalid_state": -32007,
+    "must_change_password": -32008,
 }
 
 CallerT = TypeVar("CallerT")

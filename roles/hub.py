@@ -49,13 +49,11 @@ def _deploy_one(
         )
         for account in CREDS
     ]
-    files.append(
-        checked_file(
-            name=f"Give {name} its signing keys",
-            content=identity.hub_keys().to_json(),
-            path=directory / "keys.json",
-            owner=owner,
-        )
+    keys = checked_file(
+        name=f"Give {name} its signing keys",
+        content=identity.hub_keys().to_json(),
+        path=directory / "keys.json",
+        owner=owner,
     )
     if settings.hub_oidc_issuer is None:
         pyinfra_files.file(name=f"Leave no client secret with {name}", path=str(directory / OIDC_SECRET), present=False)
@@ -79,10 +77,10 @@ def _deploy_one(
         priority=20,
         healthy=[python, "-m", "natskit.wait", *_url(settings, directory, port), service.HEALTHY_SECONDS],
         template="natskit-hub.service",
-        # It takes a new certificate without a restart.
+        # It takes a new certificate and other signing keys without a restart.
         unit={"user": owner, "directory": str(directory), "reload_command": "/bin/kill -HUP $MAINPID"},
     )
-    service.run(settings, program, restart_on=files, reload_on=certificate)
+    service.run(settings, program, restart_on=files, reload_on=[keys, *certificate])
 
 
 def _oidc_files(settings: Settings, directory: Path) -> list[tuple[str, str, Path]]:

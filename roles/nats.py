@@ -40,22 +40,23 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
         private_directory(folder, owner)
     _room(settings)
 
-    accounts = {
-        account: checked_file(
+    accounts = [
+        checked_file(
             name=f"Give NATS account {account} to the resolver",
             content=identity.account_jwt(account),
             path=account_file(settings, identity, account),
             owner=owner,
         )
         for account in NATS_ACCOUNTS
-    }
-    probe = checked_file(
+    ]
+    # Not nats-server reads it, but the gate: no reload, which would cut whoever came through the auth callout.
+    checked_file(
         name="Give nats-server's host the creds of its probe",
         content=identity.creds("PLATFORM", "probe"),
         path=directory / "probe.creds",
         owner=owner,
     )
-    reload_on = [probe, *(tls.install(settings, identity, "nats", directory, owner) if settings.platform_tls else [])]
+    reload_on = tls.install(settings, identity, "nats", directory, owner) if settings.platform_tls else []
     reload_on += _leafnodes(settings, directory, owner)
     environment, restart_on = _environment(settings, directory)
     # Where the keys are not in reach, any will do to check a configuration.
@@ -68,7 +69,7 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
             path=directory / "nats-server.conf",
             owner=owner,
             check=[*variables, str(server), "-t", "-c", "{}"],
-            explain=f"of these lines, {own_lines(settings, configuration)}",
+            explain=own_lines(settings, configuration),
         )
     )
 
@@ -108,15 +109,16 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
     kept_running = service.run(settings, program, restart_on=restart_on, reload_on=reload_on)
     if settings.nats_resolver == "memory":  # it has them in its configuration, and reads that when it is reloaded
         return
-    for account, change in accounts.items():
-        python.call(
-            name=f"Push NATS account {account} to nats-server",
-            function=_push,
-            settings=settings,
-            identity=identity,
-            account=account,
-            _if=[change.did_change, kept_running],
-        )
+    python.call(
+        name="Push the NATS accounts to nats-server",
+        function=_push,
+        settings=settings,
+        identity=identity,
+        # One that was started has read them. What it uses is asked: a deploy may have ended after it wrote the files.
+        _if=lambda: (
+            kept_running() and (any(a.did_change() for a in accounts) or _resolver(settings, identity, "--check") != "")
+        ),
+    )
 
 
 def _environment(settings: Settings, directory: Path) -> tuple[dict[str, str], list[WrittenFile]]:
@@ -171,22 +173,20 @@ def _room(settings: Settings) -> None:
         )
 
 
-def _push(settings: Settings, identity: Identity, account: str) -> None:
-    """A running server takes a changed NATS account over the bus, without losing a connection."""
-    token = identity.directory / "stores" / "natskit" / "accounts" / account / f"{account}.jwt"
-    words = [
-        sys.executable,
-        "-m",
-        "natskit.resolver",
-        *(["--ca", str(ca_file(settings))] if settings.platform_tls else []),
-    ]
-    words += [settings.nats_url, str(token)]
-    done = subprocess.run(words, input=identity.creds("SYS", "admin"), capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise OperationError(
-            f"nats-server of {host.name} does not take NATS account {account}: {done.stderr.strip()[-300:]}; "
-            "it reads it when it is restarted"
-        )
+def _push(settings: Settings, identity: Identity) -> None:
+    """A running server takes changed NATS accounts over the bus, without losing a connection."""
+    if said := _resolver(settings, identity):
+        raise OperationError(f"nats-server of {host.name} does not take the NATS accounts: {said[-300:]}")
+
+
+def _resolver(settings: Settings, identity: Identity, *words: str) -> str:
+    """Run :mod:`natskit.resolver` for this host's nats-server; what is wrong, or nothing."""
+    authority = ["--ca", str(ca_file(settings))] if settings.platform_tls else []
+    command = [sys.executable, "-m", "natskit.resolver", *authority, "--server", settings.platform_name, *words]
+    command += [settings.nats_url, *(str(identity.account_path(account)) for account in NATS_ACCOUNTS)]
+    creds = identity.creds("SYS", "admin")
+    done = subprocess.run(command, input=creds, capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 else done.stderr.strip() or "it uses others"
 
 
 def account_file(settings: Settings, identity: Identity, account: str) -> Path:
@@ -199,13 +199,15 @@ def own_lines(settings: Settings, configuration: str) -> str:
     lines = configuration.splitlines()
     texts = {f"nats_section_extra.{section}": text for section, text in settings.nats_section_extra.items()}
     texts |= {"nats_extra": settings.nats_extra}
-    ranges = []
+    places = []
     for setting, text in texts.items():
         mark = next((number for number, line in enumerate(lines, 1) if line.strip() == f"# {setting}"), None)
         if text and mark:
-            ranges.append(f"{mark + 1} to {mark + len(text.splitlines())} are {setting}")
-    place = f"inventory, host {settings.platform_name}"
-    return f"{', '.join(ranges)} ({place})" if ranges else f"all are made from settings ({place}): docs/settings.md"
+            first, last = mark + 1, mark + len(text.splitlines())
+            places.append(f"{setting} (line {first})" if first == last else f"{setting} (lines {first} to {last})")
+    if not places:
+        return "all of it is made from settings in the inventory: docs/settings.md"
+    return f"in the inventory, these are as you wrote them: {', '.join(places)}"
 
 
 def values(settings: Settings, site: Topology, identity: Identity) -> dict[str, object]:

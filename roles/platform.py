@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -53,7 +54,8 @@ def validate(host: Host, inventory: Inventory) -> tuple[Settings, Topology]:
 
 def _checked(inventory: Inventory) -> tuple[Topology, dict[str, Settings]]:
     site, known = topology.validate((h.name, h.groups, _ours(h.data.dict())) for h in inventory)  # type: ignore[no-untyped-call]
-    on_systemd = service.uses_systemd(next(iter(known.values())))
+    first = next(iter(known.values()))
+    on_systemd = service.uses_systemd(first)
     if on_systemd:
         topology.refuse(
             f"inventory, host {settings.platform_name}: {problem}"
@@ -64,7 +66,6 @@ def _checked(inventory: Inventory) -> tuple[Topology, dict[str, Settings]]:
         build.environment(settings, [*settings.hub_api_packages, *settings.runner_project_api_packages])
         if not service.uses_systemd(settings):
             preflight.check(settings)
-    first = next(iter(known.values()))
     if not is_dry():
         _lock(first.control)
     Vault(first.identity).unlock()
@@ -110,18 +111,6 @@ def ca_file(settings: Settings) -> Path:
     return settings.identity / "tls" / "ca.crt"
 
 
-def certificates(site: Topology) -> list[str]:
-    """Those of the platform's CAs that a program uses: their paths within the identity, without ``.crt``."""
-    proxy = site.proxy[0]
-    found = [] if proxy.proxy_certificate or proxy.proxy_certificate_on_host else ["tls/proxy"]
-    for role in ("nats", "hub", "proxy"):
-        for settings in getattr(site, role):
-            name = f"tls/hosts/{settings.platform_name}-{role}"
-            folders = {"nats": ("", f"{tls.ROUTES}/"), "hub": ("",), "proxy": (f"{tls.PROXY}/",)}[role]
-            found += [folder + name for folder in folders] if settings.platform_tls else []
-    return found
-
-
 def describe(site: Topology, identity: Identity) -> None:
     """Write ``platform.json``, from which the ``natskit`` command learns where everything is. It holds no secret."""
     first = site.nats[0]
@@ -145,7 +134,12 @@ def describe(site: Topology, identity: Identity) -> None:
             "num_replicas": site.replicas,
         },
         "first_account": site.hub[0].platform_first_account,
-        "certificates": certificates(site),
+        "resolvers": {settings.platform_name: settings.nats_resolver for settings in site.nats},
+        "authorization_ttl": site.hub[0].hub_authorization_ttl,
+        "session_sliding": site.hub[0].hub_session_sliding,
+        "runners": [settings.runner_uuid for settings in site.runner],
+        "deploy": how_to_deploy(sys.argv, os.environ),
+        "certificates": tls.used(site),
         "named_files": named_files.outside(site),
     }
     if not service.uses_systemd(first):
@@ -158,3 +152,25 @@ def describe(site: Topology, identity: Identity) -> None:
         }
     if not is_dry():
         write_private(first.control / "platform.json", json.dumps(content, indent=2) + "\n")
+
+
+_ONCE = {"-y", "--yes", "--dry", "--diff", "--json", "-v", "-vv", "-vvv", "--debug", "--debug-all", "--serial"}
+_ONCE_WITH_VALUE = {"--limit", "--exclude", "--fail-percent", "--ssh-password", "--password"}
+_ONCE_WITH_VALUE |= {"--ssh-key-password", "--key-password"}
+_VARIABLES = ("NATSKIT_LOCAL", "NATSKIT_CLUSTER", "NATSKIT_CONTROL")
+
+
+def how_to_deploy(argv: Sequence[str], environment: Mapping[str, str]) -> dict[str, Any]:
+    """What has to be run to deploy again as now: without a prompt, on all hosts, and without passwords."""
+    words, rest = [], list(argv[1:])
+    while rest:
+        word = rest.pop(0)
+        if word in _ONCE_WITH_VALUE:
+            rest = rest[1:]
+        elif word not in _ONCE and word.partition("=")[0] not in _ONCE_WITH_VALUE:
+            words.append(word)
+    return {
+        "arguments": words,
+        "directory": str(Path.cwd()),
+        "environment": {name: environment[name] for name in _VARIABLES if name in environment},
+    }

@@ -26,8 +26,9 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
     directory, python = settings.platform_root / "runner", str(service.python(settings))
     private_directory(directory)
     creds, _ = identity.runner_creds(settings.runner_uuid, now=int(time.time()))
+    # Read anew at each connect: other creds are no reason for a restart, which ends projects where there is no systemd.
+    checked_file(name="Give the runner its creds", content=creds, path=directory / "runner.creds")
     files = [
-        checked_file(name="Give the runner its creds", content=creds, path=directory / "runner.creds"),
         checked_file(
             name="Render runner.json", content=program_file(settings, site, python), path=directory / "runner.json"
         ),
@@ -81,6 +82,8 @@ def known_runners(site: Topology, identity: Identity) -> dict[str, dict[str, str
     for settings in site.runner:
         _, public_key = identity.runner_creds(settings.runner_uuid, now=int(time.time()))
         found[settings.runner_uuid] = {"name": settings.runner_label, "public_key": public_key}
+        if retiring := identity.retiring_runners.get(settings.runner_uuid):
+            found[settings.runner_uuid]["retiring_key"] = retiring
     return found
 
 

@@ -51,7 +51,8 @@ def _supervisord(configuration: str, root: str) -> Generator[StringCommand, None
         host.noop("supervisord runs")
         return
     yield StringCommand(shlex.join([sys.executable, "-m", "natskit.strays", f"{root}/supervisor/programs"]))
-    start = shlex.join([str(BIN / "supervisord"), "-c", configuration])
+    # No core dumps, of nginx and nats-server neither: they would hold keys. Whatever it starts inherits that.
+    start = "ulimit -c 0; " + shlex.join([str(BIN / "supervisord"), "-c", configuration])
     said = shlex.quote(f"{root}/supervisor/start.log")
     yield StringCommand(f"rm -f {pid_file}; {start} </dev/null >{said} 2>&1 || {{ cat {said} >&2; exit 1; }}")
 

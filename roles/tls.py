@@ -6,13 +6,11 @@ import time
 from pathlib import Path
 
 from natskit.identity import Identity
-from natskit.identity.tls import ensure_ca, ensure_host_certificate
+from natskit.identity.tls import PROXY, ROUTES, ensure_ca, ensure_host_certificate
 from natskit.identity.vault import Vault
 from natskit.settings import Settings
+from natskit.topology import Topology
 from roles.files import WrittenFile, checked_file, private_directory
-
-ROUTES, PROXY = "routes", "proxy"
-"""Folders of the identity with a CA of their own."""
 
 
 def install(settings: Settings, identity: Identity, role: str, directory: Path, owner: str) -> list[WrittenFile]:
@@ -39,9 +37,22 @@ def install(settings: Settings, identity: Identity, role: str, directory: Path, 
 def _certificate(settings: Settings, vault: Vault, role: str, name: str) -> dict[str, str]:
     # By its role's name the proxy knows it, by loopback the deploy asks for its health.
     names = {settings.platform_address, settings.platform_name, f"{role}.natskit", "127.0.0.1"}
-    host = f"{settings.platform_name}-{role}"
-    certificate, key = ensure_host_certificate(vault, host, names, now=int(time.time()))
+    certificate, key = ensure_host_certificate(vault, _host(settings, role), names, now=int(time.time()))
     return {f"{name}.key": key, f"{name}.crt": certificate}
+
+
+def used(site: Topology) -> list[str]:
+    """The certificates of the platform's CAs that programs use: their paths within the identity, without ``.crt``."""
+    proxy = site.proxy[0]
+    found = [] if proxy.proxy_certificate or proxy.proxy_certificate_on_host else ["tls/proxy"]
+    for role, folders in (("nats", ("", f"{ROUTES}/")), ("hub", ("",)), ("proxy", (f"{PROXY}/",))):
+        for settings in getattr(site, role) if proxy.platform_tls else ():
+            found += [f"{folder}tls/hosts/{_host(settings, role)}" for folder in folders]
+    return found
+
+
+def _host(settings: Settings, role: str) -> str:
+    return f"{settings.platform_name}-{role}"
 
 
 def _authority(vault: Vault) -> str:

@@ -1,4 +1,4 @@
-"""The command ``natskit``: accounts, projects, commands in projects, health, keys, templates, and a new inventory.
+"""The command ``natskit``: accounts, projects, runners, commands in projects, health, keys, templates, a new inventory.
 
 Commands import what they need when they run, so that ``natskit --help`` is quick.
 """
@@ -9,6 +9,7 @@ import sys
 
 import click
 
+from natskit import core_dumps
 from natskit.cli.account import account
 from natskit.cli.audit import audit
 from natskit.cli.backend import backend
@@ -17,6 +18,8 @@ from natskit.cli.health import ready, status
 from natskit.cli.identity import identity
 from natskit.cli.inventory import init
 from natskit.cli.project import project
+from natskit.cli.rotate import delete_account, diff, push, rotate
+from natskit.cli.runner import runner
 from natskit.cli.template import render
 from natskit.errors import NatskitError
 
@@ -46,12 +49,15 @@ def cli(context: click.Context, directory: str) -> None:
     context.obj = directory
 
 
-for command in (account, project, execute, audit, backend, status, ready, identity, render, init):
+for command in (account, project, runner, execute, audit, backend, status, ready, identity, render, init):
     cli.add_command(command)
+for command in (rotate, diff, push, delete_account):
+    identity.add_command(command)
 
 
 def main() -> None:
     """Run the command; an error of ours is one line on stderr and exit code 1."""
+    core_dumps.forbid()
     try:
         cli(standalone_mode=True)
     except NatskitError as error:

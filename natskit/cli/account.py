@@ -18,7 +18,7 @@ password_option = click.option(
 
 @click.group()
 def account() -> None:
-    """The people of the platform: add, list, disable, set passwords."""
+    """The people of the platform: add, list, disable, remove, their passwords and their sessions."""
 
 
 @account.command()
@@ -92,6 +92,82 @@ def set_password(directory: str, email: str, password_stdin: bool, as_json: bool
     """
     changed = call_hub(directory, "account_set_password", email=email, password=_read_password(password_stdin))
     _show(changed, f"{email} has a new password.", as_json)
+
+
+@account.command()
+@click.argument("email")
+@json_option
+@click.pass_obj
+def sessions(directory: str, email: str, as_json: bool) -> None:
+    """List where an account is signed in.
+
+    \b
+    Example:
+      natskit account sessions ada@example.org
+    """
+    found = call_hub(directory, "account_sessions", email=email)
+    if as_json:
+        show_json(found)
+        return
+    rows = [
+        [s["device"], s["address"], *(_minute(s[key]) for key in ("created_at", "last_seen", "expires_at"))]
+        for s in found
+    ]
+    show_table(["device", "address", "since", "last seen", "until (UTC)"], rows, f"{email} is not signed in.")
+
+
+@account.command("sign-out")
+@click.argument("email")
+@json_option
+@click.pass_obj
+def sign_out(directory: str, email: str, as_json: bool) -> None:
+    """End all sessions of an account; its connections are cut at once. It may sign in again.
+
+    \b
+    Example:
+      natskit account sign-out ada@example.org
+    """
+    changed = call_hub(directory, "account_sign_out", email=email)
+    _show(changed, f"{email} is signed out everywhere.", as_json)
+
+
+@account.command()
+@click.argument("email")
+@click.option("--give-projects-to", "heir", metavar="EMAIL", help="The account that owns its projects from now on.")
+@click.option("--delete-projects", is_flag=True, help="Delete its projects, with their files, for everybody.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@click.pass_obj
+def remove(directory: str, email: str, heir: str | None, delete_projects: bool, yes: bool, as_json: bool) -> None:
+    """Remove an account: its sessions end, projects of others are without it, its e-mail is free again.
+
+    Refused while it owns projects, unless you say what becomes of them. When it was interrupted, do it again.
+
+    \b
+    Examples:
+      natskit account remove ada@example.org --give-projects-to bob@example.org
+      natskit account remove ada@example.org --delete-projects --yes
+    """
+    if heir is not None and delete_projects:
+        raise click.UsageError("--give-projects-to and --delete-projects exclude each other")
+    if not yes:
+        click.confirm(
+            f"Remove the account {email}{' and its projects' if delete_projects else ''}?", abort=True, err=True
+        )
+    gone = call_hub(
+        directory,
+        "account_remove",
+        wait=100,
+        email=email,
+        give_projects_to=heir,
+        delete_projects=delete_projects,
+    )
+    fate = f"deleted {len(gone['projects'])} projects" if heir is None else f"{heir} owns {len(gone['projects'])} more"
+    _show(gone, f"Removed {email}" + (f"; {fate}." if gone["projects"] else "."), as_json)
+
+
+def _minute(time: str) -> str:
+    return time[:16].replace("T", " ")
 
 
 def _read_password(from_stdin: bool) -> str | None:

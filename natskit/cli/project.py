@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,17 @@ from natskit.errors import NatskitError
 if TYPE_CHECKING:
     from natskit.client import Client
 
+ROTATED_AT_ONCE = 8
+"""Each comes back to nats-server anew."""
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @click.group()
 def project() -> None:
-    """Projects: list, create, share, start, stop, delete. PROJECT is an id or a title that only one project has."""
+    """Projects: list, create, share, start, stop, move, delete.
+
+    PROJECT is an id, or a title that only one project has.
+    """
 
 
 @project.command("list")
@@ -134,6 +140,77 @@ def delete(directory: str, name: str, yes: bool, as_json: bool) -> None:
         click.confirm(f"Delete {name!r} and its files?", abort=True, err=True)
     gone = _call(directory, "project_delete", name)
     _show(gone, f"Deleted {gone['project_id']}.", as_json)
+
+
+@project.command()
+@click.argument("name", metavar="PROJECT")
+@click.option("--runner", required=True, metavar="NAME", help="The runner that starts it from now on.")
+@json_option
+@click.pass_obj
+def move(directory: str, name: str, runner: str, as_json: bool) -> None:
+    """Have a stopped project started by another runner. Its files stay on the host where they are: copy them.
+
+    \b
+    Example:
+      natskit project stop "First steps" && natskit project move "First steps" --runner c.example.org
+    """
+    moved = _call(directory, "project_move", name, runner=runner)
+    _show(moved, f"{moved['title']!r} will be started by {runner}. Its files stay where they are.", as_json)
+
+
+@project.command("rotate-keys")
+@click.argument("name", metavar="PROJECT", required=False)
+@click.option("--all", "every", is_flag=True, help="Every project that runs.")
+@json_option
+@click.pass_obj
+def rotate_keys(directory: str, name: str | None, every: bool, as_json: bool) -> None:
+    """Give a project that runs a new key. It goes on, with its commands; the old key is good for nothing.
+
+    A project that does not run gets a new key when it is started, and its old one is dead already.
+
+    \b
+    Examples:
+      natskit project rotate-keys "First steps"
+      natskit project rotate-keys --all
+    """
+    if (name is None) != every:
+        raise click.UsageError("say which project, or --all")
+
+    async def work(client: Client) -> list[dict[str, Any]]:
+        if name is not None:
+            return [await _rotate(client, (await find_project(client, name))["project_id"])]
+        running = [p for p in await client.call_hub("project_list") if p["desired"] == "running"]
+        room = asyncio.Semaphore(ROTATED_AT_ONCE)
+
+        async def one(project_id: str) -> dict[str, Any]:
+            async with room:
+                try:
+                    return await _rotate(client, project_id)
+                except NatskitError as error:
+                    return {"project_id": project_id, "rotated": False, "error": str(error)}
+
+        return list(await asyncio.gather(*(one(p["project_id"]) for p in running)))
+
+    done = with_client(directory, work)
+    failed = [row for row in done if row.get("error")]
+    if as_json:
+        show_json(done)
+    else:
+        for row in failed:
+            click.echo(f"{row['project_id']}: {row['error']}", err=True)
+        rotated = sum(row["rotated"] for row in done)
+        click.echo(f"{rotated} of {len(done)} have a new key." if every else _one_rotated(done[0]))
+    if failed:
+        raise NatskitError(f"{len(failed)} of {len(done)} projects keep their key: do it again, or stop and start them")
+
+
+async def _rotate(client: Client, project_id: str) -> dict[str, Any]:
+    answer: dict[str, Any] = await client.call_hub("rotate_project_keys", wait=40, project_id=project_id)
+    return answer
+
+
+def _one_rotated(row: dict[str, Any]) -> str:
+    return "It has a new key." if row["rotated"] else "It does not run: it gets a new key when it is started."
 
 
 async def find_project(client: Client, name: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import asyncio
 import sys
 from pathlib import Path
 
+from natskit import core_dumps
 from natskit.errors import NatskitError
 from natskit.hub.app import serve
 from natskit.hub.program import HubProgram
@@ -18,6 +19,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m natskit.hub", description="Run a natskit hub.")
     parser.add_argument("--settings", type=Path, required=True, help="the hub's settings file (JSON)")
     arguments = parser.parse_args()
+    core_dumps.forbid()
     log_to_stderr()
     try:
         asyncio.run(serve(read_settings(arguments.settings, HubProgram)))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from natskit.hub.passwords import Passwords, one_time_password
+from natskit.hub.projects import Projects
 from natskit.hub.records import Account, EmailClaim, email_key, external_key
 from natskit.hub.sessions import Sessions
 from natskit.hub.state import AccountRecord, State
@@ -25,10 +26,19 @@ def is_email(text: str) -> bool:
 class Accounts:
     """What may be done to accounts."""
 
-    def __init__(self, state: State, passwords: Passwords, sessions: Sessions) -> None:
+    def __init__(
+        self,
+        state: State,
+        passwords: Passwords,
+        sessions: Sessions,
+        projects: Projects,
+        cut_now: Callable[[set[str]], None],
+    ) -> None:
         self._state = state
         self._passwords = passwords
         self._sessions = sessions
+        self._projects = projects
+        self._cut_now = cut_now
         self._changing: set[str] = set()
 
     async def add(self, email: str, password: str | None) -> dict[str, Any]:
@@ -81,8 +91,10 @@ class Accounts:
         """Claim a key for an account, unless another one that exists has it; whose it is then."""
 
         def mutate(old: AccountRecord | None) -> AccountRecord:
-            if isinstance(old, EmailClaim) and (key.startswith("email.") or self._state.account(old.account_id)):
+            if isinstance(old, EmailClaim) and self._state.account(old.account_id) is not None:
                 return old
+            if isinstance(old, EmailClaim) and key.startswith("email."):  # taken over, as by an administrator
+                return old.model_copy(update={"taken_at": time.time()})
             return EmailClaim(account_id=account_id)
 
         claim = await self._state.accounts.change(key, mutate)
@@ -103,32 +115,82 @@ class Accounts:
 
     async def disable(self, email: str, disabled: bool) -> dict[str, Any]:
         """Keep a person out, or let them in again. Their sessions end."""
-        account_id, _ = await self.by_email(email)
-        account = await self._update(account_id, disabled=disabled)
+        account_id, account = await self.by_email(email)
         if disabled:
-            await self._sessions.end_all(account_id)
-        return {"account_id": account_id, "email": account.email, "disabled": account.disabled}
+            await self.sign_out(account_id, disabled=True)
+        else:
+            await self._update(account_id, disabled=False)
+        return {"account_id": account_id, "email": account.email, "disabled": disabled}
 
-    async def set_password(self, account_id: str, password: str | None, keep_session: str | None = None) -> str | None:
+    async def remove(self, email: str, heir_email: str | None, delete_projects: bool) -> dict[str, Any]:
+        """Remove an account; its own projects go to an heir, or are deleted. Asked again, it goes on where it stopped.
+
+        The person is locked out first. Raises :class:`RpcError` before anything is changed if it owns projects and
+        nothing is said about them, and later if one of them cannot be deleted at this moment.
+        """
+        if heir_email is not None and delete_projects:
+            raise RpcError("invalid_params", "projects are either given to another account or deleted, not both")
+        claim = await self._state.accounts.find(email_key(email))
+        if not isinstance(claim, EmailClaim):
+            raise RpcError("not_found", f"no account has the e-mail {email[:80]!r}")
+        account_id = claim.account_id
+        heir = (await self.by_email(heir_email))[0] if heir_email is not None else None
+        if heir == account_id:
+            raise RpcError("invalid_params", f"{email} is the account that is to be removed: name another heir")
+        self._projects.check_fate(account_id, heir, delete_projects)
+        if self._state.account(account_id) is not None:
+            await self.sign_out(account_id, disabled=True)
+        gone = await self._projects.leave_all(account_id, heir)
+        await self._state.accounts.change(account_id, lambda _: None)
+        gone |= await self._projects.leave_all(account_id, heir)  # what was shared with it meanwhile
+        # Unless somebody has taken the e-mail already: since the account is gone, it is free.
+        await self._state.accounts.change(email_key(email), lambda old: None if old == claim else old)
+        return {"account_id": account_id, "email": email, "projects": sorted(gone)}
+
+    async def end_sessions(self, account_id: str, keep: str | None = None, **fields: Any) -> None:
+        """End every session of an account, except ``keep``, with one write, which also changes ``fields``.
+
+        Connections are cut a little later, so that whoever asked on one gets the answer.
+        """
+
+        def mutate(old: AccountRecord | None) -> AccountRecord:
+            if not isinstance(old, Account):
+                raise RpcError("not_found", "the account is gone")
+            return old.model_copy(update={"session_epoch": old.session_epoch + 1, "kept_session": keep or "", **fields})
+
+        await self._state.accounts.change(account_id, mutate)
+        await self._sessions.forget(account_id)
+
+    async def sign_out(self, account_id: str, keep: str | None = None, **fields: Any) -> None:
+        """The same, and cut their connections at once."""
+        names = self._state.names_of_account(account_id, but=keep or "")
+        await self.end_sessions(account_id, keep, **fields)
+        self._cut_now(names)
+
+    async def set_password(self, account_id: str, password: str | None) -> str | None:
         """Set a password and end the sessions that were opened with the old one; returns it if it was made up."""
         given = one_time_password() if password is None else password
         hashed = await self._passwords.hash(given)
-        await self._update(account_id, password_hash=hashed, one_time=password is None)
-        await self._sessions.end_all(account_id, but=keep_session)
+        await self.sign_out(account_id, password_hash=hashed, one_time=password is None)
         return given if password is None else None
 
     async def change_password(
         self, account_id: str, account: Account, current: str, new: str, keep: str | None
     ) -> None:
-        """Raises :class:`RpcError` if the current password is wrong. One at a time for each account: the threads that
-        look at passwords are there for everybody."""
+        """Set the password that its owner has chosen; every session ends, except ``keep``, if that is known.
+
+        Raises :class:`RpcError` if the current password is wrong. One at a time for each account: the threads that
+        look at passwords are there for everybody.
+        """
         if account_id in self._changing:
             raise RpcError("unavailable", "the password is being changed already; try again in a moment")
         self._changing.add(account_id)
         try:
             if not await self._passwords.verify(account.password_hash, current):
                 raise RpcError("forbidden", "the current password is wrong")
-            await self.set_password(account_id, new, keep_session=keep)
+            hashed = await self._passwords.hash(new)
+            end = self.end_sessions if keep is None else self.sign_out
+            await end(account_id, keep, password_hash=hashed, one_time=False)
         finally:
             self._changing.discard(account_id)
 
@@ -150,7 +212,7 @@ class Accounts:
             if isinstance(old, EmailClaim):
                 if self._state.account(old.account_id) is not None:
                     raise RpcError("conflict", f"there is already an account with the e-mail {email!r}")
-                return old
+                return old.model_copy(update={"taken_at": time.time()})
             return EmailClaim(account_id=fresh)
 
         claim = await self._state.accounts.change(email_key(email), mutate)

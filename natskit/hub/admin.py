@@ -54,6 +54,28 @@ async def account_set_password(caller: Caller, email: str, password: str | None 
 
 
 @admin_methods.method()
+async def account_sessions(caller: Caller, email: str) -> list[dict[str, Any]]:
+    """Where an account is signed in."""
+    return caller.hub.sessions.describe((await caller.hub.accounts.by_email(email))[0], None)
+
+
+@admin_methods.method()
+async def account_sign_out(caller: Caller, email: str) -> dict[str, Any]:
+    """End every session of an account."""
+    account_id, account = await caller.hub.accounts.by_email(email)
+    await caller.hub.accounts.sign_out(account_id)
+    return {"account_id": account_id, "email": account.email}
+
+
+@admin_methods.method()
+async def account_remove(
+    caller: Caller, email: str, give_projects_to: str | None = None, delete_projects: bool = False
+) -> dict[str, Any]:
+    """Remove an account. Refused while it owns projects, unless they are given to another account, or deleted."""
+    return await caller.hub.accounts.remove(email, give_projects_to, delete_projects)
+
+
+@admin_methods.method()
 async def project_list(caller: Caller, email: str | None = None) -> list[dict[str, Any]]:
     """Every project, or those an account may use."""
     projects = caller.hub.projects
@@ -110,6 +132,43 @@ async def stop_project(caller: Caller, project_id: str) -> dict[str, Any]:
 
 
 @admin_methods.method()
+async def rotate_project_keys(caller: Caller, project_id: str) -> dict[str, Any]:
+    """Give a project that runs a new key, without stopping it; ``rotated`` is false for one that does not run."""
+    await caller.hub.projects.find(project_id)
+    return {"project_id": project_id, "rotated": await caller.hub.projects.rotate_keys(project_id)}
+
+
+@admin_methods.method()
+async def project_move(caller: Caller, project_id: str, runner: str) -> dict[str, Any]:
+    """Have a stopped project started by another runner from now on; its files stay where they are."""
+    await caller.hub.projects.find(project_id)
+    await caller.hub.projects.move(project_id, caller.hub.runners.find(runner))
+    return caller.hub.projects.describe(project_id)
+
+
+@admin_methods.method()
+async def runner_list(caller: Caller) -> list[dict[str, Any]]:
+    """Every runner of the deploy."""
+    return caller.hub.runners.list()
+
+
+@admin_methods.method()
+async def runner_revoke(caller: Caller, name: str) -> dict[str, Any]:
+    """Refuse a runner and its projects' agents, and cut their connections."""
+    runner_id = caller.hub.runners.find(name)
+    await caller.hub.runners.revoke(runner_id)
+    return {"runner_id": runner_id}
+
+
+@admin_methods.method()
+async def runner_allow(caller: Caller, name: str) -> dict[str, Any]:
+    """Let a revoked runner in again."""
+    runner_id = caller.hub.runners.find(name)
+    await caller.hub.runners.allow(runner_id)
+    return {"runner_id": runner_id}
+
+
+@admin_methods.method()
 async def note(caller: Caller, what: Annotated[str, Field(max_length=200)]) -> dict[str, Any]:
     """Put into the audit what was done without a hub: each call of a method here is an event of it."""
     return {"noted": what, "hub": caller.hub.program.name}
@@ -119,24 +178,11 @@ async def note(caller: Caller, what: Annotated[str, Field(max_length=200)]) -> d
 async def status(caller: Caller) -> dict[str, Any]:
     """The platform as this hub sees it."""
     hub, state, now = caller.hub, caller.hub.state, time.time()
-    runners = []
-    for runner_id, entry in sorted(hub.program.runners.items()):
-        seen = state.runners.get(runner_id)
-        runners.append(
-            {
-                "runner_id": runner_id,
-                "name": entry.name,
-                "alive": bool(seen and seen.alive(now)),
-                "heartbeat_age": max(0.0, now - seen.last_seen) if seen else None,
-                "version": seen.version if seen else None,
-                "running": len(seen.running) if seen else 0,
-            }
-        )
     return {
         "hub": hub.program.name,
         "version": hub.program.version,
         "accounts": len(state.all_accounts()),
         "projects": len(state.projects.entries),
         "sessions": sum(1 for e in state.sessions.entries.values() if e.value.expires_at > now),
-        "runners": runners,
+        "runners": hub.runners.list(),
     }

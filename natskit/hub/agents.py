@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from natskit.hub.caller import Caller
 from natskit.hub.projects import iso
 from natskit.hub.records import Project, ProjectState, Runner
+from natskit.hub.state import Holder
 from natskit.identity import nkey
 from natskit.rpc import Methods, RpcError
 
@@ -36,31 +38,49 @@ async def list_collaborators(caller: Caller) -> list[dict[str, Any]]:
 
 @runner_methods.method()
 async def register(caller: Caller, version: str) -> dict[str, Any]:
-    """A runner has started: which projects should run there."""
-    await _seen(caller, version=version, running=[])
-    entries = caller.hub.state.projects.entries.items()
-    return {
-        "projects": [p for p, e in entries if e.value.runner_id == caller.id and e.value.desired == "running"],
-    }
+    """A runner has started, or is back: which projects should run there, and which of those need a new key if they do:
+    theirs is that of another runner, which this one has replaced."""
+    await _seen(caller, version=version)
+    state = caller.hub.state
+    mine = {p: e.value for p, e in state.projects.entries.items() if e.value.runner_id == caller.id}
+    wanted = [p for p, project in mine.items() if project.desired == "running"]
+    locked_out = [p for p in wanted if mine[p].public_key and state.rights(Holder("project", p)) is None]
+    return {"projects": wanted, "need_keys": locked_out}
 
 
 @runner_methods.method()
 async def heartbeat(caller: Caller, running: list[str]) -> dict[str, Any]:
     """A runner is alive."""
-    await _seen(caller, version=None, running=running[:10_000])
+    await _seen(caller, running=running[:10_000])
     return {}
 
 
 @runner_methods.method()
 async def project_credentials(caller: Caller, project_id: str, public_key: str) -> dict[str, Any]:
-    """The JWT of a project's agent, whose key the runner has just made."""
-    project = await _own_project(caller, project_id)
-    if project.desired != "running":
-        raise RpcError("invalid_state", "the project should not run")
-    if not nkey.is_public_key(public_key, "user"):
-        raise RpcError("invalid_params", "public_key is no public user nkey")
-    await caller.hub.projects.set_public_key(project_id, public_key)
-    return {"jwt": caller.hub.tokens.project_jwt(project_id, public_key, int(time.time()))}
+    """The JWT of a project's agent, whose key the runner has just made; the key before it is dead from now on."""
+    return await _credentials(caller, project_id, public_key, caller.hub.projects.set_public_key)
+
+
+@runner_methods.method()
+async def next_project_credentials(caller: Caller, project_id: str, public_key: str) -> dict[str, Any]:
+    """The same for an agent that runs: the key before it is good until :func:`project_uses_next_key`."""
+    return await _credentials(caller, project_id, public_key, caller.hub.projects.set_next_key)
+
+
+@runner_methods.method()
+async def project_uses_next_key(caller: Caller, project_id: str, public_key: str) -> dict[str, Any]:
+    """The agent was told of its new key: once it has come with it, the old one is dead."""
+    await _own_project(caller, project_id)
+    await caller.hub.projects.use_next_key(project_id, public_key)
+    return {}
+
+
+@runner_methods.method()
+async def is_let_in(caller: Caller, project_id: str, public_key: str) -> bool:
+    """Whether an agent with this key may connect."""
+    await _own_project(caller, project_id)
+    rights = caller.hub.state.rights(Holder("project", project_id), public_key)
+    return rights is not None and rights.public_key == public_key
 
 
 @runner_methods.method()
@@ -73,20 +93,36 @@ async def project_state(
     return {}
 
 
+async def _credentials(
+    caller: Caller, project_id: str, public_key: str, store: Callable[[str, str], Awaitable[None]]
+) -> dict[str, Any]:
+    project = await _own_project(caller, project_id)
+    if project.desired != "running":
+        raise RpcError("invalid_state", "the project should not run")
+    if not nkey.is_public_key(public_key, "user"):
+        raise RpcError("invalid_params", "public_key is no public user nkey")
+    await store(project_id, public_key)
+    return {"jwt": caller.hub.tokens.project_jwt(project_id, public_key, int(time.time()))}
+
+
 async def _own_project(caller: Caller, project_id: str) -> Project:
+    _check_let_in(caller)
     project = await caller.hub.projects.find(project_id)
     if project.runner_id != caller.id:
         raise RpcError("forbidden", "the project belongs to another runner")
     return project
 
 
-async def _seen(caller: Caller, version: str | None, running: list[str]) -> None:
-    """Note that a runner is there. A heartbeat keeps the version, which another hub may just have been told."""
-    if caller.id not in caller.hub.state.known_runners:
-        raise RpcError("forbidden", "the runner is not known to this platform")
+async def _seen(caller: Caller, **fields: Any) -> None:
+    """Note that a runner is there. What it does not say stays as it was, or as another hub was just told."""
+    _check_let_in(caller)
 
     def note(known: Runner | None) -> Runner:
-        kept = known.version if known is not None else ""
-        return Runner(version=kept if version is None else version, last_seen=time.time(), running=running)
+        return (known or Runner(version="", last_seen=0)).model_copy(update={"last_seen": time.time(), **fields})
 
     await caller.hub.state.runners.change(caller.id, note)
+
+
+def _check_let_in(caller: Caller) -> None:
+    if caller.hub.state.runner_key(caller.id) is None:
+        raise RpcError("forbidden", "the runner is not known to this platform, or was revoked")

@@ -19,9 +19,10 @@ NATS_PATH = "/nats"
 class RefusedError(Exception):
     """A request that gets an error instead of an answer."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, retry_after: int | None = None) -> None:
         super().__init__(message)
-        self.response = JSONResponse({"error": {"code": code, "message": message}}, status)
+        headers = {"Retry-After": str(retry_after)} if retry_after is not None else None
+        self.response = JSONResponse({"error": {"code": code, "message": message}}, status, headers)
 
 
 async def read_body(request: Request, largest: int) -> bytes:

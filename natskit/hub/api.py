@@ -69,6 +69,7 @@ async def share_project(caller: Caller, project_id: str, email: str) -> dict[str
     """Let another account use a project. Only its owner may."""
     await caller.hub.projects.require(caller.id, project_id, owner=True)
     account_id, _ = await caller.hub.accounts.by_email(email)
+    caller.hub.projects.check_pace(caller.id, project_id, account_id)
     await caller.hub.projects.share(project_id, account_id)
     return caller.hub.projects.describe(project_id, caller.id)
 
@@ -119,6 +120,34 @@ async def read_text_file_from_project(caller: Caller, project_id: str, path: str
     """Read a file of a running project."""
     await caller.hub.projects.require(caller.id, project_id)
     return await caller.hub.projects.call(project_id, "read_text_file", {"path": path})
+
+
+@natskit_hub.method()
+async def list_sessions(caller: Caller) -> list[dict[str, Any]]:
+    """Where the caller is signed in, the session seen last first. ``mine`` says which one asks; over NATS, where the
+    hub knows the account but not the session, it is null: ask over HTTP, as natskit's clients do."""
+    return caller.hub.sessions.describe(caller.id, caller.session_id)
+
+
+@natskit_hub.method()
+async def end_session(caller: Caller, session_id: str) -> dict[str, Any]:
+    """Sign out one of the caller's sessions; its connections are cut, and its cookie is good for nothing."""
+    sessions = caller.hub.sessions
+    await sessions.own(caller.id, session_id)
+    await (sessions.end(session_id) if caller.session_id is None else sessions.end_now(session_id))
+    return {"session_id": session_id}
+
+
+@natskit_hub.method()
+async def end_all_sessions(caller: Caller, keep_this: bool = False) -> dict[str, Any]:
+    """Sign out everywhere; with ``keep_this`` everywhere else, for which the hub has to know the session (HTTP)."""
+    if caller.session_id is not None:
+        await caller.hub.accounts.sign_out(caller.id, caller.session_id if keep_this else None)
+    elif keep_this:
+        raise RpcError("invalid_params", "over NATS the hub does not know which session is yours: use POST /api/rpc")
+    else:
+        await caller.hub.accounts.end_sessions(caller.id)
+    return {"account_id": caller.id}
 
 
 @natskit_hub.method()

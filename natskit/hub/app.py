@@ -18,7 +18,7 @@ import nats.errors
 import uvicorn
 
 from natskit.connection import Connection, connect, request
-from natskit.errors import SettingsError, StateError
+from natskit.errors import IdentityError, SettingsError, StateError
 from natskit.hub import https
 from natskit.hub.accounts import Accounts
 from natskit.hub.audit import Audit
@@ -29,8 +29,9 @@ from natskit.hub.connections import Connections
 from natskit.hub.http import Pages
 from natskit.hub.metrics import Metrics
 from natskit.hub.passwords import Passwords
-from natskit.hub.program import HubProgram, TlsFiles
+from natskit.hub.program import HubProgram
 from natskit.hub.projects import Projects
+from natskit.hub.runners import Runners
 from natskit.hub.service import Services
 from natskit.hub.sessions import Sessions
 from natskit.hub.state import State
@@ -65,6 +66,7 @@ class Hub:
     backends: Backends
     oidc: Oidc | None
     projects: Projects
+    runners: Runners
     services: Services
 
     def __init__(self, program: HubProgram) -> None:
@@ -93,14 +95,26 @@ class Hub:
             locked_out=lambda names: self.connections.cut_now(names),
             ended=lambda names: self.connections.cut_ended(names),
             changed=lambda names: self.connections.cut_soon(names),
+            changes_per_minute=self.program.share_changes_per_minute,
         )
-        self.connections = Connections(self._nats["sys"], self.state, self.tokens.platform_account, self.metrics)
-        self.sessions = Sessions(self.state, self.tokens, self._passwords, self.program.session)
-        self.accounts = Accounts(self.state, self._passwords, self.sessions)
+        self.connections = Connections(
+            self._nats["sys"],
+            self.state,
+            self.tokens.platform_account,
+            self.metrics,
+            self.program.authorization_ttl_seconds,
+        )
+        self.sessions = Sessions(
+            self.state, self.tokens, self._passwords, self.program.session, self.connections.cut_now
+        )
+        self.projects = Projects(
+            self.state, platform, self._ask, self.connections.is_connected, self.program.max_projects_per_account
+        )
+        self.runners = Runners(self.state)
+        self.accounts = Accounts(self.state, self._passwords, self.sessions, self.projects, self.connections.cut_now)
         self.backends = Backends(self.program.backends, self.accounts, self.sessions, self.audit)
         parts = self.state, self.accounts, self.sessions, self.audit
         self.oidc = self._new_oidc(*parts) if self._new_oidc else None
-        self.projects = Projects(self.state, platform, self._ask, self.program.max_projects_per_account)
         self.services = Services(self, self._methods, self.metrics)
         self.metrics.watch(self.gauges, self.services.pings)
         self._callout = Callout(self._nats["auth"], self.state, self.tokens, self.metrics, self.audit)
@@ -134,6 +148,12 @@ class Hub:
                 await asyncio.wait_for(connection.flush(), 1)
             await connection.close()
         self._passwords.close()
+
+    def renew(self) -> None:
+        """Use the signing keys that the deploy has written meanwhile. Raises :class:`IdentityError`, and keeps the old
+        ones, if they cannot be read."""
+        self.tokens.use(HubKeys.read(self.program.keys))
+        log.info("signs with the signing keys of its file")
 
     def problems(self) -> list[str]:
         """What keeps this hub from doing its work, in words; empty when all is well."""
@@ -197,7 +217,8 @@ def _oidc(program: HubProgram, keys: HubKeys) -> Callable[[State, Accounts, Sess
 async def serve(program: HubProgram) -> None:
     """Run a hub until SIGTERM or SIGINT. HTTP answers from the first moment, so that health can be asked.
 
-    With TLS, SIGHUP brings renewed certificates into use. Raises :class:`SettingsError` for files that cannot be used.
+    SIGHUP brings other signing keys and a renewed certificate into use. Raises :class:`SettingsError` for files that
+    cannot be used.
     """
     hub = Hub(program)
     config = uvicorn.Config(
@@ -211,10 +232,11 @@ async def serve(program: HubProgram) -> None:
         timeout_graceful_shutdown=int(DRAIN_SECONDS),
     )
     loop = asyncio.get_running_loop()
+    certificate: ssl.SSLContext | None = None
     if program.http.tls is not None:
         config.load()
-        config.ssl = https.server_context(program.http.tls)
-        loop.add_signal_handler(signal.SIGHUP, _renew, config.ssl, program.http.tls)
+        config.ssl = certificate = https.server_context(program.http.tls)
+    loop.add_signal_handler(signal.SIGHUP, _renew, hub, certificate)
     server = _Server(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.handle_exit, number, None)
@@ -229,9 +251,15 @@ async def serve(program: HubProgram) -> None:
     await hub.stop()
 
 
-def _renew(context: ssl.SSLContext, files: TlsFiles) -> None:
+def _renew(hub: Hub, context: ssl.SSLContext | None) -> None:
     try:
-        certificate = https.reload(context, files)
+        hub.renew()
+    except IdentityError as error:
+        log.error("the signing keys stay as they were: %s", error)
+    if context is None or hub.program.http.tls is None:
+        return
+    try:
+        certificate = https.reload(context, hub.program.http.tls)
     except SettingsError as error:
         log.error("the certificate stays as it was: %s", error)
     else:

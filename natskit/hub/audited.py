@@ -16,31 +16,45 @@ _QUIET = frozenset(
         "ping",
         "whoami",
         "status",
-        "account_list",
-        "project_list",
+        "account_sessions",
+        "is_let_in",
         "project_state",
         "heartbeat",
         "read_text_file_from_project",
         "write_text_file_to_project",
     }
 )
-"""Methods that change nothing of who may do what; besides those called ``list_…`` and ``get_…``."""
-_SAFE = ("project_id", "account_id", "runner_id", "session_id", "email", "role", "disabled", "version", "what")
+"""Methods that change nothing of who may do what; besides those called ``list_…``, ``get_…`` and ``…_list``."""
+_SAFE = (
+    "project_id",
+    "account_id",
+    "runner_id",
+    "runner",
+    "session_id",
+    "email",
+    "heir_email",
+    "delete_projects",
+    "role",
+    "disabled",
+    "version",
+    "what",
+)
 """Parameters, and parts of a result, that are ids and alike. Whatever else a method takes may be a secret."""
+_REFUSED = frozenset({"forbidden", "must_change_password", "not_found", "limit", "conflict", "invalid_state"})
 _UNASKED = frozenset({"parse_error", "invalid_request", "method_not_found", "invalid_params"})
 """Outcomes of what never was a request to do something."""
 
 
 def is_quiet(method: str) -> bool:
     """Whether a successful call is not worth an event."""
-    return method in _QUIET or method.startswith(("list_", "get_"))
+    return method in _QUIET or method.startswith(("list_", "get_")) or method.endswith("_list")
 
 
 def record_call(audit: Audit, state: State, caller: Caller, request: Request, outcome: str, result: Any) -> None:
     """Note a call of a method and how it ended; ``outcome`` is ``ok`` or the kind of the error."""
     if outcome in _UNASKED or (outcome == "ok" and is_quiet(request.method)):
         return
-    refused = outcome in ("forbidden", "not_found", "limit", "conflict", "invalid_state")
+    refused = outcome in _REFUSED
     fields = _safe(request.params) | _safe(result)
     named = _account_named(state, fields)
     about: dict[str, Any] = {

@@ -72,8 +72,8 @@ class Backends:
     async def ticket(self, name: str, body: dict[str, Any], address: str) -> tuple[str, str, bool]:
         """A ticket for the account that a backend names, the account's id, and whether it was made now. Raises
         :class:`RpcError`."""
-        account_id, _, made = await self._account(name, body, address)
-        ticket = await self._sessions.reserve(account_id, f"backend {name}", TICKET_SECONDS)
+        account_id, account, made = await self._account(name, body, address)
+        ticket = await self._sessions.reserve(account_id, account, f"backend {name}", TICKET_SECONDS)
         self._note("backend_ticket", name, account_id, address, session_id=ticket.partition(".")[0], made=made or None)
         return ticket, account_id, made
 

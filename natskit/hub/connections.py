@@ -2,7 +2,19 @@
 
 A connection's name (``authorized_user``) says who holds it and which rights it got. Right after a change the names
 that were right before it are looked for, so the usual case costs one small question; shortly after, and regularly,
-all connections are compared, which also finds those another hub authorised from an older view.
+all connections are compared. Every hub does so, whoever authorised what. So a right that was taken away is gone when
+
+- *the hub that authorised is dead*: any other hub cuts; the next one to start compares everything first;
+- *another hub authorises at that moment, from an older view*: all hubs compare everything again :data:`AGAIN_SECONDS`
+  after a change. A view that is older than that is noticed to be so within 1.5 s (:mod:`natskit.hub.bucket`), its hub
+  does not authorise until it has caught up, and what it then learns are changes, which it acts on itself;
+- *a kick is lost*: the same comparisons find the connection once more;
+- *a nats-server is cut off*: nobody can reach it, so its clients keep what they had, among themselves; those who come
+  to it are authorised by a hub on its side for as long as that takes its view for current, at most
+  :data:`~natskit.hub.bucket.CHECK_SECONDS` and the time of one request, and then by none. When it is back, which is
+  looked for each second, all connections are compared;
+- *no hub runs*, or all that fails: the authorisation itself ends after ``authorization_ttl_seconds`` (900 s, and up to
+  a tenth more), and nats-server then drops the connection without asking anybody.
 """
 
 from __future__ import annotations
@@ -11,6 +23,7 @@ import asyncio
 import contextlib
 import json
 import logging
+from collections.abc import Callable
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -27,9 +40,12 @@ ENDED_SECONDS = 0.5
 """Likewise for whoever changes the password over NATS, who cannot come back for the answer."""
 BACK_SECONDS = 0.25
 """By then a client that was cut is back: natskit's clients wait for 0.1 s, and connecting takes a few milliseconds."""
-AGAIN_SECONDS = 0.5
-"""After a change: by then every hub's view has it, and what was authorised meanwhile is found."""
+AGAIN_SECONDS = (0.5, 2.0)
+"""After a change: by the first every hub's view has it, and by the second each hub knows if its own has not (three
+heartbeats of :mod:`natskit.hub.bucket`); what was authorised meanwhile is found."""
 EVERY_SECONDS = 30.0
+MISSING_SECONDS = 1.0
+"""How often a server that did not answer is looked for; one that was cut off has connections nobody could cut."""
 ANSWER_SECONDS = 0.5
 SETTLE_SECONDS = 0.05
 """While it is not known yet how many servers will answer, those that are this much later than the first are missed."""
@@ -41,7 +57,9 @@ FEW = 64
 class Connections:
     """Lists and cuts connections, through the hub's user in the NATS account SYS."""
 
-    def __init__(self, connection: Connection, state: State, platform_account: str, metrics: Metrics) -> None:
+    def __init__(
+        self, connection: Connection, state: State, platform_account: str, metrics: Metrics, ttl: float
+    ) -> None:
         self._connection = connection
         self._state = state
         self._account = platform_account
@@ -49,7 +67,12 @@ class Connections:
         self._outdated: set[str] = set()
         self._spared: set[str] = set()
         """Outdated, but not to be cut just yet, by the comparison of all connections neither."""
+        self._locked_out: set[str] = set()
+        """Not to be spared for what else ends with it: the sessions of a disabled account are ended right after."""
         self._servers: set[str] = set()
+        self._missing: dict[str, float] = {}
+        """Servers that did not answer, and when what was authorised on them before is over in any case."""
+        self._longest_seconds = 1.1 * ttl
         self._back_at: dict[str, float] = {}
         self._wake = asyncio.Event()
         self._all_soon = asyncio.Event()
@@ -57,6 +80,12 @@ class Connections:
 
     def cut_now(self, names: set[str]) -> None:
         """Connections with these names are outdated from now on: somebody was locked out."""
+        if names:
+            self._locked_out |= names
+            asyncio.get_running_loop().call_later(ENDED_SECONDS, self._locked_out.difference_update, names)
+            self._outdate(names)
+
+    def _outdate(self, names: set[str]) -> None:
         if not names:
             return
         self._spared -= names
@@ -86,15 +115,16 @@ class Connections:
         self._cut_after(GRACE_SECONDS, names)
 
     def _cut_after(self, seconds: float, names: set[str]) -> None:
+        names = names - self._locked_out
         if names:
             self._spared |= names
-            asyncio.get_running_loop().call_later(seconds, self.cut_now, names)
+            asyncio.get_running_loop().call_later(seconds, self._outdate, names)
 
     async def run(self) -> None:
         """Cut what is outdated, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._run_few())
-            group.create_task(self._run_all())
+            for work in (self._run_few(), self._run_all(), self._run_missing()):
+                group.create_task(work)
 
     async def cut_outdated(self) -> None:
         """Cut what recent changes outdated, now; returns when the servers were told."""
@@ -119,10 +149,12 @@ class Connections:
             self._all_soon.set()
 
     async def _run_all(self) -> None:
+        soon, later = AGAIN_SECONDS
         loop = asyncio.get_running_loop()
+        once_more = False
         while True:
             if not (self._state.current and self._connection.is_connected):
-                await asyncio.sleep(AGAIN_SECONDS)
+                await asyncio.sleep(soon)
                 continue
             began = loop.time()
             try:
@@ -130,18 +162,56 @@ class Connections:
             except nats.errors.Error as error:
                 log.warning("connections: %s", error)
             # Comparing everything may take at most a tenth of the time.
-            await asyncio.sleep(max(AGAIN_SECONDS, 9 * (loop.time() - began - ANSWER_SECONDS)))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(EVERY_SECONDS):
-                    await self._all_soon.wait()
-                await asyncio.sleep(AGAIN_SECONDS)
-            self._all_soon.clear()
+            await asyncio.sleep(max(soon, 9 * (loop.time() - began - ANSWER_SECONDS)))
+            changed = await _is_set(self._all_soon, later - soon if once_more else EVERY_SECONDS)
+            once_more = changed
+            if changed:
+                self._all_soon.clear()
+                await asyncio.sleep(soon)
+
+    async def _run_missing(self) -> None:
+        """Compare everything as soon as a server that did not answer is back."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(MISSING_SECONDS)
+            self._missing = {server: until for server, until in self._missing.items() if until > loop.time()}
+            if not self._missing or not self._connection.is_connected:
+                continue
+            with contextlib.suppress(nats.errors.Error):
+                back = await self._answering() & self._missing.keys()
+                if back:
+                    log.info("nats-servers are back: %s", ", ".join(sorted(back)))
+                    for server in back:
+                        del self._missing[server]
+                    await self._compare({})
+
+    async def _answering(self) -> set[str]:
+        """The servers that can be reached now."""
+        found: set[str] = set()
+
+        async def on_answer(message: Msg) -> None:
+            found.add(json.loads(message.data)["server"]["id"])
+
+        inbox = self._connection.new_inbox()
+        subscription = await self._connection.subscribe(inbox, cb=on_answer)
+        try:
+            await self._connection.publish("$SYS.REQ.SERVER.PING", b"", reply=inbox)
+            await asyncio.sleep(ANSWER_SECONDS)
+        finally:
+            await subscription.unsubscribe()
+        return found
+
+    async def is_connected(self, name: str) -> bool:
+        """Whether somebody is connected with this name, anywhere."""
+        found: list[tuple[str, int, str]] = []
+        await self._page({"user": name}, 0, lambda other: other == name, found)
+        return bool(found)
 
     async def _compare(self, only: dict[str, str]) -> None:
         """Read the whole list, then cut: cutting while turning pages would make some slip through."""
         outdated: list[tuple[str, int, str]] = []
         offset = 0
-        while await self._page(only, offset, outdated):
+        while await self._page(only, offset, self._is_outdated, outdated):
             offset += PAGE
         for server, cid, name in outdated:
             await self._cut(server, cid, name)
@@ -149,8 +219,10 @@ class Connections:
             log.info("cut %d connections, the first of %s", len(outdated), outdated[0][2])
             await self._connection.flush()
 
-    async def _page(self, only: dict[str, str], offset: int, outdated: list[tuple[str, int, str]]) -> bool:
-        """Ask every server for a page of connections and note those that are outdated; whether there is another."""
+    async def _page(
+        self, only: dict[str, str], offset: int, wanted: Callable[[str], bool], found: list[tuple[str, int, str]]
+    ) -> bool:
+        """Ask every server for a page of connections and note those that are wanted; whether there is another."""
         more = False
         answered: set[str] = set()
         complete = asyncio.Event()
@@ -162,8 +234,8 @@ class Connections:
             more |= int(data.get("total", 0)) > offset + PAGE
             for connection in data.get("connections") or []:
                 name = connection.get("authorized_user", "")
-                if self._is_outdated(name):
-                    outdated.append((server, connection["cid"], name))
+                if wanted(name):
+                    found.append((server, connection["cid"], name))
             answered.add(server)
             if not self._servers:
                 asyncio.get_running_loop().call_later(SETTLE_SECONDS, complete.set)
@@ -180,6 +252,10 @@ class Connections:
                     await complete.wait()
         finally:
             await subscription.unsubscribe()
+        until = asyncio.get_running_loop().time() + self._longest_seconds
+        if missing := self._servers - answered:
+            log.warning("nats-servers do not answer: %s", ", ".join(sorted(missing)))
+            self._missing |= dict.fromkeys(missing, until)
         self._servers = answered
         return more
 
@@ -188,8 +264,7 @@ class Connections:
         parts = rest.split(".")
         if kind not in ("browser", "project", "runner") or len(parts) != 3 or name in self._spared:
             return False
-        rights = self._state.rights(Holder(kind, parts[0], parts[1]))  # type: ignore[arg-type]
-        return rights is None or rights.name != name
+        return not self._state.is_valid(Holder(kind, parts[0], parts[1]), name)  # type: ignore[arg-type]
 
     async def _cut(self, server: str, cid: int, name: str) -> None:
         log.debug("cut connection %d of %s", cid, name)
@@ -198,3 +273,11 @@ class Connections:
         await self._connection.publish(
             f"$SYS.REQ.SERVER.{server}.KICK", json.dumps({"cid": cid}).encode(), reply=self._connection.new_inbox()
         )
+
+
+async def _is_set(event: asyncio.Event, seconds: float) -> bool:
+    """Whether an event comes within so many seconds."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    return event.is_set()

@@ -80,7 +80,7 @@ class Pages:
             raise RefusedError(401, "wrong_credentials", str(error)) from None
         except RpcError as error:
             self._refused(request, "limit", "-", email)
-            raise RefusedError(503, error.kind, error.message) from None
+            raise RefusedError(503, error.kind, error.message, error.data.get("retry_after")) from None
         self._hub.audit.record_of_account(
             "sign_in",
             account=signed_in.session.account_id,

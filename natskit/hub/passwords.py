@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -19,8 +21,13 @@ T = TypeVar("T")
 SHORTEST = 10
 LONGEST = 1024
 """Characters. Length is what counts (NIST SP 800-63B), but a megabyte would be work for nothing."""
-WAITING = 32
-"""Sign-ins waiting for a thread; more are turned away at once rather than in a minute."""
+QUEUE_SECONDS = 6.0
+"""A sign-in waits this long for its turn, first come, first served; whoever would wait longer is turned away at once,
+and told when to come back. Clients wait 10 s for an answer."""
+LATEST_SECONDS = 60.0
+"""Nobody is told to come back later than this."""
+FIRST_GUESS_SECONDS = 0.1
+"""What a password is taken to cost until some were looked at."""
 
 
 class Passwords:
@@ -31,8 +38,11 @@ class Passwords:
             time_cost=settings.time_cost, memory_cost=settings.memory_kib, parallelism=1
         )
         self._pool = ThreadPoolExecutor(settings.argon2_concurrency, thread_name_prefix="argon2")
-        self._limit = settings.argon2_concurrency + WAITING
+        self._concurrency = settings.argon2_concurrency
+        self._cost = FIRST_GUESS_SECONDS
         self._pending = 0
+        self._promised = 0.0
+        """When the last one of those who were turned away was told to come back, by :func:`time.monotonic`."""
         self._nobody = self._hasher.hash(secrets.token_urlsafe(16))
 
     async def hash(self, password: str) -> str:
@@ -59,13 +69,32 @@ class Passwords:
             return False
 
     async def _run(self, work: Callable[..., T], *arguments: str | bytes) -> T:
-        if self._pending >= self._limit:
-            raise RpcError("unavailable", "too many people are signing in at this moment; try again in a few seconds")
+        each = self._cost / self._concurrency
+        if self._pending * each > QUEUE_SECONDS:
+            seconds = self._come_back(each)
+            raise RpcError(
+                "unavailable",
+                f"too many people are signing in at this moment; try again in {seconds} seconds",
+                retry_after=seconds,
+            )
         self._pending += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, self._timed, work, *arguments)
         finally:
             self._pending -= 1
+
+    def _come_back(self, each: float) -> int:
+        """Whole seconds until the turn of one more who is turned away: a crowd is given one turn after the other."""
+        now = time.monotonic()
+        self._promised = min(max(self._promised, now + self._pending * each) + each, now + LATEST_SECONDS)
+        return math.ceil(self._promised - now)
+
+    def _timed(self, work: Callable[..., T], *arguments: str | bytes) -> T:
+        began = time.monotonic()
+        try:
+            return work(*arguments)
+        finally:
+            self._cost += (time.monotonic() - began - self._cost) / 10
 
 
 def _bytes(password: str) -> bytes:

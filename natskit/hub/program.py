@@ -99,6 +99,8 @@ class RunnerEntry(_Part):
 
     name: str
     public_key: str
+    retiring_key: str = ""
+    """The key before that one, while a rotation lets both in."""
 
 
 class HubProgram(_Part):
@@ -120,4 +122,6 @@ class HubProgram(_Part):
     oidc: OidcSettings | None = None
     api_packages: list[str] = []
     runners: dict[str, RunnerEntry] = {}
+    share_changes_per_minute: int = Field(default=10, ge=2)
+    """How often a project may be shared with an account, or taken from it, before sharing it again has to wait."""
     max_projects_per_account: int = Field(default=MAX_PROJECTS_PER_ACCOUNT, ge=1, le=MAX_PROJECTS_PER_ACCOUNT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import unicodedata
 import uuid
@@ -13,7 +14,7 @@ from typing import Any
 from natskit.connection import Connection, to_json
 from natskit.errors import ConnectionLostError, NatskitError
 from natskit.hub.records import Account, Membership, Project, ProjectState
-from natskit.hub.state import State
+from natskit.hub.state import Holder, State
 from natskit.permissions import check_id
 from natskit.rpc import RpcError, decode_response, encode_request
 
@@ -24,13 +25,26 @@ RUNNER_SECONDS = 30.0
 """A runner answers when the project's process was started or has ended."""
 READY_SECONDS = 20.0
 PROJECT_SECONDS = 15.0
+NEW_KEY_SECONDS, NEW_KEY_PAUSE = 4.0, 0.05
+"""An agent that was told of its new key comes back within a second; less than the runner waits for the hub."""
+AT_ONCE = 8
+"""Projects of an account that is removed, worked on at the same time."""
+NO_KEYS = {"public_key": "", "next_key": "", "runner_key": ""}
 
 
 class Projects:
     """What may be done to projects. Whether the caller may is checked by :meth:`require`."""
 
-    def __init__(self, state: State, connection: Connection, ask: Ask, most: int) -> None:
+    def __init__(
+        self,
+        state: State,
+        connection: Connection,
+        ask: Ask,
+        is_connected: Callable[[str], Awaitable[bool]],
+        most: int,
+    ) -> None:
         self._state = state
+        self._is_connected = is_connected
         self._connection = connection
         self._ask = ask
         self._most = most
@@ -67,11 +81,25 @@ class Projects:
         except NatskitError as error:
             raise RpcError("invalid_params", str(error)) from None
 
+    def check_pace(self, owner: str, project_id: str, account_id: str) -> None:
+        """Raises :class:`RpcError` if an owner changes too often what another account may do: it is cut each time."""
+        state = self._state
+        seconds = max(
+            state.changes_of_one.wait(f"{account_id}.{project_id}"), state.changes_by_one.wait(f"{owner}.{account_id}")
+        )
+        if seconds > 0:
+            wait = math.ceil(seconds)
+            raise RpcError(
+                "limit",
+                f"what this account may do was changed too often in the last minute; try again in {wait} s",
+                retry_after=wait,
+            )
+
     def describe(self, project_id: str, account_id: str | None = None) -> dict[str, Any]:
         """A project as the API shows it."""
         project = self.get(project_id)
         membership = self._state.membership(account_id, project_id) if account_id else None
-        lost = project.state == "running" and not self._is_alive(project.runner_id)
+        lost = project.state == "running" and not self._state.is_alive(project.runner_id)
         return {
             "project_id": project_id,
             "title": project.title,
@@ -132,31 +160,81 @@ class Projects:
 
     async def unshare(self, project_id: str, account_id: str) -> None:
         """Take the project from a collaborator, whose connections are cut."""
-        membership = self._state.membership(account_id, project_id)
+        membership = await self._state.memberships.find(f"{account_id}.{project_id}")
         if membership is None:
             raise RpcError("not_found", "that account is no collaborator of the project")
         if membership.role == "owner":
             raise RpcError("invalid_state", "the owner cannot leave a project; delete it instead")
-        await self._state.memberships.change(f"{account_id}.{project_id}", lambda _: None)
+        await self._drop(account_id, project_id)
         await self._announce(self._state.members_of(project_id) | {account_id})
 
     async def delete(self, project_id: str) -> None:
-        """Stop a project, remove its files, and forget it."""
+        """Stop a project, remove its files, and forget it. On a host whose runner is not let in, they stay."""
         project = await self._update(project_id, desired="stopped")
-        if project.runner_id is not None:
-            await self._runner(project.runner_id, "delete_project", project_id)
+        if self._state.runner_key(project.runner_id) is not None:
+            await self._runner(str(project.runner_id), "delete_project", project_id)
         members = self._state.members_of(project_id)
-        # The owner, who waits for the answer, and the project last: their connections are cut soon after.
-        for account_id in sorted(members, key=lambda member: self._is_owner(member, project_id)):
-            await self._state.memberships.change(f"{account_id}.{project_id}", lambda _: None)
+        owners = {member for member in members if self._is_owner(member, project_id)}
+        for account_id in members - owners:
+            await self._drop(account_id, project_id)
+        # The owner, who waits for the answer and may ask again if none comes, is cut with this, and listed until then.
         await self._state.projects.change(project_id, lambda _: None)
+        for account_id in owners:
+            await self._drop(account_id, project_id)
         await self._announce(members)
+
+    def check_fate(self, account_id: str, heir: str | None, delete: bool) -> None:
+        """Raises :class:`RpcError` if it was not said what becomes of the projects of an account, or it cannot be."""
+        owned = [p for p in self._state.projects_of(account_id) if self._is_owner(account_id, p)]
+        if owned and heir is None and not delete:
+            raise RpcError(
+                "invalid_state",
+                f"the account owns {len(owned)} projects, {self.get(owned[0]).title!r} is one: give them to another "
+                "account (--give-projects-to), or have them deleted (--delete-projects)",
+            )
+        if heir is not None:
+            self._check_room(heir, len(set(owned) - self._state.projects_of(heir)))
+
+    async def leave_all(self, account_id: str, heir: str | None) -> set[str]:
+        """Take an account from all projects; those it owns go to the heir, or are deleted. Returns those it owned."""
+        room, owned = asyncio.Semaphore(AT_ONCE), set[str]()
+
+        async def leave(project_id: str) -> None:
+            async with room:
+                if not self._is_owner(account_id, project_id) or self.get_or_none(project_id) is None:
+                    members = self._state.members_of(project_id)
+                    await self._drop(account_id, project_id)
+                    await self._announce(members)
+                    return
+                owned.add(project_id)
+                if heir is None:
+                    await self.delete(project_id)
+                else:
+                    await self._hand_over(project_id, account_id, heir)
+
+        await asyncio.gather(*(leave(project_id) for project_id in self._state.memberships_of(account_id)))
+        return owned
+
+    async def move(self, project_id: str, runner_id: str) -> None:
+        """Start it on another runner from now on. Its files stay where they are. Raises :class:`RpcError`."""
+        if self._state.runner_key(runner_id) is None:
+            raise RpcError("invalid_state", "that runner was revoked: allow it first, or name another")
+
+        def mutate(old: Project | None) -> Project:
+            if old is None:
+                raise RpcError("not_found", "the project was deleted meanwhile")
+            if old.desired != "stopped" or old.state not in ("stopped", "failed"):
+                raise RpcError("invalid_state", f"the project is {old.state}: stop it first")
+            return old.model_copy(update={"runner_id": runner_id, **NO_KEYS})
+
+        await self._state.projects.change(project_id, mutate)
+        await self._announce(self._state.members_of(project_id))
 
     async def start(self, project_id: str) -> None:
         """Start a project; returns when its agent answers. Raises :class:`RpcError` with what went wrong."""
         project = self.get(project_id)
         runner_id = project.runner_id or self._place()
-        if not self._is_alive(runner_id):
+        if not self._state.is_alive(runner_id):
             raise RpcError("unavailable", "the runner that has the project's files is not alive at this moment")
         if project.state == "running" and project.desired == "running":
             return
@@ -172,10 +250,12 @@ class Projects:
             raise RpcError("invalid_state", f"the project did not start: {project.detail or 'see the runner log'}")
 
     async def stop(self, project_id: str) -> None:
-        """Stop a project; returns when its processes are gone."""
+        """Stop a project; returns when its processes are gone. Where its runner is not let in, nobody can end them,
+        but its agent is not let in either."""
         project = await self._update(project_id, desired="stopped")
         if project.runner_id is not None and project.state != "stopped":
-            await self._runner(project.runner_id, "stop_project", project_id)
+            if self._state.runner_key(project.runner_id) is not None:
+                await self._runner(project.runner_id, "stop_project", project_id)
             await self.report(project_id, "stopped", "")
 
     async def report(self, project_id: str, state: ProjectState, detail: str) -> None:
@@ -184,13 +264,54 @@ class Projects:
             return
         fields: dict[str, Any] = {"state": state, "detail": detail[:500]}
         if state == "stopped" and self.get(project_id).desired == "stopped":
-            fields["public_key"] = ""  # not before: an agent that stops says so to those who read its output
+            fields |= NO_KEYS  # not before: an agent that stops says so to those who read its output
         await self._update(project_id, **fields)
         await self._announce(self._state.members_of(project_id))
 
     async def set_public_key(self, project_id: str, public_key: str) -> None:
         """The key of the agent that may speak as the project; the one before is cut."""
-        await self._update(project_id, public_key=public_key)
+        await self._update(project_id, public_key=public_key, next_key="", runner_key=self._key_of_runner(project_id))
+
+    async def set_next_key(self, project_id: str, public_key: str) -> None:
+        """A key that the agent may come with as well, until :meth:`use_next_key`."""
+        if not self._state.rights(Holder("project", project_id)):
+            await self.set_public_key(project_id, public_key)  # there is nothing to keep
+        else:
+            await self._update(project_id, next_key=public_key)
+
+    async def use_next_key(self, project_id: str, public_key: str) -> None:
+        """Once an agent is connected with the next key, the one before it is cut, and refused.
+
+        Raises :class:`RpcError` if none comes; both keys are good then.
+        """
+        if self.get(project_id).public_key == public_key:
+            return
+        rights = self._state.rights(Holder("project", project_id), public_key)
+        if rights is None or rights.public_key != public_key:
+            raise RpcError("conflict", "the project was given another key meanwhile")
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + NEW_KEY_SECONDS
+        while not await self._is_connected(rights.name):
+            if loop.time() > deadline:
+                raise RpcError("timeout", f"the agent did not come back with its new key within {NEW_KEY_SECONDS:g} s")
+            await asyncio.sleep(NEW_KEY_PAUSE)
+
+        def promote(old: Project | None) -> Project:
+            if old is None or public_key not in (old.public_key, old.next_key):
+                raise RpcError("conflict", "the project was given another key meanwhile")
+            made_by = self._key_of_runner(project_id)
+            return old.model_copy(update={"public_key": public_key, "next_key": "", "runner_key": made_by})
+
+        await self._state.projects.change(project_id, promote)
+
+    async def rotate_keys(self, project_id: str) -> bool:
+        """Give the agent of a project that runs a new key; it goes on. Returns false if it does not run: a project
+        that is started gets a new key anyway. Raises :class:`RpcError`."""
+        project = self.get(project_id)
+        if project.desired != "running" or project.runner_id is None:
+            return False
+        await self._runner(project.runner_id, "rotate_project_keys", project_id)
+        return True
 
     async def call(self, project_id: str, method: str, params: dict[str, Any]) -> Any:
         """Call a method of a running project's agent."""
@@ -239,16 +360,26 @@ class Projects:
         for account_id in accounts:
             await self._connection.publish(f"events.account.{account_id}.projects", body)
 
-    def _is_alive(self, runner_id: str | None) -> bool:
-        runner = self._state.runners.get(runner_id or "")
-        return runner is not None and runner.alive(time.time())
+    def _key_of_runner(self, project_id: str) -> str:
+        return self._state.runner_key(self.get(project_id).runner_id) or ""
+
+    async def _drop(self, account_id: str, project_id: str) -> None:
+        await self._state.memberships.change(f"{account_id}.{project_id}", lambda _: None)
+
+    async def _hand_over(self, project_id: str, account_id: str, heir: str) -> None:
+        owner = Membership(role="owner", since=time.time())
+        await self._state.memberships.change(
+            f"{heir}.{project_id}", lambda old: old if old is not None and old.role == "owner" else owner
+        )
+        await self._drop(account_id, project_id)
+        await self._announce(self._state.members_of(project_id))
 
     def _is_owner(self, account_id: str, project_id: str) -> bool:
         membership = self._state.membership(account_id, project_id)
         return membership is not None and membership.role == "owner"
 
-    def _check_room(self, account_id: str) -> None:
-        if len(self._state.projects_of(account_id)) >= self._most:
+    def _check_room(self, account_id: str, more: int = 1) -> None:
+        if len(self._state.projects_of(account_id)) + more > self._most:
             account = self._state.account(account_id)
             who = account.email if isinstance(account, Account) else account_id
             raise RpcError(
@@ -263,11 +394,10 @@ class Projects:
 
     def _place_or_none(self) -> str | None:
         """The runner with the fewest running projects among those alive."""
-        now = time.time()
         alive = [
             (sum(1 for e in self._state.projects.entries.values() if e.value.runner_id == runner_id), runner_id)
-            for runner_id, entry in self._state.runners.entries.items()
-            if entry.value.alive(now) and runner_id in self._state.known_runners
+            for runner_id in self._state.runners.entries
+            if self._state.is_alive(runner_id)
         ]
         return min(alive)[1] if alive else None
 

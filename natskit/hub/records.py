@@ -29,8 +29,17 @@ class Account(Record):
     disabled: bool = False
     one_time: bool = False
     created_at: float
+    session_epoch: int = 0
+    """Sessions of an earlier epoch are over: one write ends them all, also those being opened at this moment through
+    another hub, whether or not their records are removed after it."""
+    kept_session: str = ""
+    """The one that the last change of epoch left alive."""
     made_by: str = ""
     """``backend NAME`` or ``oidc`` for an account that was made when it was first used; it has no password."""
+
+    def lets_in(self, session_id: str, session: Session) -> bool:
+        """Whether a session of this account is one that it still wants."""
+        return not self.disabled and (session.epoch == self.session_epoch or session_id == self.kept_session)
 
 
 class EmailClaim(Record):
@@ -40,6 +49,8 @@ class EmailClaim(Record):
     """
 
     account_id: str
+    taken_at: float = 0
+    """When it was taken over, so that this is a write, which whoever removes the claim at that moment loses to."""
 
 
 class Project(Record):
@@ -52,6 +63,10 @@ class Project(Record):
     state: ProjectState = "stopped"
     detail: str = ""
     public_key: str = ""
+    next_key: str = ""
+    """While a key is being replaced: accepted as well."""
+    runner_key: str = ""
+    """The key of the runner that asked for the project's; when it is not let in any more, neither is the project."""
 
 
 class Membership(Record):
@@ -68,6 +83,8 @@ class Session(Record):
     created_at: float
     expires_at: float
     absolute_expires_at: float
+    epoch: int = 0
+    """The account's, when the password was looked at."""
     address: str = ""
     user_agent: str = ""
     last_seen: float = 0
@@ -83,6 +100,8 @@ class Runner(Record):
     version: str
     last_seen: float
     running: list[str] = []
+    revoked_keys: list[str] = []
+    """Public keys of this runner that an administrator has taken its rights from."""
 
     def alive(self, now: float) -> bool:
         """Whether it was heard from lately."""

@@ -182,6 +182,8 @@ class Services:
             if request.method in ON_THE_SPOT:
                 result = await self._tables[kind].call(caller, request)
             else:
+                if kind == "account":
+                    await caller.check_may_ask(request.method)
                 async with asyncio.timeout(METHOD_SECONDS):
                     result = await self._tables[kind].call(caller, request)
             answer = encode_result(request.id, result)

@@ -10,13 +10,18 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from natskit.errors import ClaimsError, SignInError
+from natskit.errors import ClaimsError, NatskitError, SignInError
+from natskit.hub.device import describe
 from natskit.hub.passwords import Passwords
 from natskit.hub.program import SessionSettings
+from natskit.hub.projects import iso
 from natskit.hub.records import Account, Session
 from natskit.hub.state import State
 from natskit.hub.tokens import Tokens
+from natskit.permissions import check_id
+from natskit.rpc import RpcError
 
 SLIDE_SECONDS = 60
 """A session slides at most this often, so that a busy tab does not write all the time."""
@@ -39,8 +44,16 @@ class SignedIn:
 class Sessions:
     """Signs in, checks, slides and ends."""
 
-    def __init__(self, state: State, tokens: Tokens, passwords: Passwords, settings: SessionSettings) -> None:
+    def __init__(
+        self,
+        state: State,
+        tokens: Tokens,
+        passwords: Passwords,
+        settings: SessionSettings,
+        cut_now: Callable[[set[str]], None],
+    ) -> None:
         self._state = state
+        self._cut_now = cut_now
         self._tokens = tokens
         self._passwords = passwords
         self._settings = settings
@@ -52,27 +65,26 @@ class Sessions:
         right = await self._passwords.verify((found[1].password_hash or None) if found else None, password)
         if found is None or not right or found[1].disabled:
             raise _refused(found, right)
-        account_id, account = found
-        return await self.open(account_id, account, address, user_agent, "password")
+        return await self.open(*found, address, user_agent, "password")
 
     async def open(self, account_id: str, account: Account, address: str, user_agent: str, via: str) -> SignedIn:
         """Open a session for who was just found to be this account. Raises :class:`SignInError` if that has changed."""
         now = time.time()
-        session = self._new(account_id, now, address, user_agent, via)
+        session = self._new(account_id, account.session_epoch, now, address, user_agent, via)
         session_id = str(uuid.uuid4())
         await self._make_room(account_id)
         await self._store(session_id, lambda _: session)
-        now_stored = self._state.account(account_id)
-        if now_stored is None or now_stored.disabled or now_stored.password_hash != account.password_hash:
-            # Changed while the old password was looked at; the sessions it had opened were ended before this one was.
+        if self._state.live_session(session_id) is None:
+            # Disabled, or given another password while the old one was looked at: the session is of an earlier epoch.
             await self.end(session_id)
-            raise _refused((account_id, now_stored) if now_stored else None, right=True)
+            changed = self._state.account(account_id)
+            raise _refused((account_id, changed) if changed else None, right=True)
         return SignedIn(session_id, session, account, self._tokens.cookie(session_id, session, int(now)))
 
-    async def reserve(self, account_id: str, via: str, seconds: int) -> str:
+    async def reserve(self, account_id: str, account: Account, via: str, seconds: int) -> str:
         """A ticket that opens a session of the account once, within some seconds, wherever it is shown."""
         secret, session_id, now = secrets.token_urlsafe(32), str(uuid.uuid4()), time.time()
-        session = self._new(account_id, now, "", "", via)
+        session = self._new(account_id, account.session_epoch, now, "", "", via)
         await self._make_room(account_id)
         held = session.model_copy(update={"ticket": _digest(secret), "expires_at": now + seconds})
         await self._store(session_id, lambda _: held, seconds + KEPT_SECONDS)
@@ -85,11 +97,11 @@ class Sessions:
         if held is None or not held.ticket or not hmac.compare_digest(held.ticket, _digest(secret)):
             raise SignInError("this address was used already, or is wrong", reason="unknown ticket")
         account, now = self._state.account(held.account_id), time.time()
-        if account is None or account.disabled:
+        if account is None or not account.lets_in(session_id, held):
             raise SignInError("this account may not use the platform", reason="disabled", account_id=held.account_id)
         if held.expires_at <= now:
             raise SignInError("this address is too old", reason="old ticket", account_id=held.account_id)
-        opened = self._new(held.account_id, now, address, user_agent, held.via)
+        opened = self._new(held.account_id, held.epoch, now, address, user_agent, held.via)
 
         def use(old: Session | None) -> Session:
             if old is None or old.ticket != held.ticket:
@@ -97,15 +109,19 @@ class Sessions:
             return opened
 
         await self._store(session_id, use)
+        if self._state.live_session(session_id) is None:
+            await self.end(session_id)
+            raise SignInError("the session has ended", reason="ended meanwhile", account_id=held.account_id)
         return SignedIn(session_id, opened, account, self._tokens.cookie(session_id, opened, int(now)))
 
-    def _new(self, account_id: str, now: float, address: str, user_agent: str, via: str) -> Session:
+    def _new(self, account_id: str, epoch: int, now: float, address: str, user_agent: str, via: str) -> Session:
         absolute = now + self._settings.absolute_seconds
         return Session(
             account_id=account_id,
             created_at=now,
             expires_at=min(now + self._settings.sliding_seconds, absolute),
             absolute_expires_at=absolute,
+            epoch=epoch,
             address=address[:64],
             user_agent=user_agent[:256],
             last_seen=now,
@@ -119,18 +135,11 @@ class Sessions:
             holder = self._tokens.holder(cookie, int(now)).holder
         except ClaimsError:
             raise SignInError("the session has ended; sign in again") from None
-        session, account = await self._state.sessions.find(holder.session_id), self._state.account(holder.id)
-        if (
-            holder.kind != "browser"
-            or session is None
-            or account is None
-            or account.disabled
-            or session.ticket
-            or session.account_id != holder.id
-            or session.expires_at <= now
-        ):
+        await self._state.sessions.find(holder.session_id)
+        live = self._state.live_session(holder.session_id)
+        if holder.kind != "browser" or live is None or live[0].account_id != holder.id:
             raise SignInError("the session has ended; sign in again")
-        return holder.session_id, session, account
+        return holder.session_id, *live
 
     async def slide(self, cookie: str) -> SignedIn:
         """Check a session and prolong it. Raises :class:`SignInError`."""
@@ -146,12 +155,48 @@ class Sessions:
         return SignedIn(session_id, session, account, self._tokens.cookie(session_id, session, int(now)))
 
     async def end(self, session_id: str) -> None:
-        """End one session; its connections are cut by whoever watches the state."""
+        """End one session. Its connections are cut a little later, so that whoever asked on one gets the answer."""
         await self._state.sessions.change(session_id, lambda _: None)
 
-    async def end_all(self, account_id: str, but: str | None = None) -> None:
-        """End every session of an account, except ``but``."""
-        await asyncio.gather(*(self.end(session_id) for session_id in self._state.sessions_of(account_id) - {but}))
+    async def end_now(self, session_id: str) -> None:
+        """End one session, and cut its connections at once."""
+        names = self._state.names_of_session(session_id)
+        await self.end(session_id)
+        self._cut_now(names)
+
+    async def own(self, account_id: str, session_id: str) -> Session:
+        """A session of this account. Raises :class:`RpcError` for those of others, as for those that are not."""
+        try:
+            session = await self._state.sessions.find(check_id(session_id, "session_id"))
+        except NatskitError as error:
+            raise RpcError("invalid_params", str(error)) from None
+        if session is None or session.account_id != account_id:
+            raise RpcError("not_found", "you have no such session")
+        return session
+
+    async def forget(self, account_id: str) -> None:
+        """Remove the records of the sessions that are over since the account's epoch has changed."""
+        over = {s for s in self._state.sessions_of(account_id) if self._state.live_session(s) is None}
+        await asyncio.gather(*(self.end(session_id) for session_id in over))
+
+    def describe(self, account_id: str, mine: str | None) -> list[dict[str, Any]]:
+        """The live sessions of an account as the API shows them, the one seen last first.
+
+        ``mine`` is the session of whoever asks; where that is not known, none is said to be or not to be it.
+        """
+        live = [(s, found[0]) for s in self._state.sessions_of(account_id) if (found := self._state.live_session(s))]
+        return [
+            {
+                "session_id": session_id,
+                "device": describe(session.user_agent),
+                "address": session.address,
+                "created_at": iso(session.created_at),
+                "last_seen": iso(session.last_seen),
+                "expires_at": iso(session.expires_at),
+                "mine": session_id == mine if mine is not None else None,
+            }
+            for session_id, session in sorted(live, key=lambda item: (-item[1].last_seen, item[0]))
+        ]
 
     async def _make_room(self, account_id: str) -> None:
         live = [(self._state.sessions.get(s), s) for s in self._state.sessions_of(account_id)]

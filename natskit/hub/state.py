@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 from natskit.connection import Connection
 from natskit.hub.bucket import Bucket
+from natskit.hub.pace import Pace
 from natskit.hub.program import RunnerEntry, StateSettings
 from natskit.hub.records import (
     Account,
@@ -23,6 +24,10 @@ from natskit.hub.records import (
     email_key,
     external_key,
 )
+
+PROJECTS_AT_ONCE = 6
+"""One owner may change what one account may do this many times as often as a single project's rights: sharing several
+projects with the same person is normal, and a class is many persons."""
 
 AccountRecord = Account | EmailClaim
 
@@ -58,11 +63,16 @@ class State:
         locked_out: Callable[[set[str]], None],
         ended: Callable[[set[str]], None],
         changed: Callable[[set[str]], None],
+        changes_per_minute: int = 10,
     ) -> None:
         self.known_runners = runners
         self._locked_out = locked_out
         self._ended = ended
         self._changed = changed
+        self.changes_of_one = Pace(changes_per_minute, time.monotonic)
+        """By ``account.project``."""
+        self.changes_by_one = Pace(changes_per_minute * PROJECTS_AT_ONCE, time.monotonic)
+        """By ``owner.account``."""
         self._tags: dict[str, tuple[list[str], str]] = {}
         self._projects_of: dict[str, set[str]] = defaultdict(set)
         self._members_of: dict[str, set[str]] = defaultdict(set)
@@ -78,7 +88,7 @@ class State:
             connection, "sessions", lambda _, data: Session.model_validate_json(data), self._on_session, stored
         )
         self.runners: Bucket[Runner] = Bucket(
-            connection, "runners", lambda _, data: Runner.model_validate_json(data), lambda *_: None, stored
+            connection, "runners", lambda _, data: Runner.model_validate_json(data), self._on_runner, stored
         )
         self.buckets = (self.accounts, self.projects, self.memberships, self.sessions, self.runners)
 
@@ -133,35 +143,73 @@ class State:
         """The projects an account may use."""
         return {p for p in self._projects_of.get(account_id, ()) if p in self.projects.entries}
 
+    def memberships_of(self, account_id: str) -> set[str]:
+        """The projects that an account has a membership of, also if there is no such project any more."""
+        return set(self._projects_of.get(account_id, ()))
+
     def members_of(self, project_id: str) -> set[str]:
         """The accounts that may use a project."""
         return set(self._members_of.get(project_id, ()))
+
+    def owners_of(self, project_id: str) -> set[str]:
+        """The accounts that own a project: one, but for the moment in which it is handed over."""
+        members = self._members_of.get(project_id, ())
+        return {a for a in members if (found := self.membership(a, project_id)) and found.role == "owner"}
 
     def sessions_of(self, account_id: str) -> set[str]:
         """The live sessions of an account."""
         return set(self._sessions_of.get(account_id, ()))
 
-    def rights(self, holder: Holder) -> Rights | None:
-        """What a holder gets now; ``None`` if nothing any more. No I/O: this is the callout's path."""
+    def live_session(self, session_id: str) -> tuple[Session, Account] | None:
+        """A session that may be used now, and its account; not one that its ticket has yet to open."""
+        session = self.sessions.get(session_id)
+        account = self.account(session.account_id) if session is not None else None
+        if session is None or account is None or session.ticket or session.expires_at <= time.time():
+            return None
+        return (session, account) if account.lets_in(session_id, session) else None
+
+    def runner_key(self, runner_id: str | None) -> str | None:
+        """The public key of a runner that is let in: known to the deploy, and not revoked."""
+        return next(iter(self._runner_keys(runner_id)), None)
+
+    def is_alive(self, runner_id: str | None) -> bool:
+        """Whether a runner is let in and was heard from lately."""
+        record = self.runners.get(runner_id or "")
+        return record is not None and record.alive(time.time()) and self.runner_key(runner_id) is not None
+
+    def rights(self, holder: Holder, public_key: str = "") -> Rights | None:
+        """What a holder gets now; ``None`` if nothing any more. No I/O: this is the callout's path.
+
+        The ``public_key`` matters while a project or a runner has two: its rights are those of the key that it came
+        with.
+        """
         match holder.kind:
             case "browser":
-                session = self.sessions.get(holder.session_id)
-                account = self.account(holder.id)
-                if session is None or session.account_id != holder.id or session.expires_at <= time.time():
-                    return None
-                if account is None or account.disabled:
+                live = self.live_session(holder.session_id)
+                if live is None or live[0].account_id != holder.id:
                     return None
                 tags, digest = self._account_tags(holder.id)
                 name = f"browser.{holder.id}.{holder.session_id}.{digest}"
-                return Rights(tags, name, session.expires_at, "")
+                return Rights(tags, name, live[0].expires_at, "")
             case "project":
-                project = self.projects.get(holder.id)
-                if project is None or not project.public_key:
+                keys = self._project_keys(self.projects.get(holder.id))
+                if not keys:
                     return None
-                return _fixed_rights("project", holder.id, project.public_key)
+                return _fixed_rights("project", holder.id, public_key if public_key in keys else keys[0])
             case "runner":
-                runner = self.known_runners.get(holder.id)
-                return _fixed_rights("runner", holder.id, runner.public_key) if runner else None
+                keys = self._runner_keys(holder.id)
+                if not keys:
+                    return None
+                return _fixed_rights("runner", holder.id, public_key if public_key in keys else keys[0])
+
+    def is_valid(self, holder: Holder, name: str) -> bool:
+        """Whether a connection of this holder, with this name, has what it would get now."""
+        if holder.kind == "project":
+            return name in self._project_names(holder.id, self.projects.get(holder.id))
+        if holder.kind == "runner":
+            return name in {_fixed_rights("runner", holder.id, key).name for key in self._runner_keys(holder.id)}
+        rights = self.rights(holder)
+        return rights is not None and rights.name == name
 
     def names_of_session(self, session_id: str) -> set[str]:
         """The name of a session's connections."""
@@ -170,40 +218,71 @@ class State:
             return set()
         return {f"browser.{session.account_id}.{session_id}.{self._account_tags(session.account_id)[1]}"}
 
+    def names_of_account(self, account_id: str, but: str = "") -> set[str]:
+        """The names of the connections of all sessions of an account, except those of the session ``but``."""
+        digest = self._account_tags(account_id)[1]
+        return {f"browser.{account_id}.{s}.{digest}" for s in self._sessions_of.get(account_id, ()) if s != but}
+
     # ---- indexes; called before the view takes the change
 
     def _account_tags(self, account_id: str) -> tuple[list[str], str]:
         cached = self._tags.get(account_id)
         if cached is None:
-            tags = [f"account:{account_id}", *(f"project:{p}" for p in sorted(self.projects_of(account_id)))]
+            account = self.account(account_id)
+            # Whoever has a one-time password may do nothing but replace it: it was sent, and others may have read it.
+            projects = [] if account is not None and account.one_time else sorted(self.projects_of(account_id))
+            tags = [f"account:{account_id}", *(f"project:{p}" for p in projects)]
             cached = self._tags[account_id] = (tags, _digest(tags))
         return cached
 
-    def _browser_names(self, account_id: str) -> set[str]:
-        digest = self._account_tags(account_id)[1]
-        return {f"browser.{account_id}.{s}.{digest}" for s in self._sessions_of.get(account_id, ())}
+    def _runner_keys(self, runner_id: str | None) -> list[str]:
+        """The public keys that a runner may come with, the one in use first: none if that was revoked."""
+        known, record = self.known_runners.get(runner_id or ""), self.runners.get(runner_id or "")
+        revoked = record.revoked_keys if record is not None else []
+        if known is None or known.public_key in revoked:
+            return []
+        return [key for key in (known.public_key, known.retiring_key) if key and key not in revoked]
+
+    def _project_keys(self, project: Project | None) -> list[str]:
+        """The public keys that a project's agent may come with, the one in use first."""
+        if project is None:
+            return []
+        keys = self._runner_keys(project.runner_id)
+        if not keys or project.runner_key not in ("", *keys):
+            return []
+        return [key for key in (project.public_key, project.next_key) if key]
+
+    def _project_names(self, project_id: str, project: Project | None) -> set[str]:
+        return {_fixed_rights("project", project_id, key).name for key in self._project_keys(project)}
 
     def _on_account(self, key: str, new: AccountRecord | None) -> None:
         old = self.accounts.get(key)
-        was_on = isinstance(old, Account) and not old.disabled
-        is_on = isinstance(new, Account) and not new.disabled
-        if was_on and not is_on:
-            self._locked_out(self._browser_names(key))
+        if not isinstance(old, Account):
+            self._tags.pop(key, None)
+            return
+        if not isinstance(new, Account) or (new.disabled and not old.disabled):
+            self._locked_out(self.names_of_account(key))
+        elif new.session_epoch != old.session_epoch:
+            self._ended(self.names_of_account(key, but=new.kept_session))
+        if isinstance(new, Account) and new.one_time != old.one_time:
+            self._changed(self.names_of_account(key))
+            self._tags.pop(key, None)
 
     def _on_project(self, key: str, new: Project | None) -> None:
         old = self.projects.get(key)
         if (old is None) != (new is None):
             for account_id in self._members_of.get(key, ()):
-                self._changed(self._browser_names(account_id))
+                self._changed(self.names_of_account(account_id))
                 self._tags.pop(account_id, None)
-        if old and old.public_key and (new is None or old.public_key != new.public_key):
-            self._locked_out({_fixed_rights("project", key, old.public_key).name})
+        self._locked_out(self._project_names(key, old) - self._project_names(key, new))
 
     def _on_membership(self, key: str, new: Membership | None) -> None:
         account_id, _, project_id = key.partition(".")
         if (project_id in self._projects_of[account_id]) == (new is not None):
             return
-        self._changed(self._browser_names(account_id))
+        if self.memberships.current.is_set():  # else what is read was written long ago
+            self._note_pace(account_id, project_id)
+        self._changed(self.names_of_account(account_id))
         self._tags.pop(account_id, None)
         if new is not None:
             self._projects_of[account_id].add(project_id)
@@ -212,6 +291,11 @@ class State:
             self._projects_of[account_id].discard(project_id)
             self._members_of[project_id].discard(account_id)
 
+    def _note_pace(self, account_id: str, project_id: str) -> None:
+        self.changes_of_one.note(f"{account_id}.{project_id}")
+        for owner in self.owners_of(project_id) - {account_id}:
+            self.changes_by_one.note(f"{owner}.{account_id}")
+
     def _on_session(self, key: str, new: Session | None) -> None:
         old = self.sessions.get(key)
         if old is not None and new is None:
@@ -219,6 +303,15 @@ class State:
             self._sessions_of[old.account_id].discard(key)
         elif new is not None:
             self._sessions_of[new.account_id].add(key)
+
+    def _on_runner(self, key: str, new: Runner | None) -> None:
+        old, known = self.runners.get(key), self.known_runners.get(key)
+        before, after = (set(record.revoked_keys if record else ()) for record in (old, new))
+        if known is not None and known.public_key in after - before:
+            mine = [(p, e.value) for p, e in self.projects.entries.items() if e.value.runner_id == key]
+            names = [self._project_names(project_id, project) for project_id, project in mine]
+            own = {_fixed_rights("runner", key, one).name for one in (known.public_key, known.retiring_key) if one}
+            self._locked_out(own.union(*names))
 
 
 def _parse_account(key: str, data: bytes) -> AccountRecord:

@@ -29,12 +29,16 @@ class Tokens:
     """Signs with the keys of :class:`HubKeys`, and reads back what any hub signed with them."""
 
     def __init__(self, keys: HubKeys, ttl: int) -> None:
+        self._ttl = ttl
+        self.use(keys)
+
+    def use(self, keys: HubKeys) -> None:
+        """Sign with these from now on."""
         self.platform_account = keys.platform_account
         self._auth_account = keys.auth_account
         self._auth = nkey.key_pair(keys.auth_signing_seed)
-        self._auth_public = self._auth.public_key.decode()
+        self._accepted = {self._auth.public_key.decode(): 0} | keys.accepted
         self._scoped = {role: nkey.key_pair(seed) for role, seed in keys.platform_seeds.items()}
-        self._ttl = ttl
         self._verified: dict[str, dict[str, Any]] = {}
 
     def holder(self, token: str, now: int) -> Ticket:
@@ -42,10 +46,13 @@ class Tokens:
         body = self._verified.get(token)
         if body is None or 0 < body.get("exp", 0) <= now:
             self._verified.pop(token, None)
-            body = claims.verify(token, issuers=(self._auth_public,), now=now)
+            body = claims.verify(token, issuers=self._accepted, now=now)
             if len(self._verified) >= _CACHED:
                 self._verified.clear()
             self._verified[token] = body
+        # nats-server has refused by now what is signed by a key that is out; a cookie also comes over HTTP.
+        if claims.tag(body, "kind") == "browser" and 0 < self._accepted[body["iss"]] <= now:
+            raise ClaimsError("a cookie is signed by a key that is out")
         identifier, kind = str(body.get("name", "")), claims.tag(body, "kind")
         try:
             check_id(identifier, "the name")

@@ -8,13 +8,14 @@ without it was never finished. Secrets may be sealed with age (:mod:`natskit.ide
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from natskit.errors import ClaimsError, IdentityError
-from natskit.identity import claims, nkey
+from natskit.identity import claims, nkey, rotation
 from natskit.identity.files import check_private, locked
 from natskit.identity.vault import Vault, refuse_half_encrypted
 from natskit.permissions import CALLOUT, SCOPES, SYSTEM_SCOPES, Permissions, check_id
@@ -46,6 +47,8 @@ class HubKeys:
     auth_signing_seed: str = field(repr=False)
     platform_account: str
     platform_seeds: dict[str, str] = field(repr=False)
+    accepted: dict[str, int] = field(default_factory=dict)
+    """Other signing keys of AUTH whose JWTs count, and until when (Unix seconds; 0: no end) a browser's cookie does."""
 
     def to_json(self) -> str:
         """The content of a hub's ``keys.json``."""
@@ -90,7 +93,9 @@ class Identity:
             else:
                 _refuse_half_written(directory)
                 identity = cls(directory, {}, {}, write=write)
-            if _create_missing(identity._index, identity._seeds):
+            before = json.dumps(identity._index)
+            rotation.forget_cookie_keys(identity._index, now)
+            if _create_missing(identity._index, identity._seeds) or json.dumps(identity._index) != before:
                 identity._save_keys()
             identity._refresh(now)
             return identity
@@ -158,12 +163,110 @@ class Identity:
 
     def hub_keys(self) -> HubKeys:
         """What a hub may hold."""
+        following = self._index["accounts"]["AUTH"].get("next", {})
         return HubKeys(
             auth_account=self.account_public_key("AUTH"),
             auth_signing_seed=self.signing_seed("AUTH", "hub"),
             platform_account=self.account_public_key("PLATFORM"),
-            platform_seeds={role: self.signing_seed("PLATFORM", role) for role in ("browser", "project", "runner")},
+            platform_seeds={role: self.signing_seed("PLATFORM", role) for role in rotation.HUB_ROLES},
+            accepted=dict.fromkeys(following.values(), 0)
+            | {entry["key"]: int(entry["until"]) for entry in self._index.get("cookie_keys", [])},
         )
+
+    @property
+    def pending_rotation(self) -> dict[str, Any] | None:
+        """The rotation that is under way: its ``kind``, its ``step``, and whether it is ``urgent``."""
+        found = self._index.get("rotation")
+        return dict(found) if found else None
+
+    @property
+    def retiring_keys(self) -> set[str]:
+        """The signing keys of NATS accounts that no longer sign, and are still accepted."""
+        return {r["key"] for account in self._index["accounts"].values() for r in account.get("retiring", [])}
+
+    @property
+    def retiring_runners(self) -> dict[str, str]:
+        """The public keys of runners that were replaced, and are still accepted."""
+        return dict(self._index.get("retiring_runners", {}))
+
+    @property
+    def runner_keys(self) -> dict[str, str]:
+        """The public key of each runner, by its id."""
+        return dict(self._index["runners"])
+
+    @property
+    def operator_keys(self) -> list[str]:
+        """The operator's signing keys that are accepted, the one that signs first."""
+        return rotation.operator_keys(self._index)
+
+    @property
+    def operator_signing_seed(self) -> str:
+        """The seed of the operator's signing key that signs."""
+        return self._seeds[self._index["operator"]["signing"]]
+
+    def account_path(self, name: str) -> Path:
+        """Where nsc would look for the JWT of a NATS account."""
+        return self._jwt_paths()[name]
+
+    def account_jwts(self) -> dict[str, str]:
+        """The JWTs of all NATS accounts, by their public keys."""
+        return {self.account_public_key(name): self._jwts[name] for name in NATS_ACCOUNTS}
+
+    def begin_rotation(self, kind: rotation.Kind, *, now: int, urgent: bool) -> None:
+        """The new keys are made, and accepted from now on. Raises :class:`IdentityError` while another is under way."""
+        self._change(
+            now,
+            lambda index, seeds: rotation.offer(index, seeds, kind, now, urgent=urgent, create=nkey.create_seed),
+        )
+
+    def switch_keys(self, *, now: int, cookie_seconds: int) -> None:
+        """The new keys sign from now on; see :func:`natskit.identity.rotation.switch`."""
+        self._change(now, lambda index, _: rotation.switch(index, now, cookie_seconds=cookie_seconds))
+
+    def sign_what_is_missing(self, *, now: int) -> None:
+        """The JWTs that follow from the index, of which whoever wrote that was kept."""
+        self._change(now, lambda *_: None)
+
+    def hurry_rotation(self, *, now: int) -> None:
+        """What was begun in peace is urgent now: cookies by the old key are not exchanged any more."""
+
+        def change(index: dict[str, Any], _: dict[str, str]) -> None:
+            index["rotation"]["urgent"] = True
+            for entry in index.get("cookie_keys", []):
+                entry["until"] = 1
+
+        self._change(now, change)
+
+    def note_moved(self, *, now: int) -> None:
+        """Everybody who held creds by the old keys has been given others."""
+        self._change(now, lambda index, _: index["rotation"].update(step="move"))
+
+    def drop_old_keys(self, *, now: int) -> None:
+        """The old keys are accepted no more."""
+        self._change(now, lambda index, _: rotation.drop(index, now))
+
+    def end_rotation(self, *, now: int) -> None:
+        """The servers refuse the old keys: their seeds are removed."""
+        gone = (self._index.get("rotation") or {}).get("gone", [])
+        for key in gone:
+            self._seeds.pop(key, None)
+            self.files.remove(seed_path(self.directory, key))
+        self._change(now, lambda index, _: index.pop("rotation", None))
+
+    def sign_again(self, account: str, *, after: int, now: int) -> None:
+        """Sign a NATS account's JWT later than ``after`` (Unix seconds): of two, nats-servers keep the younger one."""
+        with locked(self.directory):
+            wanted, seed = self._wanted(max(now, after + 1))[account]
+            self._jwts[account] = claims.encode(wanted, nkey.key_pair(seed))
+            self.files.write(self._jwt_paths()[account], self._jwts[account])
+
+    def _change(self, now: int, change: Callable[[dict[str, Any], dict[str, str]], object]) -> None:
+        """Write the index first, at once, and then the JWTs that follow from it, which the next run makes good."""
+        with locked(self.directory):
+            self._index, self._seeds = _read_index(self.files, self._seeds)
+            change(self._index, self._seeds)
+            self._save_keys()
+            self._refresh(now)
 
     def runner_creds(self, runner_id: str, *, now: int) -> tuple[str, str]:
         """The creds text and the public key of a runner, made once.
@@ -209,6 +312,8 @@ class Identity:
         signer = nkey.key_pair(seed)
         current = self._jwts.get(name, "")
         if not current or not _same_claims(current, wanted, signer.public_key.decode()):
+            # Of two JWTs nats-servers keep the younger one, and a second may have room for two.
+            wanted = {**wanted, "iat": max(wanted["iat"], _issued_at(current) + 1)}
             self._jwts[name] = claims.encode(wanted, signer)
             if self._write:
                 self.files.write(path, self._jwts[name])
@@ -220,7 +325,7 @@ class Identity:
                 claims.operator_claims(
                     name=OPERATOR,
                     subject=operator["identity"],
-                    signing_keys=[operator["signing"]],
+                    signing_keys=rotation.operator_keys(self._index),
                     system_account=accounts["SYS"]["identity"],
                     issued_at=now,
                 ),
@@ -238,20 +343,29 @@ class Identity:
 
     def _wanted_account(self, name: str, now: int) -> claims.Claims:
         account = self._index["accounts"][name]
-        subject, signing = account["identity"], account["signing"]
+        subject = account["identity"]
         if name == "AUTH":
             return claims.account_claims(
                 name=name,
                 subject=subject,
                 issued_at=now,
-                signing_keys=signing.values(),
-                callout_users=[self._index["users"]["AUTH/hub"]],
+                signing_keys=rotation.accepted(self._index, name),
+                callout_users=rotation.keys_of_user(self._index, "AUTH/hub"),
                 callout_accounts=[self.account_public_key("PLATFORM")],
             )
         permissions: dict[str, Permissions] = dict(SYSTEM_SCOPES if name == "SYS" else SCOPES)  # type: ignore[arg-type]
-        scopes = {role: (signing[role], permissions[role]) for role in permissions}
+        scopes = [
+            (role, key, granted)
+            for role, granted in permissions.items()
+            for key in rotation.keys_of_role(self._index, name, role)
+        ]
         return claims.account_claims(
-            name=name, subject=subject, issued_at=now, scopes=scopes, jetstream=name == "PLATFORM"
+            name=name,
+            subject=subject,
+            issued_at=now,
+            scopes=scopes,
+            jetstream=name == "PLATFORM",
+            revoked=account.get("revoked"),
         )
 
     def _wanted_user(self, account: str, user: str, now: int) -> claims.Claims:
@@ -330,6 +444,7 @@ def _public_keys(index: dict[str, Any]) -> list[str]:
         *(key for account in accounts for key in account["signing"].values()),
         *index["users"].values(),
         *index["runners"].values(),
+        *rotation.needed(index),
     ]
 
 
@@ -365,6 +480,13 @@ def _same_claims(token: str, wanted: claims.Claims, issuer: str) -> bool:
     ignored = ("iat", "jti")
     current = {key: value for key, value in current.items() if key not in ignored}
     return current == {key: value for key, value in wanted.items() if key not in ignored} | {"iss": issuer}
+
+
+def _issued_at(token: str) -> int:
+    try:
+        return int(claims.decode(token).get("iat", 0))
+    except (ClaimsError, ValueError):
+        return 0
 
 
 def _refuse_half_written(directory: Path) -> None:

@@ -96,14 +96,16 @@ def account_claims(
     subject: str,
     issued_at: int,
     signing_keys: Iterable[str] = (),
-    scopes: Mapping[str, tuple[str, Permissions]] | None = None,
+    scopes: Iterable[tuple[str, str, Permissions]] = (),
     jetstream: bool = False,
     callout_users: Iterable[str] = (),
     callout_accounts: Iterable[str] = (),
+    revoked: Mapping[str, int] | None = None,
 ) -> Claims:
     """A NATS account.
 
-    ``scopes`` maps a role's name to its signing key and what that key may hand out. With ``callout_users`` the account
+    ``scopes`` are a role's name, a signing key of it, and what that key may hand out. ``revoked`` are users by their
+    nkeys: what was signed for them up to that time (Unix seconds) is refused. With ``callout_users`` the account
     delegates authentication: everyone else who connects to it is decided on by those users (auth callout, ADR-26), who
     may place them into ``callout_accounts``. Leafnodes and bearer tokens aside, nothing is limited: limits are the
     server's.
@@ -113,9 +115,11 @@ def account_claims(
     if jetstream:
         limits |= dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), _NO_LIMIT)
     keys: list[Any] = sorted(signing_keys)
-    for role, (key, permissions) in sorted((scopes or {}).items()):
+    for role, key, permissions in sorted(scopes, key=lambda scope: scope[:2]):
         keys.append({"kind": "user_scope", "key": key, "role": role, "template": _template(permissions)})
     nats: dict[str, Any] = {"type": "account", "version": 2, "limits": limits, "signing_keys": keys}
+    if revoked:
+        nats["revocations"] = dict(revoked)
     if users := sorted(callout_users):
         nats["authorization"] = {"auth_users": users, "allowed_accounts": sorted(callout_accounts)}
     return {"iat": issued_at, "name": name, "sub": subject, "nats": nats}

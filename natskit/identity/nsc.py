@@ -10,8 +10,7 @@ nkeys, as of June 2026:
 - ``keys/creds/{operator}/{account}/{user}.creds`` is what ``FormatUserConfig`` writes and ``userConfigRE`` finds.
 
 nsc reads it with ``nsc --data-dir DIR/stores --keystore-dir DIR/keys --config-dir ANOTHER list accounts``. It has no
-place for certificates: the CA and what it has signed are beside it, in ``tls``,
-``routes`` and ``proxy``.
+place for certificates: the CA and what it has signed are beside it, in ``tls``, ``routes`` and ``proxy``.
 
 Only what natskit has made can be imported. An operator of somebody else's cannot be shared: its JWT names one system
 account, and natskit's servers need it to be theirs.
@@ -28,10 +27,11 @@ from natskit.errors import ClaimsError, IdentityError
 from natskit.identity import INDEX, NATS_ACCOUNTS, OPERATOR, STATIC_USERS, Identity, claims, seed_path
 from natskit.identity.backup import arising
 from natskit.identity.files import write_private
+from natskit.identity.tls import PROXY, ROUTES
 from natskit.identity.vault import SEALED, Vault
 
 _INFO = {"managed": False, "name": OPERATOR, "kind": "operator", "version": "1"}
-_CERTIFICATES = ("tls", "routes", "proxy")
+_CERTIFICATES = ("tls", ROUTES, PROXY)
 
 
 def export(directory: Path, target: Path) -> None:

@@ -86,6 +86,7 @@ async def serve(program: ProjectProgram, ready_fd: int | None = None) -> None:
     agent = Agent(program, load_methods("natskit.project", "natskit_project", program.api_packages))
 
     def started() -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, agent.renew)
         logging.getLogger("natskit.project").info("project %s answers", program.project_id)
         if ready_fd is not None:
             os.write(ready_fd, b"1")

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import secrets
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,6 +129,15 @@ class Agent:
             await self._connection.close()
         self.home.close()
 
+    def renew(self) -> None:
+        """Come back with the creds that the runner has put down; commands go on. What it cannot read, it leaves."""
+        creds = self.program.renewed_creds
+        if creds is None or not os.access(creds, os.R_OK):
+            log.warning("there are no new creds to be read in %s", creds)
+        else:
+            log.info("reconnecting with new creds")
+            self._later(self.connection.use_creds(creds))
+
     @property
     def max_answer(self) -> int:
         """The bytes one answer may have."""
@@ -180,14 +190,15 @@ class Agent:
     def _tell_readers(self) -> None:
         """What was on its way, requests included, was lost with the old connection: readers have to ask again."""
         subject = f"events.project.{self.program.project_id}.agent"
-        note = asyncio.get_running_loop().create_task(self._reply(subject, to_json({"type": "reconnected"})))
-        self._answers.add(note)
-        note.add_done_callback(self._answers.discard)
+        self._later(self._reply(subject, to_json({"type": "reconnected"})))
 
     async def _on_request(self, message: Msg) -> None:
-        answer = asyncio.get_running_loop().create_task(self._answer(message))
-        self._answers.add(answer)
-        answer.add_done_callback(self._answers.discard)
+        self._later(self._answer(message))
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._answers.add(task)
+        task.add_done_callback(self._answers.discard)
 
     async def _answer(self, message: Msg) -> None:
         if message.reply in self._opened:

@@ -50,6 +50,8 @@ class ProjectProgram(BaseModel):
     creds: Path | None = None
     """``None`` only where the server asks for no credentials: in tests of the agent alone. A relative path is beside
     this file: systemd puts both into a directory that only the running unit has."""
+    renewed_creds: Path | None = None
+    """Creds with a newer key, if the runner has put them there; looked at when it sends SIGHUP."""
     home: Path
     window_bytes: int = Field(default=WINDOW_BYTES, ge=2 * FRAME_BYTES, le=MAX_WINDOW_BYTES)
     max_streams: int = Field(default=100, ge=1)

@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+from natskit import core_dumps
 from natskit.errors import NatskitError, SettingsError
 from natskit.program import log_to_stderr, read_settings, until_stopped
 from natskit.runner.daemon import Runner
@@ -17,6 +18,7 @@ from natskit.runner.program import RunnerProgram
 
 def main() -> int:
     """Read the settings and run until told to stop."""
+    core_dumps.forbid()
     log_to_stderr()
     parser = argparse.ArgumentParser(prog="python -m natskit.runner", description=__doc__)
     parser.add_argument("--settings", type=Path, required=True)

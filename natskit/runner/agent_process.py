@@ -68,6 +68,7 @@ class AgentProcess(ProjectAgent):
         return self._program.for_project(
             self.project_id,
             creds=self._directory / "project.creds",
+            renewed=self._directory / "project.creds",
             home=home,
             limits=self._program.project.limits(),
             parent_pid=os.getpid(),
@@ -97,6 +98,14 @@ class AgentProcess(ProjectAgent):
             )
         finally:
             os.close(fd)
+
+    def _give(self, creds: str) -> None:
+        """It reads them where it has read them before."""
+
+    async def _tell(self) -> None:
+        if self.process is None or self.process.poll() is not None:
+            raise NatskitError("the agent has just ended")
+        self.process.send_signal(signal.SIGHUP)
 
     async def _kill(self) -> None:
         if self.process is not None and self.process.poll() is None:

@@ -10,19 +10,24 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import os
 import shutil
 import uuid
 from pathlib import Path
 from typing import Any
 
 from natskit.errors import NatskitError
+from natskit.identity.files import write_private
 from natskit.project.program import ProjectLimits, ProjectProgram
+from natskit.rpc import RpcError
 from natskit.runner.project_agent import ProjectAgent
 from natskit.runner.systemd import GONE, UnitState, how_it_ended, list_units, systemctl
 
 UNITS = "natskit-project@*.service"
 HOME = Path("/home/project")
 """The same in every project: where its unit mounts its state directory."""
+RENEWED = Path("/home/renewed")
+"""Where its unit shows a project its folder ``renewed``: credentials of a unit do not change while it runs."""
 PRIVATE = Path("/var/lib/private")
 """Where systemd keeps the state of units with ``DynamicUser=`` (systemd.exec(5))."""
 START_SECONDS = 28.0
@@ -125,9 +130,28 @@ class AgentUnit(ProjectAgent):
         return self._program.for_project(
             self.project_id,
             creds=Path("project.creds"),  # both are credentials of the unit, in one folder
+            renewed=RENEWED / "project.creds",
             home=HOME,
             limits=ProjectLimits(cpu_seconds=defaults.cpu_seconds, max_open_files=defaults.max_open_files),
         )
+
+    async def _prepare(self) -> None:
+        await super()._prepare()
+        folder = self._directory / "renewed"
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o711)  # below one that is root's alone
+        (folder / "project.creds").unlink(missing_ok=True)
+
+    def _give(self, creds: str) -> None:
+        path = self._directory / "renewed" / "project.creds"
+        if not path.parent.is_dir():
+            raise RpcError("invalid_state", "the project was started by an earlier version: stop it and start it")
+        user = self._home.stat().st_uid  # systemd has made it up for as long as the unit runs
+        write_private(path, creds)
+        os.chown(path, user, -1)
+
+    async def _tell(self) -> None:
+        await systemctl("kill", "--kill-who=main", "--signal=SIGHUP", self.unit)
 
     async def _kill(self) -> None:
         with contextlib.suppress(NatskitError):  # it does not run

@@ -22,7 +22,7 @@ from natskit.runner.agent_process import AgentProcess
 from natskit.runner.agent_unit import PRIVATE, AgentUnit, units
 from natskit.runner.disk import Disk
 from natskit.runner.program import RunnerProgram
-from natskit.runner.project_agent import ProjectAgent, State
+from natskit.runner.project_agent import ProjectAgent, State, Switch
 from natskit.runner.systemd import GONE
 
 log = logging.getLogger(__name__)
@@ -156,19 +156,25 @@ class Runner:
                     pause = min(pause * 2, LONGEST_PAUSE)
             wanted = {check_id(project_id, "project_id") for project_id in answer["projects"]}
             log.info("registered; %d projects should run here", len(wanted))
-            self._follow(wanted)
+            self._follow(wanted, set(answer.get("need_keys", ())))
 
-    def _follow(self, wanted: set[str]) -> None:
+    def _follow(self, wanted: set[str], need_keys: set[str]) -> None:
         """Start what should run here and stop what should not, whatever happened while no hub was there."""
         for project_id in wanted:
-            self._spawn(self._bring_back(self.project(project_id)))
+            self._spawn(self._bring_back(self.project(project_id), needs_key=project_id in need_keys))
         for project in list(self._projects.values()):
             old = time.monotonic() - project.since > YOUNG_SECONDS
             if project.project_id not in wanted and project.state != "stopped" and old:
                 self._spawn(self._stop_unwanted(project))
 
-    async def _bring_back(self, project: ProjectAgent) -> None:
+    async def _bring_back(self, project: ProjectAgent, *, needs_key: bool) -> None:
         async with self._starts, project.lock:
+            if needs_key and project.state == "running":
+                try:
+                    await project.rotate(self.switch)
+                except (NatskitError, OSError) as error:
+                    log.warning("project %s is started anew, since it got no new key: %s", project.project_id, error)
+                    await project.stop()
             if not project.held:
                 with contextlib.suppress(RpcError):  # reported, and tried again
                     await project.start()
@@ -219,16 +225,39 @@ class Runner:
         await asyncio.sleep(1)
         self._reported.set()
 
+    @property
+    def switch(self) -> Switch:
+        """What a change of a project's key asks of the hubs."""
+        return Switch(self._ask_for_next_jwt, self._use_next_key)
+
     async def _ask_for_jwt(self, project_id: str, public_key: str) -> str:
+        answer = await self._insist("project_credentials", project_id, public_key)
+        return str(answer["jwt"])
+
+    async def _ask_for_next_jwt(self, project_id: str, public_key: str) -> str:
+        answer = await self._insist("next_project_credentials", project_id, public_key)
+        return str(answer["jwt"])
+
+    async def _use_next_key(self, project_id: str, public_key: str) -> None:
+        await self._insist("project_uses_next_key", project_id, public_key)
+
+    async def end_if_locked_out(self, project: ProjectAgent) -> None:
+        """End an agent that runs with a key that is good for nothing: it was stopped while this runner was away."""
+        key = project.public_key()
+        if project.state == "running" and key:
+            with contextlib.suppress(NatskitError):
+                if await self._call_hub("is_let_in", project_id=project.project_id, public_key=key) is False:
+                    await project.stop()
+
+    async def _insist(self, method: str, project_id: str, public_key: str) -> Any:
+        """Ask again: the hub that answers may be another one than the hub that gave the order, and not know of it."""
         for attempt in range(1, JWT_ATTEMPTS + 1):
             try:
-                answer = await self._call_hub("project_credentials", project_id=project_id, public_key=public_key)
-                return str(answer["jwt"])
+                return await self._call_hub(method, project_id=project_id, public_key=public_key)
             except NatskitError as error:
-                # The hub that answers may be another one than the hub that gave the order, and not know of it yet.
                 if attempt == JWT_ATTEMPTS:
                     raise
-                log.info("project_credentials %s: %s", project_id, error)
+                log.info("%s %s: %s", method, project_id, error)
             await asyncio.sleep(FIRST_PAUSE * attempt)
         raise AssertionError("unreachable")
 
@@ -273,6 +302,7 @@ async def start_project(runner: Runner, project_id: Id) -> dict[str, str]:
     """Start a project's agent and wait until it answers."""
     project = runner.project(project_id)
     async with project.lock:
+        await runner.end_if_locked_out(project)
         await project.start()
     return {"state": project.state}
 
@@ -295,6 +325,20 @@ async def restart_project(runner: Runner, project_id: Id) -> dict[str, str]:
     async with project.lock:
         await project.stop()
         await project.start()
+    return {"state": project.state}
+
+
+@runner_methods.method()
+async def rotate_project_keys(runner: Runner, project_id: Id) -> dict[str, str]:
+    """Give a running project's agent a new key, without stopping anything."""
+    project = runner.project(project_id)
+    async with project.lock:
+        try:
+            await project.rotate(runner.switch)
+        except RpcError:
+            raise
+        except (NatskitError, OSError) as error:
+            raise RpcError("unavailable", f"the project keeps the key it has: {error}") from None
     return {"state": project.state}
 
 

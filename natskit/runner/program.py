@@ -58,13 +58,21 @@ class RunnerProgram(BaseModel):
     project: ProjectDefaults = ProjectDefaults()
 
     def for_project(
-        self, project_id: str, *, creds: Path, home: Path, limits: ProjectLimits, parent_pid: int | None = None
+        self,
+        project_id: str,
+        *,
+        creds: Path,
+        renewed: Path,
+        home: Path,
+        limits: ProjectLimits,
+        parent_pid: int | None = None,
     ) -> ProjectProgram:
         """The settings of one project's agent."""
         return ProjectProgram(
             project_id=project_id,
             nats=self.project_nats or self.nats,
             creds=creds if self.creds is not None else None,
+            renewed_creds=renewed if self.creds is not None else None,
             home=home,
             window_bytes=self.project.window_bytes,
             max_streams=self.project.max_streams,

@@ -8,13 +8,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from natskit.errors import NatskitError
 from natskit.identity import nkey
 from natskit.identity.claims import format_creds
 from natskit.identity.files import write_private
-from natskit.program import cancel
+from natskit.program import cancel, read_settings
 from natskit.project.program import ProjectProgram
 from natskit.rpc import RpcError
 from natskit.runner.program import RunnerProgram
@@ -24,6 +24,14 @@ log = logging.getLogger(__name__)
 State = Literal["stopped", "starting", "running", "failed"]
 Report = Callable[[str, State, str], None]
 AskForJwt = Callable[[str, str], Awaitable[str]]
+
+
+class Switch(NamedTuple):
+    """What the hub is asked when a running agent gets another key: its JWT, and then to forget the key before."""
+
+    next_jwt: AskForJwt
+    use: Callable[[str, str], Awaitable[None]]
+
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 STEADY_SECONDS = 60.0
@@ -63,6 +71,12 @@ class ProjectAgent(ABC):
         if self.state != "running":
             raise RpcError("unavailable", f"the project did not start: {self.detail or 'it is still starting'}")
 
+    def public_key(self) -> str:
+        """The key in the agent's creds; empty where there are none."""
+        creds = self._directory / "project.creds"
+        lines = creds.read_text().splitlines() if creds.exists() else []
+        return next((nkey.public_key(line) for line in lines if line.startswith("SU")), "")
+
     async def interrupt(self) -> None:
         """Let a :meth:`start` that waits for the agent give up, so that a stop need not wait for it."""
         if self.state in ("starting", "failed"):
@@ -91,6 +105,26 @@ class ProjectAgent(ABC):
         await self.stop()
         await self._remove()
 
+    async def rotate(self, switch: Switch) -> None:
+        """Give the running agent a new key; it comes back with it, and what it runs goes on.
+
+        Raises :class:`NatskitError`; the old key is good then, and the new one perhaps as well.
+        """
+        if self.state != "running":
+            raise RpcError("invalid_state", f"the project is {self.state}: it gets a new key when it is started")
+        told = read_settings(self._directory / "project.json", ProjectProgram)
+        if told.renewed_creds is None:
+            raise RpcError("invalid_state", "the project was started by an earlier version: stop it and start it")
+        seed = nkey.create_seed("user")
+        public_key = nkey.public_key(seed)
+        jwt = await switch.next_jwt(self.project_id, public_key)
+        creds = format_creds(jwt, seed)
+        # Both keys are good now. First for whoever starts it again, then for the one that runs.
+        write_private(self._directory / "project.creds", creds)
+        self._give(creds)
+        await self._tell()
+        await switch.use(self.project_id, public_key)
+
     @abstractmethod
     async def leave(self) -> None:
         """What becomes of the agent when the runner ends."""
@@ -118,6 +152,14 @@ class ProjectAgent(ABC):
     @abstractmethod
     async def _remove(self) -> None:
         """Remove all files of a project that does not run."""
+
+    @abstractmethod
+    def _give(self, creds: str) -> None:
+        """Put new creds where the running agent can read them."""
+
+    @abstractmethod
+    async def _tell(self) -> None:
+        """Send SIGHUP to the running agent."""
 
     @abstractmethod
     def _settings(self) -> ProjectProgram:

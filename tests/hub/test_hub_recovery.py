@@ -82,6 +82,25 @@ async def test_nats_server_restarts(site: Site) -> None:
         await site.sign_in("hub-2", email, PASSWORD)
 
 
+async def test_a_crowd_that_signs_in_is_told_when_to_come_back(site: Site) -> None:
+    site.start_hub("hub-slow", password={"argon2_concurrency": 1, "time_cost": 300, "memory_kib": 1024})
+    await site.healthy("hub-slow")
+    body = {"email": "nobody@example.org", "password": PASSWORD}
+    crowd = [asyncio.create_task(site.http("hub-slow", "POST", "/api/sign-in", body)) for _ in range(70)]
+    try:
+        for answer in asyncio.as_completed(crowd):
+            if (refused := await answer).status_code != 401:
+                break
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "unavailable"
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        # Others are not made to wait by them: nothing else of the hub does.
+        assert (await site.http("hub-slow", "GET", "/healthz")).status_code == 200
+    finally:
+        site.kill_hub("hub-slow")
+        await asyncio.gather(*crowd, return_exceptions=True)
+
+
 async def test_a_hub_ends_cleanly(site: Site) -> None:
     admin = await site.admin()
     _, account_id, cookie = await person(site, admin)

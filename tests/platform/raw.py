@@ -115,8 +115,9 @@ class _WebSocket:
         return events[1:]
 
     def send(self, data: bytes) -> None:
-        self._protocol.send_binary(data)
-        self._flush()
+        if self._protocol.state is State.OPEN:  # else the server has said good-bye, which is found when reading
+            self._protocol.send_binary(data)
+            self._flush()
 
     def receive(self) -> bytes:
         events, self._pending = self._pending, []

@@ -193,6 +193,8 @@ class LocalSite(Site):
     """The platform on this machine; ``root`` holds all of it."""
 
     inventory = "inventories/local.py"
+    first_deploy = ""
+    """All that the first deploy had to say, at its most talkative."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -237,8 +239,9 @@ def deployed(root: Path, **data: str) -> Iterator[LocalSite]:
     """A platform on free ports, ready for use, and taken down at the end."""
     site = LocalSite(root, dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True)) | data)
     try:
-        done = site.deploy()
-        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{site.logs()}"
+        done = site.deploy("-vvv", "--debug")
+        assert done.returncode == 0, f"{done.stdout[-20_000:]}\n{done.stderr[-20_000:]}\n{site.logs()}"
+        site.first_deploy = done.stdout + done.stderr
         site.natskit("ready")
         yield site
     finally:

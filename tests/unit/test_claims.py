@@ -88,7 +88,7 @@ def test_a_jwt_from_the_future_is_refused() -> None:
 def test_nothing_allowed_means_everything_denied() -> None:
     """An empty list in a NATS JWT means "no restriction": the opposite of what a reader of the matrix expects."""
     account = claims.account_claims(
-        name="X", subject=ISSUER, issued_at=NOW, scopes={"mute": (ISSUER, Permissions((), ("a",)))}
+        name="X", subject=ISSUER, issued_at=NOW, scopes=[("mute", ISSUER, Permissions((), ("a",)))]
     )
     template = account["nats"]["signing_keys"][0]["template"]
     assert template["pub"] == {"deny": [">"]}
@@ -109,7 +109,7 @@ def test_someone_at_the_door_may_do_nothing() -> None:
 
 def test_the_browsers_scope_is_for_websockets() -> None:
     account = claims.account_claims(
-        name="X", subject=ISSUER, issued_at=NOW, scopes={"browser": (ISSUER, SCOPES["browser"])}
+        name="X", subject=ISSUER, issued_at=NOW, scopes=[("browser", ISSUER, SCOPES["browser"])]
     )
     assert account["nats"]["signing_keys"][0]["template"]["allowed_connection_types"] == ["WEBSOCKET"]
 

@@ -36,7 +36,7 @@ ID = str(uuid.uuid4())
 def answer(token: str, *, signature: str = "", nonce: str = NONCE, transport: str = "websocket") -> dict[str, Any]:
     """The claims of the answer to a request as nats-server makes it."""
     rights = Rights([], "name", None, "")
-    state = SimpleNamespace(rights=lambda _: rights)
+    state = SimpleNamespace(rights=lambda *_: rights)
     callout = Callout(
         cast("Connection", None), cast("State", state), TOKENS, Metrics(), Audit("hub", 1, AuditSettings(), Metrics())
     )

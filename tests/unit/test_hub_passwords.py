@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import argon2
 import pytest
 
-from natskit.hub.passwords import WAITING, Passwords, one_time_password
+from natskit.hub.passwords import FIRST_GUESS_SECONDS, QUEUE_SECONDS, Passwords, one_time_password
 from natskit.hub.program import PasswordSettings
 from natskit.rpc import RpcError
 
@@ -54,14 +55,35 @@ async def test_an_unknown_account_is_as_much_work_as_a_wrong_password(monkeypatc
     passwords.close()
 
 
-async def test_a_crowd_is_turned_away_at_once() -> None:
-    passwords = Passwords(FAST)
-    results = await asyncio.gather(
-        *(passwords.verify(None, "x") for _ in range(2 * WAITING + 10)), return_exceptions=True
-    )
-    refused = [r for r in results if isinstance(r, RpcError)]
-    assert len(refused) == WAITING + 9
-    assert {r.kind for r in refused} == {"unavailable"}
+async def test_a_crowd_is_told_when_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who have their turn in time wait for it, in the order they came; the others are given one turn each."""
+    passwords, all_there = Passwords(FAST), threading.Event()
+    verify = argon2.PasswordHasher.verify
+
+    def slow(self: argon2.PasswordHasher, against: str, password: bytes) -> bool:
+        all_there.wait(10)
+        return verify(self, against, password)
+
+    monkeypatch.setattr(argon2.PasswordHasher, "verify", slow)
+    fit = int(QUEUE_SECONDS / FIRST_GUESS_SECONDS) + 1
+    done, waits, kinds = list[int](), list[int](), set[str]()
+
+    async def one(number: int) -> None:
+        try:
+            await passwords.verify(None, "x")
+        except RpcError as error:
+            kinds.add(error.kind)
+            waits.append(error.data["retry_after"])
+            if len(waits) == fit:
+                all_there.set()
+        else:
+            done.append(number)
+
+    await asyncio.gather(*(one(number) for number in range(2 * fit)))
+    assert done == list(range(fit))
+    assert kinds == {"unavailable"}
+    assert waits == sorted(waits)
+    assert QUEUE_SECONDS < waits[0] < waits[-1] <= 2 * QUEUE_SECONDS + 1
     assert not await passwords.verify(None, "x")
     passwords.close()
 

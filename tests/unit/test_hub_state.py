@@ -10,8 +10,9 @@ import pytest
 
 from natskit.connection import Connection
 from natskit.hub.bucket import Bucket, Entry
+from natskit.hub.pace import Pace
 from natskit.hub.program import RunnerEntry, StateSettings
-from natskit.hub.records import Account, EmailClaim, Membership, Project, Session, email_key
+from natskit.hub.records import Account, EmailClaim, Membership, Project, Runner, Session, email_key
 from natskit.hub.state import Holder, State
 
 
@@ -115,7 +116,7 @@ async def test_emails_are_found_in_any_case(world: World) -> None:
 
 async def test_a_project_speaks_with_one_key_only(world: World) -> None:
     holder = Holder("project", world.project)
-    project = Project(title="p", created_at=0)
+    project = Project(title="p", created_at=0, runner_id=world.runner)
     world.put(world.state.projects, world.project, project)
     assert world.state.rights(holder) is None
     world.put(world.state.projects, world.project, project.model_copy(update={"public_key": "U1"}))
@@ -129,6 +130,85 @@ async def test_a_project_speaks_with_one_key_only(world: World) -> None:
     assert first.name in world.locked_out
 
 
+async def test_both_keys_are_good_while_one_is_replaced(world: World) -> None:
+    holder = Holder("project", world.project)
+    project = Project(title="p", created_at=0, runner_id=world.runner, public_key="U1", next_key="U2")
+    world.put(world.state.projects, world.project, project)
+    old, new = (world.state.rights(holder, key) for key in ("U1", "U2"))
+    assert old is not None
+    assert new is not None
+    assert (old.public_key, new.public_key) == ("U1", "U2")
+    assert world.state.rights(holder, "U3") == old
+    assert all(world.state.is_valid(holder, rights.name) for rights in (old, new))
+    assert not world.locked_out
+    world.put(world.state.projects, world.project, project.model_copy(update={"public_key": "U2", "next_key": ""}))
+    assert world.locked_out == {old.name}
+    assert not world.state.is_valid(holder, old.name)
+    assert world.state.is_valid(holder, new.name)
+
+
 async def test_only_known_runners(world: World) -> None:
     assert world.state.rights(Holder("runner", world.runner)) is not None
     assert world.state.rights(Holder("runner", str(uuid.uuid4()))) is None
+
+
+async def test_a_revoked_runner_takes_its_projects_along(world: World) -> None:
+    runner, project = Holder("runner", world.runner), Holder("project", world.project)
+    record = Project(title="p", created_at=0, runner_id=world.runner, public_key="U1", runner_key="UKEY")
+    world.put(world.state.projects, world.project, record)
+    before = [world.state.rights(holder) for holder in (runner, project)]
+    seen = Runner(version="1", last_seen=0)
+    world.put(world.state.runners, world.runner, seen)
+    assert not world.locked_out
+    world.put(world.state.runners, world.runner, seen.model_copy(update={"revoked_keys": ["UKEY"]}))
+    assert world.locked_out == {rights.name for rights in before if rights is not None}
+    assert [world.state.rights(holder) for holder in (runner, project)] == [None, None]
+    world.put(world.state.runners, world.runner, seen.model_copy(update={"revoked_keys": ["ANOTHER"]}))
+    assert [world.state.rights(holder) for holder in (runner, project)] == before, "a new key of the same runner"
+    world.put(world.state.projects, world.project, record.model_copy(update={"runner_key": "UOLD"}))
+    assert world.state.rights(project) is None, "its key is the old runner's"
+
+
+async def test_an_epoch_ends_all_sessions_but_the_kept_one(world: World) -> None:
+    name, kept = world.name(), str(uuid.uuid4())
+    world.put(world.state.sessions, kept, world.a_session(60))
+    account = world.state.account(world.account)
+    assert account is not None
+    changed = account.model_copy(update={"session_epoch": 1, "kept_session": kept})
+    world.put(world.state.accounts, world.account, changed)
+    assert world.ended == {name}
+    assert world.state.rights(world.browser) is None
+    assert world.state.rights(Holder("browser", world.account, kept)) is not None
+    world.put(world.state.sessions, world.session, world.a_session(60).model_copy(update={"epoch": 1}))
+    assert world.state.rights(world.browser) is not None
+
+
+async def test_a_one_time_password_gives_no_projects(world: World) -> None:
+    world.put(world.state.projects, world.project, Project(title="p", created_at=0))
+    world.put(world.state.memberships, f"{world.account}.{world.project}", Membership(role="owner", since=0))
+    account, before = world.state.account(world.account), world.name()
+    assert account is not None
+    world.put(world.state.accounts, world.account, account.model_copy(update={"one_time": True}))
+    assert before in world.changed
+    rights = world.state.rights(world.browser)
+    assert rights is not None
+    assert rights.tags == [f"account:{world.account}"]
+    world.changed.clear()
+    world.put(world.state.accounts, world.account, account)
+    assert rights.name in world.changed
+    assert world.name() == before
+
+
+def test_a_pace_counts_within_a_minute() -> None:
+    now = [0.0]
+    pace = Pace(3, lambda: now[0])
+    for _ in range(3):
+        assert pace.wait("a") == 0
+        pace.note("a")
+        now[0] += 10
+    assert pace.wait("a") == 30
+    assert pace.wait("b") == 0
+    now[0] = 60
+    assert pace.wait("a") == 0
+    pace.note("a")
+    assert pace.wait("a") == 10

@@ -1,6 +1,7 @@
 /** The console page. It uses natskit.js and nothing else; every text from outside becomes text, never HTML. */
 
-import { NatskitError, connect, doors, session, signIn, signOut } from "../src/natskit.js";
+import { NatskitError, askOverHttp, connect, doors, session, signIn, signOut } from "../src/natskit.js";
+import { Sessions } from "./sessions.js";
 import { Terminal } from "./terminal.js";
 import { Files } from "./files.js";
 import { element, guard, listItem, show } from "./page.js";
@@ -22,6 +23,7 @@ let roundTrips;
 
 const terminal = new Terminal(() => client, () => selected);
 const files = new Files(() => client, () => selected);
+const sessions = new Sessions(() => client);
 
 async function start() {
   const current = await session().catch(() => null);
@@ -76,6 +78,7 @@ async function measure() {
 function leave(message) {
   clearInterval(roundTrips);
   stopListening();
+  sessions.close();
   projects = [];
   select("");
   show("sign-in");
@@ -204,14 +207,11 @@ onSubmit("sign-in-form", "sign-in-error", async () => {
 
 onSubmit("new-password-form", "new-password-error", async () => {
   const [old, chosen] = ["current-password", "chosen-password"].map((id) => element(id, HTMLInputElement));
+  await askOverHttp("change_password", { current_password: old.value, new_password: chosen.value });
   const current = await session();
   if (!current) throw new NatskitError("signed_out", "the session has ended: sign in again");
-  const account = await connect(current);
-  await account.callHub("change_password", { current_password: old.value, new_password: chosen.value });
-  await account.close();
-  const renewed = (await session()) ?? (await signIn(current.email, chosen.value));
   old.value = chosen.value = "";
-  await enter(renewed);
+  await enter(current);
 });
 
 onClick("sign-out", "projects-error", async () => {

@@ -1,0 +1,36 @@
+"""How often the rights of a person may be changed by others: each change costs that person their connection.
+
+Every hub counts what it sees in the state, which is what all hubs have written, so that it does not help to ask
+another one. A hub that starts begins to count anew.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+WINDOW_SECONDS = 60.0
+MOST_KEYS = 10_000
+
+
+class Pace:
+    """At most ``most`` changes with the same key in a minute."""
+
+    def __init__(self, most: int, clock: Callable[[], float]) -> None:
+        self._most = most
+        self._clock = clock
+        self._seen: dict[str, deque[float]] = {}
+
+    def note(self, key: str) -> None:
+        """A change has happened."""
+        now = self._clock()
+        if len(self._seen) >= MOST_KEYS:
+            self._seen = {k: times for k, times in self._seen.items() if times[-1] > now - WINDOW_SECONDS}
+        self._seen.setdefault(key, deque(maxlen=self._most)).append(now)
+
+    def wait(self, key: str) -> float:
+        """Seconds until the next change may happen; 0 if it may now."""
+        times = self._seen.get(key)
+        if times is None or len(times) < self._most:
+            return 0.0
+        return max(0.0, times[0] + WINDOW_SECONDS - self._clock())
