@@ -32,7 +32,7 @@ _SAFE = (
     "runner",
     "session_id",
     "email",
-    "heir_email",
+    "give_projects_to",
     "delete_projects",
     "role",
     "disabled",

@@ -168,11 +168,24 @@ async def test_a_wrong_ticket_opens_nothing(site: Site) -> None:
     assert (await enter(site, answer["url"])).status_code == 303
 
 
-async def test_an_account_that_is_disabled_before_it_enters(site: Site) -> None:
+@pytest.mark.parametrize("method", ["account_disable", "account_sign_out", "account_remove"])
+async def test_a_ticket_ends_with_the_sessions_of_its_account(site: Site, method: str) -> None:
     email = person()
     answer = (await ask(site, {"email": email}, path="ticket")).json()
-    await call(await site.admin(), "hub.admin", "account_disable", email=email)
+    await call(await site.admin(), "hub.admin", method, email=email)
     assert (await enter(site, answer["url"])).status_code == 403
+
+
+async def test_who_was_removed_comes_back_as_somebody_new(site: Site) -> None:
+    admin, email = await site.admin(), person()
+    first = (await ask(site, {"id": email, "email": email})).json()
+    assert (await call(admin, "hub.admin", "account_remove", email=email))["account_id"] == first["account_id"]
+    assert (await site.http("hub-2", "GET", "/api/session", cookie=first["cookie"]["value"])).status_code == 401
+    again = (await ask(site, {"id": email, "email": email}, hub="hub-2")).json()
+    assert again["made"]
+    assert again["account_id"] != first["account_id"]
+    events = [e async for e in trail.events(admin, 0) if e["account"] == first["account_id"]]
+    assert [e["kind"] for e in events] == ["backend_session", "account_remove"]
 
 
 async def test_each_use_is_in_the_audit(site: Site) -> None:
