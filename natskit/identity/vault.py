@@ -265,6 +265,7 @@ def _write_key(path: Path, key: Any, text: str) -> None:
     content = seal_with(lines.encode(), text)
     write_private(path, content)
     _unlocked[content] = key
+    passphrase.remember(text)
 
 
 def _seal(data: bytes, key: Any) -> bytes:
