@@ -15,6 +15,8 @@ NATS_VERSION ?= $(basename $(lastword $(shell ls requirements/nats-server | sort
 DEPLOY ?=
 # Extra words for pytest, such as TESTS="tests/unit -k claims"
 TESTS ?=
+# Extra words for the measurements, such as BENCH="--only 8": what it costs to have each write on disk
+BENCH ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help up plan down status logs cluster cluster-down upgrade-cluster security test lint bench clean lock console
@@ -61,9 +63,9 @@ lint: .venv/dev ## Format check, lint, strict types
 	@$(BIN)/python scripts/settings-doc --check
 	@$(BIN)/python scripts/permissions-doc --check
 
-bench: .venv/dev console ## Measure; results in bench/RESULTS.md
+bench: .venv/dev console ## Measure; results in bench/RESULTS.md (one row: BENCH="--only 8")
 	@scripts/chromium
-	@$(BIN)/python -m bench
+	@$(BIN)/python -m bench $(BENCH)
 
 clean: down ## Stop it and remove data and environment
 	@rm -rf $(LOCAL) .venv web/dist web/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis natskit.egg-info

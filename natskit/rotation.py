@@ -90,7 +90,7 @@ class Rotation:
                 self._switch(kind)
                 self._identity.note_moved(now=self._now)
             case "move":
-                if kind != "operator-signing-key":
+                if kind in ("hub-keys", "nats-account"):
                     self._wait_moved(kind, 0 if urgent else self._patience)
                 self._identity.drop_old_keys(now=self._now)
             case "drop":

@@ -101,7 +101,7 @@ class HubSettings(_Role):
     hub_count: Annotated[int, Field(ge=1, le=64)] = 2
     """Two, so that one may die; they share the requests in a queue group."""
     hub_port: Port = 8101
-    """HTTP port of the first hub; the others follow. On hosts it speaks TLS with those who have a certificate."""
+    """HTTP port of the first hub; the others follow. On hosts it speaks TLS, with the proxy alone."""
     hub_session_sliding: Seconds = 7 * 86_400
     """Seconds a browser stays signed in without being seen."""
     hub_session_absolute: Seconds = 30 * 86_400

@@ -69,7 +69,7 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
             path=directory / "nats-server.conf",
             owner=owner,
             check=[*variables, str(server), "-t", "-c", "{}"],
-            explain=f"of these lines, {own_lines(settings, configuration)}",
+            explain=own_lines(settings, configuration),
         )
     )
 
@@ -199,13 +199,15 @@ def own_lines(settings: Settings, configuration: str) -> str:
     lines = configuration.splitlines()
     texts = {f"nats_section_extra.{section}": text for section, text in settings.nats_section_extra.items()}
     texts |= {"nats_extra": settings.nats_extra}
-    ranges = []
+    places = []
     for setting, text in texts.items():
         mark = next((number for number, line in enumerate(lines, 1) if line.strip() == f"# {setting}"), None)
         if text and mark:
-            ranges.append(f"{mark + 1} to {mark + len(text.splitlines())} are {setting}")
-    place = f"inventory, host {settings.platform_name}"
-    return f"{', '.join(ranges)} ({place})" if ranges else f"all are made from settings ({place}): docs/settings.md"
+            first, last = mark + 1, mark + len(text.splitlines())
+            places.append(f"{setting} (line {first})" if first == last else f"{setting} (lines {first} to {last})")
+    if not places:
+        return "all of it is made from settings in the inventory: docs/settings.md"
+    return f"in the inventory, these are as you wrote them: {', '.join(places)}"
 
 
 def values(settings: Settings, site: Topology, identity: Identity) -> dict[str, object]:

@@ -218,7 +218,7 @@ def unlocked(platform: str, command: tuple[str, ...]) -> None:
 
     \b
     Example:
-      natskit --platform ~/bus/platform identity unlocked -- sh -c 'deploy-bus && natskit ready'
+      natskit identity unlocked -- sh -c 'deploy-bus && natskit ready'
     """
     from natskit.identity.passphrase import handed_down
     from natskit.identity.vault import Vault

@@ -255,8 +255,7 @@ class _Live:
 
         if "memory" in self._platform["resolvers"].values():
             self.deploy()
-        else:
-            _run(self._platform, identity, lambda servers: push_all(servers, identity))
+        _run(self._platform, identity, lambda servers: push_all(servers, identity))
 
     def deploy(self) -> None:
         from natskit.identity.passphrase import handed_down
@@ -298,14 +297,10 @@ class _Live:
         return {server.name: server.operator_keys for server in looked}
 
     def holders(self, identity: Identity) -> dict[str, int]:
-        from natskit.hub.state import runner_name
-
         found: Counter[str] = Counter()
-        retiring = {runner_name(runner, key) for runner, key in identity.retiring_runners.items()}
         for each in self._all(identity):
-            user = str(each.get("authorized_user", ""))
-            if each.get("issuer_key") in identity.retiring_keys or user in retiring:
-                kind = user.partition(".")[0]
+            if each.get("issuer_key") in identity.retiring_keys:
+                kind = str(each.get("authorized_user", "")).partition(".")[0]
                 found[f"{kind}s" if kind in DYNAMIC else str(each.get("name", "a client"))] += 1
         return dict(found)
 

@@ -9,6 +9,7 @@ from typing import Any
 from natskit.hub.caller import Caller
 from natskit.hub.projects import iso
 from natskit.hub.records import Project, ProjectState, Runner
+from natskit.hub.state import Holder
 from natskit.identity import nkey
 from natskit.rpc import Methods, RpcError
 
@@ -37,18 +38,20 @@ async def list_collaborators(caller: Caller) -> list[dict[str, Any]]:
 
 @runner_methods.method()
 async def register(caller: Caller, version: str) -> dict[str, Any]:
-    """A runner has started: which projects should run there."""
-    await _seen(caller, version=version, running=[])
-    entries = caller.hub.state.projects.entries.items()
-    return {
-        "projects": [p for p, e in entries if e.value.runner_id == caller.id and e.value.desired == "running"],
-    }
+    """A runner has started, or is back: which projects should run there, and which of those need a new key if they do:
+    theirs is that of another runner, which this one has replaced."""
+    await _seen(caller, version=version)
+    state = caller.hub.state
+    mine = {p: e.value for p, e in state.projects.entries.items() if e.value.runner_id == caller.id}
+    wanted = [p for p, project in mine.items() if project.desired == "running"]
+    locked_out = [p for p in wanted if mine[p].public_key and state.rights(Holder("project", p)) is None]
+    return {"projects": wanted, "need_keys": locked_out}
 
 
 @runner_methods.method()
 async def heartbeat(caller: Caller, running: list[str]) -> dict[str, Any]:
     """A runner is alive."""
-    await _seen(caller, version=None, running=running[:10_000])
+    await _seen(caller, running=running[:10_000])
     return {}
 
 
@@ -70,6 +73,14 @@ async def project_uses_next_key(caller: Caller, project_id: str, public_key: str
     await _own_project(caller, project_id)
     await caller.hub.projects.use_next_key(project_id, public_key)
     return {}
+
+
+@runner_methods.method()
+async def is_let_in(caller: Caller, project_id: str, public_key: str) -> bool:
+    """Whether an agent with this key may connect."""
+    await _own_project(caller, project_id)
+    rights = caller.hub.state.rights(Holder("project", project_id), public_key)
+    return rights is not None and rights.public_key == public_key
 
 
 @runner_methods.method()
@@ -102,15 +113,12 @@ async def _own_project(caller: Caller, project_id: str) -> Project:
     return project
 
 
-async def _seen(caller: Caller, version: str | None, running: list[str]) -> None:
-    """Note that a runner is there. A heartbeat keeps the version, which another hub may just have been told."""
+async def _seen(caller: Caller, **fields: Any) -> None:
+    """Note that a runner is there. What it does not say stays as it was, or as another hub was just told."""
     _check_let_in(caller)
 
     def note(known: Runner | None) -> Runner:
-        fields: dict[str, Any] = {"last_seen": time.time(), "running": running}
-        if version is not None:
-            fields["version"] = version
-        return (known or Runner(version="", last_seen=0)).model_copy(update=fields)
+        return (known or Runner(version="", last_seen=0)).model_copy(update={"last_seen": time.time(), **fields})
 
     await caller.hub.state.runners.change(caller.id, note)
 

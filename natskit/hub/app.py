@@ -85,7 +85,13 @@ class Hub:
             changed=lambda names: self.connections.cut_soon(names),
             changes_per_minute=self.program.share_changes_per_minute,
         )
-        self.connections = Connections(self._nats["sys"], self.state, self.tokens.platform_account, self.metrics)
+        self.connections = Connections(
+            self._nats["sys"],
+            self.state,
+            self.tokens.platform_account,
+            self.metrics,
+            self.program.authorization_ttl_seconds,
+        )
         self.sessions = Sessions(
             self.state, self.tokens, self._passwords, self.program.session, self.connections.cut_now
         )
@@ -129,6 +135,7 @@ class Hub:
         """Use the signing keys that the deploy has written meanwhile. Raises :class:`IdentityError`, and keeps the old
         ones, if they cannot be read."""
         self.tokens.use(HubKeys.read(self.program.keys))
+        log.info("signs with the signing keys of its file")
 
     def problems(self) -> list[str]:
         """What keeps this hub from doing its work, in words; empty when all is well."""

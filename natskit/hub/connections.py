@@ -2,7 +2,19 @@
 
 A connection's name (``authorized_user``) says who holds it and which rights it got. Right after a change the names
 that were right before it are looked for, so the usual case costs one small question; shortly after, and regularly,
-all connections are compared, which also finds those another hub authorised from an older view.
+all connections are compared. Every hub does so, whoever authorised what. So a right that was taken away is gone when
+
+- *the hub that authorised is dead*: any other hub cuts; the next one to start compares everything first;
+- *another hub authorises at that moment, from an older view*: all hubs compare everything again :data:`AGAIN_SECONDS`
+  after a change. A view that is older than that is noticed to be so within 1.5 s (:mod:`natskit.hub.bucket`), its hub
+  does not authorise until it has caught up, and what it then learns are changes, which it acts on itself;
+- *a kick is lost*: the same comparisons find the connection once more;
+- *a nats-server is cut off*: nobody can reach it, so its clients keep what they had, among themselves; those who come
+  to it are authorised by a hub on its side for as long as that takes its view for current, at most
+  :data:`~natskit.hub.bucket.CHECK_SECONDS` and the time of one request, and then by none. When it is back, which is
+  looked for each second, all connections are compared;
+- *no hub runs*, or all that fails: the authorisation itself ends after ``authorization_ttl_seconds`` (900 s, and up to
+  a tenth more), and nats-server then drops the connection without asking anybody.
 """
 
 from __future__ import annotations
@@ -28,9 +40,12 @@ ENDED_SECONDS = 0.5
 """Likewise for whoever changes the password over NATS, who cannot come back for the answer."""
 BACK_SECONDS = 0.25
 """By then a client that was cut is back: natskit's clients wait for 0.1 s, and connecting takes a few milliseconds."""
-AGAIN_SECONDS = 0.5
-"""After a change: by then every hub's view has it, and what was authorised meanwhile is found."""
+AGAIN_SECONDS = (0.5, 2.0)
+"""After a change: by the first every hub's view has it, and by the second each hub knows if its own has not (three
+heartbeats of :mod:`natskit.hub.bucket`); what was authorised meanwhile is found."""
 EVERY_SECONDS = 30.0
+MISSING_SECONDS = 1.0
+"""How often a server that did not answer is looked for; one that was cut off has connections nobody could cut."""
 ANSWER_SECONDS = 0.5
 SETTLE_SECONDS = 0.05
 """While it is not known yet how many servers will answer, those that are this much later than the first are missed."""
@@ -42,7 +57,9 @@ FEW = 64
 class Connections:
     """Lists and cuts connections, through the hub's user in the NATS account SYS."""
 
-    def __init__(self, connection: Connection, state: State, platform_account: str, metrics: Metrics) -> None:
+    def __init__(
+        self, connection: Connection, state: State, platform_account: str, metrics: Metrics, ttl: float
+    ) -> None:
         self._connection = connection
         self._state = state
         self._account = platform_account
@@ -53,6 +70,9 @@ class Connections:
         self._locked_out: set[str] = set()
         """Not to be spared for what else ends with it: the sessions of a disabled account are ended right after."""
         self._servers: set[str] = set()
+        self._missing: dict[str, float] = {}
+        """Servers that did not answer, and when what was authorised on them before is over in any case."""
+        self._longest_seconds = 1.1 * ttl
         self._back_at: dict[str, float] = {}
         self._wake = asyncio.Event()
         self._all_soon = asyncio.Event()
@@ -103,8 +123,8 @@ class Connections:
     async def run(self) -> None:
         """Cut what is outdated, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._run_few())
-            group.create_task(self._run_all())
+            for work in (self._run_few(), self._run_all(), self._run_missing()):
+                group.create_task(work)
 
     async def cut_outdated(self) -> None:
         """Cut what recent changes outdated, now; returns when the servers were told."""
@@ -129,10 +149,12 @@ class Connections:
             self._all_soon.set()
 
     async def _run_all(self) -> None:
+        soon, later = AGAIN_SECONDS
         loop = asyncio.get_running_loop()
+        once_more = False
         while True:
             if not (self._state.current and self._connection.is_connected):
-                await asyncio.sleep(AGAIN_SECONDS)
+                await asyncio.sleep(soon)
                 continue
             began = loop.time()
             try:
@@ -140,12 +162,44 @@ class Connections:
             except nats.errors.Error as error:
                 log.warning("connections: %s", error)
             # Comparing everything may take at most a tenth of the time.
-            await asyncio.sleep(max(AGAIN_SECONDS, 9 * (loop.time() - began - ANSWER_SECONDS)))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(EVERY_SECONDS):
-                    await self._all_soon.wait()
-                await asyncio.sleep(AGAIN_SECONDS)
-            self._all_soon.clear()
+            await asyncio.sleep(max(soon, 9 * (loop.time() - began - ANSWER_SECONDS)))
+            changed = await _is_set(self._all_soon, later - soon if once_more else EVERY_SECONDS)
+            once_more = changed
+            if changed:
+                self._all_soon.clear()
+                await asyncio.sleep(soon)
+
+    async def _run_missing(self) -> None:
+        """Compare everything as soon as a server that did not answer is back."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(MISSING_SECONDS)
+            self._missing = {server: until for server, until in self._missing.items() if until > loop.time()}
+            if not self._missing or not self._connection.is_connected:
+                continue
+            with contextlib.suppress(nats.errors.Error):
+                back = await self._answering() & self._missing.keys()
+                if back:
+                    log.info("nats-servers are back: %s", ", ".join(sorted(back)))
+                    for server in back:
+                        del self._missing[server]
+                    await self._compare({})
+
+    async def _answering(self) -> set[str]:
+        """The servers that can be reached now."""
+        found: set[str] = set()
+
+        async def on_answer(message: Msg) -> None:
+            found.add(json.loads(message.data)["server"]["id"])
+
+        inbox = self._connection.new_inbox()
+        subscription = await self._connection.subscribe(inbox, cb=on_answer)
+        try:
+            await self._connection.publish("$SYS.REQ.SERVER.PING", b"", reply=inbox)
+            await asyncio.sleep(ANSWER_SECONDS)
+        finally:
+            await subscription.unsubscribe()
+        return found
 
     async def is_connected(self, name: str) -> bool:
         """Whether somebody is connected with this name, anywhere."""
@@ -198,6 +252,10 @@ class Connections:
                     await complete.wait()
         finally:
             await subscription.unsubscribe()
+        until = asyncio.get_running_loop().time() + self._longest_seconds
+        if missing := self._servers - answered:
+            log.warning("nats-servers do not answer: %s", ", ".join(sorted(missing)))
+            self._missing |= dict.fromkeys(missing, until)
         self._servers = answered
         return more
 
@@ -215,3 +273,11 @@ class Connections:
         await self._connection.publish(
             f"$SYS.REQ.SERVER.{server}.KICK", json.dumps({"cid": cid}).encode(), reply=self._connection.new_inbox()
         )
+
+
+async def _is_set(event: asyncio.Event, seconds: float) -> bool:
+    """Whether an event comes within so many seconds."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    return event.is_set()

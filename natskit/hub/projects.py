@@ -160,7 +160,7 @@ class Projects:
 
     async def unshare(self, project_id: str, account_id: str) -> None:
         """Take the project from a collaborator, whose connections are cut."""
-        membership = self._state.membership(account_id, project_id)
+        membership = await self._state.memberships.find(f"{account_id}.{project_id}")
         if membership is None:
             raise RpcError("not_found", "that account is no collaborator of the project")
         if membership.role == "owner":

@@ -163,7 +163,7 @@ class State:
         """What a holder gets now; ``None`` if nothing any more. No I/O: this is the callout's path.
 
         The ``public_key`` matters while a project or a runner has two: its rights are those of the key that it came
-        with. What a runner gets by the one that is being replaced is outdated at once.
+        with.
         """
         match holder.kind:
             case "browser":
@@ -188,6 +188,8 @@ class State:
         """Whether a connection of this holder, with this name, has what it would get now."""
         if holder.kind == "project":
             return name in self._project_names(holder.id, self.projects.get(holder.id))
+        if holder.kind == "runner":
+            return name in {_fixed_rights("runner", holder.id, key).name for key in self._runner_keys(holder.id)}
         rights = self.rights(holder)
         return rights is not None and rights.name == name
 
@@ -290,7 +292,8 @@ class State:
         if known is not None and known.public_key in after - before:
             mine = [(p, e.value) for p, e in self.projects.entries.items() if e.value.runner_id == key]
             names = [self._project_names(project_id, project) for project_id, project in mine]
-            self._locked_out({_fixed_rights("runner", key, known.public_key).name}.union(*names))
+            own = {_fixed_rights("runner", key, one).name for one in (known.public_key, known.retiring_key) if one}
+            self._locked_out(own.union(*names))
 
 
 def _parse_account(key: str, data: bytes) -> AccountRecord:
@@ -301,11 +304,6 @@ def _parse_account(key: str, data: bytes) -> AccountRecord:
 def _fixed_rights(kind: Literal["project", "runner"], identifier: str, public_key: str) -> Rights:
     tags = [f"{kind}:{identifier}"]
     return Rights(tags, f"{kind}.{identifier}.-.{_digest([*tags, public_key])}", None, public_key)
-
-
-def runner_name(runner_id: str, public_key: str) -> str:
-    """The name of a runner's connections, which tells by which key it came."""
-    return _fixed_rights("runner", runner_id, public_key).name
 
 
 def _digest(parts: list[str]) -> str:

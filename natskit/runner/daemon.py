@@ -156,19 +156,25 @@ class Runner:
                     pause = min(pause * 2, LONGEST_PAUSE)
             wanted = {check_id(project_id, "project_id") for project_id in answer["projects"]}
             log.info("registered; %d projects should run here", len(wanted))
-            self._follow(wanted)
+            self._follow(wanted, set(answer.get("need_keys", ())))
 
-    def _follow(self, wanted: set[str]) -> None:
+    def _follow(self, wanted: set[str], need_keys: set[str]) -> None:
         """Start what should run here and stop what should not, whatever happened while no hub was there."""
         for project_id in wanted:
-            self._spawn(self._bring_back(self.project(project_id)))
+            self._spawn(self._bring_back(self.project(project_id), needs_key=project_id in need_keys))
         for project in list(self._projects.values()):
             old = time.monotonic() - project.since > YOUNG_SECONDS
             if project.project_id not in wanted and project.state != "stopped" and old:
                 self._spawn(self._stop_unwanted(project))
 
-    async def _bring_back(self, project: ProjectAgent) -> None:
+    async def _bring_back(self, project: ProjectAgent, *, needs_key: bool) -> None:
         async with self._starts, project.lock:
+            if needs_key and project.state == "running":
+                try:
+                    await project.rotate(self.switch)
+                except (NatskitError, OSError) as error:
+                    log.warning("project %s is started anew, since it got no new key: %s", project.project_id, error)
+                    await project.stop()
             if not project.held:
                 with contextlib.suppress(RpcError):  # reported, and tried again
                     await project.start()
@@ -235,6 +241,14 @@ class Runner:
     async def _use_next_key(self, project_id: str, public_key: str) -> None:
         await self._insist("project_uses_next_key", project_id, public_key)
 
+    async def end_if_locked_out(self, project: ProjectAgent) -> None:
+        """End an agent that runs with a key that is good for nothing: it was stopped while this runner was away."""
+        key = project.public_key()
+        if project.state == "running" and key:
+            with contextlib.suppress(NatskitError):
+                if await self._call_hub("is_let_in", project_id=project.project_id, public_key=key) is False:
+                    await project.stop()
+
     async def _insist(self, method: str, project_id: str, public_key: str) -> Any:
         """Ask again: the hub that answers may be another one than the hub that gave the order, and not know of it."""
         for attempt in range(1, JWT_ATTEMPTS + 1):
@@ -288,6 +302,7 @@ async def start_project(runner: Runner, project_id: Id) -> dict[str, str]:
     """Start a project's agent and wait until it answers."""
     project = runner.project(project_id)
     async with project.lock:
+        await runner.end_if_locked_out(project)
         await project.start()
     return {"state": project.state}
 

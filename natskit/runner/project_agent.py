@@ -71,6 +71,12 @@ class ProjectAgent(ABC):
         if self.state != "running":
             raise RpcError("unavailable", f"the project did not start: {self.detail or 'it is still starting'}")
 
+    def public_key(self) -> str:
+        """The key in the agent's creds; empty where there are none."""
+        creds = self._directory / "project.creds"
+        lines = creds.read_text().splitlines() if creds.exists() else []
+        return next((nkey.public_key(line) for line in lines if line.startswith("SU")), "")
+
     async def interrupt(self) -> None:
         """Let a :meth:`start` that waits for the agent give up, so that a stop need not wait for it."""
         if self.state in ("starting", "failed"):

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ import pytest
 from natskit.client import Client
 from natskit.connection import Connection, NatsServers, connect
 from natskit.errors import ConnectionLostError
+from natskit.identity import nkey
 from natskit.permissions import inbox_prefix
+from natskit.rpc import RpcError
 from natskit.runner.processes import processes_of
 from tests.hub.site import Site
 
@@ -32,14 +35,22 @@ class Platform:
     def __init__(self, root: Path) -> None:
         self.site = Site(root)
         self.runner: subprocess.Popen[bytes] | None = None
+        self.spare = str(uuid.uuid4()), nkey.public_key(nkey.create_seed("user"))
 
     async def start(self) -> None:
         self.site.start_server()
         for name in ("hub-1", "hub-2"):
-            self.site.start_hub(name, authorization_ttl_seconds=TTL)
+            self.site.start_hub(name, authorization_ttl_seconds=TTL, runners=self.runners())
         for name in ("hub-1", "hub-2"):
             await self.site.healthy(name)
         self.start_runner()
+
+    def runners(self) -> dict[str, dict[str, str]]:
+        """The one that runs, and one that could."""
+        return {
+            self.site.runner_id: {"name": "local", "public_key": self.site.runner_key},
+            self.spare[0]: {"name": "spare", "public_key": self.spare[1]},
+        }
 
     def start_runner(self) -> None:
         directory = self.site.root / "runner"
@@ -72,13 +83,17 @@ class Platform:
     def nats_url(self) -> str:
         return f"nats://127.0.0.1:{self.site.nats_port}"
 
-    async def connect(self, project_id: str, creds: str) -> Connection:
-        """As whoever has a copy of a project's creds."""
+    def directory(self, project_id: str) -> Path:
+        """What the runner has of a project."""
+        return self.site.root / "runner" / "projects" / project_id
+
+    async def connect(self, project_id: str, creds: str, patience: float = 2) -> Connection:
+        """As whoever has a copy of a project's creds, or of a runner's."""
         path = self.site.root / "copied.creds"
         path.write_text(creds)
         servers = NatsServers(urls=[self.nats_url])
         return await connect(
-            servers, name="copy", inbox_prefix=inbox_prefix("project", project_id), creds=path, timeout=2
+            servers, name="copy", inbox_prefix=inbox_prefix("project", project_id), creds=path, timeout=patience
         )
 
     async def connections(self) -> list[dict[str, Any]]:
@@ -151,10 +166,10 @@ async def test_a_command_outlives_the_authorisation_of_its_agent(
 async def test_a_new_key_while_a_command_runs(admin: Client, project: dict[str, Any], platform: Platform) -> None:
     """The command and its output go on; the old key is dead on the live connection, and for whoever comes with it."""
     project_id = project["project_id"]
-    creds = platform.site.root / "runner" / "projects" / project_id / "project.creds"
+    creds = platform.directory(project_id) / "project.creds"
     old = creds.read_text()
     pid = processes_of(project_id)
-    async with admin.exec(project_id, command="for i in $(seq 40); do echo $i; sleep 0.1; done") as run:
+    async with admin.exec(project_id, command="for i in $(seq 20); do echo $i; sleep 0.1; done") as run:
         lines = aiter(run)
         await anext(lines)
         assert (await admin.call_hub("rotate_project_keys", project_id=project_id, wait=30))["rotated"]
@@ -163,7 +178,7 @@ async def test_a_new_key_while_a_command_runs(admin: Client, project: dict[str, 
             await platform.connect(project_id, old)
         assert (await admin.call_project(project_id, "ping"))["pong"]
         rest = b"".join([data async for _, data in lines])
-    assert rest.splitlines()[-1] == b"40"
+    assert rest.splitlines()[-1] == b"20"
     assert run.exit_code == 0
     assert pid[0] in processes_of(project_id), "the agent is the same process"
     connected = [c["authorized_user"] for c in await platform.connections() if project_id in c["authorized_user"]]
@@ -186,9 +201,63 @@ async def test_the_runner_brings_projects_back(admin: Client, project: dict[str,
     await until_async(answers, "the project answers again", 30)
 
 
+async def test_a_revoked_runner_is_cut_off_with_its_projects(
+    admin: Client, project: dict[str, Any], platform: Platform
+) -> None:
+    project_id = project["project_id"]
+    creds = (platform.directory(project_id) / "project.creds").read_text()
+
+    async def cut() -> bool:
+        names = [c["authorized_user"] for c in await platform.connections()]
+        return not any(platform.site.runner_id in name or project_id in name for name in names)
+
+    await admin.call_hub("runner_revoke", name="local")
+    await until_async(cut, "the runner and its project are cut", 5)
+    rows = {row["name"]: row for row in await admin.call_hub("runner_list")}
+    assert (rows["local"]["revoked"], rows["local"]["alive"]) == (True, False)
+    assert (rows["spare"]["revoked"], rows["spare"]["projects"]) == (False, 0)
+    for who, with_creds in ((platform.site.runner_id, platform.site.runner_creds), (project_id, creds)):
+        with pytest.raises(ConnectionLostError):
+            await platform.connect(who, with_creds, patience=0.5)
+    with pytest.raises(RpcError, match="not alive"):
+        await admin.call_hub("start_project", project_id=project_id)
+    stopped = await admin.call_hub("stop_project", project_id=project_id)
+    assert stopped["state"] == "stopped", "nobody can end it there, but it is out"
+    await admin.call_hub("runner_allow", name=platform.site.runner_id)
+
+    async def back() -> bool:
+        return any(platform.site.runner_id in c["authorized_user"] for c in await platform.connections())
+
+    await until_async(back, "the runner is back, by itself")
+    with pytest.raises(ConnectionLostError):
+        await platform.connect(project_id, creds, patience=0.5)
+    started = await admin.call_hub("start_project", project_id=project_id, wait=40)
+    assert started["state"] == "running", "although the runner had the old agent all the time"
+    assert (await admin.call_project(project_id, "ping"))["pong"]
+
+
+async def test_a_moved_project_is_another_runners(admin: Client, project: dict[str, Any], platform: Platform) -> None:
+    project_id = project["project_id"]
+    creds = (platform.directory(project_id) / "project.creds").read_text()
+    with pytest.raises(RpcError, match="stop it first"):
+        await admin.call_hub("project_move", project_id=project_id, runner="spare")
+    await admin.call_hub("stop_project", project_id=project_id, wait=30)
+    with pytest.raises(RpcError, match="known are: local, spare"):
+        await admin.call_hub("project_move", project_id=project_id, runner="nowhere")
+    await admin.call_hub("project_move", project_id=project_id, runner="spare")
+    assert (platform.directory(project_id) / "home" / "a").exists(), "its files stay"
+    with pytest.raises(ConnectionLostError):
+        await platform.connect(project_id, creds, patience=0.5)
+    with pytest.raises(RpcError, match="not alive"):
+        await admin.call_hub("start_project", project_id=project_id)
+    assert not (await admin.call_hub("rotate_project_keys", project_id=project_id))["rotated"]
+    await admin.call_hub("project_move", project_id=project_id, runner="local")
+    assert (await admin.call_hub("start_project", project_id=project_id, wait=40))["state"] == "running"
+
+
 async def test_stop_and_delete(admin: Client, project: dict[str, Any], platform: Platform) -> None:
     project_id = project["project_id"]
-    directory = platform.site.root / "runner" / "projects" / project_id
+    directory = platform.directory(project_id)
     stopped = await admin.call_hub("stop_project", project_id=project_id, wait=30)
     assert stopped["state"] == "stopped"
     assert processes_of(project_id) == []

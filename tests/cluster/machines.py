@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
+from natskit.permissions import PROBE_BUCKET
 from natskit.runner.agent_unit import unit_of
 from tests.cluster.load import Target
 from tests.cluster.site import RUNNERS, Cluster, docker
@@ -72,6 +73,12 @@ class Machines(Cluster):
         ask = f"import urllib.request as r; print(r.urlopen('http://127.0.0.1:8222/{page}', timeout=3).read().decode())"
         found: dict[str, Any] = json.loads(self.sh(machine, f'python3 -c "{ask}"').stdout)
         return found
+
+    def state_max_bytes(self) -> dict[str, int]:
+        """How large the streams of the state may become, as a nats-server says."""
+        found = self.varz("nats-1", "jsz?streams=true&accounts=true&config=true")["account_details"]
+        streams = [stream for account in found for stream in account.get("stream_detail", [])]
+        return {s["name"]: s["config"]["max_bytes"] for s in streams if s["name"] != f"KV_{PROBE_BUCKET}"}
 
     def busiest(self) -> str:
         """The machine of the nats-server with the most browsers."""

@@ -61,7 +61,8 @@ def test_a_setting_of_the_hubs_restarts_them_one_after_the_other(machines: Machi
     starts = machines.starts()
     # What each hub did when, by the one clock that all containers share.
     since = time.time()
-    deployed(machines, hub_session_sliding="500000")
+    deployed(machines, hub_session_sliding="500000", hub_state_max_bytes="100000000")
+    assert set(machines.state_max_bytes().values()) == {100_000_000}
     now = machines.starts()
     assert {m for m in UNITS if now[m] != starts[m]} == set(HUBS)
     first, second = sorted(down_and_up(machines, hub, since) for hub in HUBS)

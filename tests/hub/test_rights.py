@@ -1,0 +1,160 @@
+"""What people may do changes: one-time passwords, accounts that are removed, sharing in a loop, sessions that slide."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from natskit.hub.records import Session
+from natskit.rpc import RpcError, decode_response, encode_request
+from tests.hub.conftest import PASSWORD
+from tests.hub.site import Site, call, cookie_of, eventually
+from tests.hub.test_hub_api import person
+from tests.hub.test_revocations import Scene, may_use, scene_of
+
+NEW_PASSWORD = "a password of my own"  # noqa: S105
+
+
+async def ask(site: Site, hub: str, cookie: str, method: str, **params: Any) -> Any:
+    answer = await site.http(hub, "POST", "/api/rpc", encode_request(method, params), cookie=cookie)
+    return decode_response(answer.content)
+
+
+async def test_a_one_time_password_is_good_for_nothing_else(site: Site) -> None:
+    admin = await site.admin()
+    email, account_id, cookie = await person(site, admin)
+    project_id = (await ask(site, "hub-1", cookie, "create_project", title="P"))["project_id"]
+    password = (await call(admin, "hub.admin", "account_set_password", email=email))["password"]
+    _, cookie = await site.sign_in("hub-1", email, password)
+    for name in site.hubs:
+        for method, params in (
+            ("list_projects", {}),
+            ("create_project", {"title": "Q"}),
+            ("start_project", {"project_id": project_id}),
+            ("share_project", {"project_id": project_id, "email": email}),
+            ("read_text_file_from_project", {"project_id": project_id, "path": "a"}),
+        ):
+            with pytest.raises(RpcError, match="change it first") as refused:
+                await ask(site, name, cookie, method, **params)
+            assert refused.value.kind == "must_change_password"
+        assert (await ask(site, name, cookie, "whoami"))["must_change_password"]
+        assert [s["mine"] for s in await ask(site, name, cookie, "list_sessions")] == [True]
+    browser = await site.browser(account_id, cookie)
+    assert (await call(browser, f"hub.api.{account_id}", "ping"))["pong"]
+    with pytest.raises(RpcError, match="change it first"):
+        await call(browser, f"hub.api.{account_id}", "list_projects")
+    assert not await may_use(browser, project_id)
+
+    await ask(site, "hub-2", cookie, "change_password", current_password=password, new_password=NEW_PASSWORD)
+
+    async def usable() -> bool:
+        return await may_use(browser, project_id)
+
+    await eventually(usable, "the same connection has its projects")
+    assert len(await call(browser, f"hub.api.{account_id}", "list_projects")) == 1
+
+
+async def test_an_account_that_owns_projects_is_not_removed_by_accident(site: Site) -> None:
+    scene = await scene_of(site)
+    with pytest.raises(RpcError, match="owns 1 projects"):
+        await call(scene.admin, "hub.admin", "account_remove", email=scene.owner_email)
+    for heir, problem in ((scene.owner_email, "another heir"), ("nobody@example.org", "no account has")):
+        with pytest.raises(RpcError, match=problem):
+            await call(scene.admin, "hub.admin", "account_remove", email=scene.owner_email, give_projects_to=heir)
+    fates = {"give_projects_to": scene.email, "delete_projects": True}
+    with pytest.raises(RpcError, match="not both"):
+        await call(scene.admin, "hub.admin", "account_remove", email=scene.owner_email, **fates)
+    assert (await ask(site, "hub-1", scene.owner_cookie, "whoami"))["email"] == scene.owner_email
+    gone = await call(
+        scene.admin, "hub.admin", "account_remove", email=scene.owner_email, give_projects_to=scene.email.upper()
+    )
+    assert gone["projects"] == [scene.project]
+    (project,) = await ask(site, "hub-2", scene.cookie, "list_projects")
+    assert (project["role"], [c["email"] for c in project["collaborators"]]) == ("owner", [scene.email])
+    with pytest.raises(RpcError, match="no account has"):
+        await call(scene.admin, "hub.admin", "account_remove", email=scene.owner_email)
+
+
+async def test_the_removal_of_an_account_goes_on_where_it_was_interrupted(site: Site) -> None:
+    """Each way in which it can have stopped, written as the hub that died would have left it."""
+    admin = await site.admin()
+    hub = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+    for lost in (["memberships"], ["memberships", "accounts"]):
+        email, account_id, cookie = await person(site, admin)
+        project_id = (await ask(site, "hub-1", cookie, "create_project", title="P"))["project_id"]
+        await call(admin, "hub.admin", "account_disable", email=email)
+        for bucket in lost:
+            key = account_id if bucket == "accounts" else f"{account_id}.{project_id}"
+            headers = {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}
+            await hub.request(f"$KV.{bucket}.{key}", b"", headers=headers, timeout=5)
+
+        async def removed(email: str = email) -> dict[str, Any]:
+            done: dict[str, Any] = await call(admin, "hub.admin", "account_remove", email=email, delete_projects=True)
+            return done
+
+        assert (await eventually(removed, "removed"))["account_id"] == account_id
+        again = await call(admin, "hub.admin", "account_add", email=email, password=PASSWORD)
+        assert again["account_id"] != account_id, "the e-mail is free, for somebody else"
+        assert await site.sign_in("hub-2", email, PASSWORD)
+
+
+async def test_nobody_is_cut_again_and_again_by_a_friend(site: Site) -> None:
+    scene = await scene_of(site)
+    shared = 0
+
+    async def share_and_unshare() -> None:
+        nonlocal shared
+        for hub in ("hub-1", "hub-2") * 10:
+            scene.hub = hub
+            for method in ("unshare_project", "share_project"):
+                await scene.rpc(method, scene.owner_cookie, project_id=scene.project, email=scene.email)
+            shared += 1
+
+    with pytest.raises(RpcError, match=r"try again in \d+ s") as refused:
+        await share_and_unshare()
+    assert refused.value.kind == "limit"
+    assert 0 < refused.value.data["retry_after"] <= 60
+    assert shared <= 5, "two hubs count the same changes"
+    with pytest.raises(RpcError, match="no collaborator"):  # what was taken away is away, at any time
+        await scene.rpc("unshare_project", scene.owner_cookie, project_id=scene.project, email=scene.email)
+    await call(scene.admin, "hub.admin", "project_share", project_id=scene.project, email=scene.email)
+
+
+async def test_a_session_slides_up_to_its_end_without_dropping_the_connection(site: Site) -> None:
+    admin = await site.admin()
+    hub = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+    _, account_id, cookie = await person(site, admin)
+    scene = Scene(site, admin, guest=account_id)
+    session_id = await scene.session_of(cookie)
+    browser = await site.browser(account_id, cookie)
+    names, now = await scene.names(), time.time()
+
+    async def with_session(**fields: float) -> str:
+        """The session as it would be after some time."""
+        last = Session(
+            account_id=account_id,
+            created_at=now - 1000,
+            expires_at=now + 300,
+            absolute_expires_at=fields.get("absolute_expires_at", now + 86400),
+            last_seen=now - 1000,
+        )
+        await hub.request(f"$KV.sessions.{session_id}", last.model_dump_json().encode(), timeout=5)
+        return str((await ask(site, "hub-1", cookie, "list_sessions"))[0]["expires_at"])
+
+    before = await eventually(with_session, "the session is old")
+    answer = await site.http("hub-1", "GET", "/api/session", cookie=cookie)
+    assert answer.json()["expires_at"] > before
+    renewed = cookie_of(answer)
+    assert renewed != cookie
+    assert await scene.names() == names
+    assert browser.stats["reconnects"] == 0
+    await with_session(absolute_expires_at=now + 400)
+    answer = await site.http("hub-1", "GET", "/api/session", cookie=renewed)
+    assert 390 <= int(answer.headers["set-cookie"].lower().partition("max-age=")[2].partition(";")[0]) <= 400
+    await asyncio.gather(*(site.http(name, "POST", "/api/sign-out", cookie=cookie) for name in site.hubs))
+    for stolen in (cookie, renewed, cookie_of(answer)):
+        for name in site.hubs:
+            assert (await site.http(name, "GET", "/api/session", cookie=stolen)).status_code == 401

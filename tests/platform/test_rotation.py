@@ -1,0 +1,163 @@
+"""Every rotation on a running platform: who is connected goes on, projects are not stopped, the old keys are dead."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from natskit.client import Client
+from natskit.errors import NatskitError
+from natskit.identity import claims
+from natskit.identity.rotation import KINDS, Kind
+from natskit.rpc import RpcError
+from tests.hub.site import eventually
+from tests.platform.raw import ClosedError, RawClient
+from tests.platform.site import LocalSite, World
+
+STAYS_CONNECTED = {"hub-keys": False, "project-keys": True, "nats-account": True, "operator-signing-key": False}
+REFUSED = {
+    "hub-keys": {"hub SYS", "hub AUTH", "hub PLATFORM", "project", "runner"},
+    "project-keys": {"project", "runner"},
+    "nats-account": {"hub SYS", "hub PLATFORM", "admin"},
+    "operator-signing-key": set(),
+}
+"""Of the creds that were there before."""
+
+
+@dataclass
+class Load:
+    """A browser that asks a hub and its project, one after the other."""
+
+    asked: int = 0
+    failed: int = 0
+    """Twice in a row."""
+
+    async def run(self, browser: Client, project_id: str) -> None:
+        while True:
+            for of in ("hub", "project"):
+                self.asked += 1
+                if not (await _answers(browser, project_id, of) or await _answers(browser, project_id, of)):
+                    self.failed += 1
+            await asyncio.sleep(0.05)
+
+
+async def _answers(browser: Client, project_id: str, of: str) -> bool:
+    try:
+        await (browser.call_hub("whoami") if of == "hub" else browser.call_project(project_id, "ping"))
+    except (NatskitError, RpcError):
+        return False
+    return True
+
+
+def creds(site: LocalSite, project_id: str) -> dict[str, str]:
+    """What everybody holds at this moment."""
+    hub = {f"hub {account}": site.read("hub-1", f"{account.lower()}.creds") for account in ("SYS", "AUTH", "PLATFORM")}
+    admin = Path(site.info["creds"]["platform_admin"]).read_text()
+    projects = {"project": site.project_creds(project_id), "runner": site.read("runner", "runner.creds")}
+    return hub | projects | {"admin": admin}
+
+
+def is_let_in(site: LocalSite, text: str) -> bool:
+    try:
+        site.tcp(text).close()
+    except (ClosedError, ConnectionError):
+        return False
+    return True
+
+
+class Held:
+    """A raw connection that does nothing but answer the server's pings, until it is let go or cut."""
+
+    def __init__(self, client: RawClient) -> None:
+        self._client = client
+        self._released = threading.Event()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._hold)
+        self._thread.start()
+
+    def _hold(self) -> None:
+        try:
+            while not self._released.wait(0.2):
+                self._client.ping()
+        except (ClosedError, OSError) as error:
+            self._error = error
+
+    def was_cut(self) -> bool:
+        """Let go of it."""
+        self._released.set()
+        self._thread.join(20)
+        return self._error is not None
+
+
+def rotate(site: LocalSite, kind: Kind) -> str:
+    """Begin and complete a rotation, one of them with a deploy by hand; what it said."""
+    words = ("identity", "rotate", kind, "--yes", "--wait", "0")
+    if kind != "nats-account":
+        return site.natskit(*words).stdout
+    stopped = site.natskit(*words, "--no-deploy", check=False)
+    assert stopped.returncode == 1
+    assert f"NATSKIT_LOCAL={site.root} " in stopped.stderr
+    assert "pyinfra -y inventories/local.py deploy.py --data nats_port=" in stopped.stderr
+    other = site.natskit("identity", "rotate", "hub-keys", "--yes", check=False)
+    assert "a rotation of nats-account is under way" in other.stderr
+    assert site.deploy().returncode == 0
+    return site.natskit(*words, "--no-deploy", "--deployed").stdout
+
+
+def issuer(token: str) -> Any:
+    return claims.decode(token)["iss"]
+
+
+async def process_of(browser: Client, project_id: str) -> str:
+    """The process of a project's agent."""
+    async with browser.exec(project_id, command="echo $PPID") as run:
+        return "".join([data.decode() async for _, data in run])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_rotation(site: LocalSite, world: World, kind: Kind) -> None:
+    project = world.names["p"]
+    session = site.sign_in(world.email_a, world.password)
+    held = Held(RawClient.websocket(site.websocket_url, ca_file=site.ca_file, cookie=session.cookie, origin=site.url))
+    before = creds(site, project)
+    load = Load()
+    async with await Client.sign_in(site.url, world.email_a, world.password, ca_file=site.ca_file) as browser:
+        agent = await process_of(browser, project)
+        asking = asyncio.create_task(load.run(browser, project))
+        said = await asyncio.to_thread(rotate, site, kind)
+        asking.cancel()
+        await asyncio.wait([asking])
+        assert "done: the old keys are refused everywhere" in said
+
+        async def goes_on() -> bool:
+            return await process_of(browser, project) == agent
+
+        await eventually(goes_on, "the same agent answers", 30)
+    assert load.asked > 20
+    # One nats-server alone is away for as long as its restart takes.
+    assert kind == "operator-signing-key" or load.failed == 0, f"{load}\n{said}"
+
+    assert held.was_cut() != STAYS_CONNECTED[kind]
+    assert {who for who, text in before.items() if not is_let_in(site, text)} == REFUSED[kind]
+    assert all(is_let_in(site, text) for text in creds(site, project).values())
+    with site.http() as http:
+        answer = http.get("/api/session", headers={"Cookie": session.cookie})
+    assert answer.status_code == 200, "nobody has to sign in again"
+    renewed = issuer(next(iter(answer.cookies.values())))
+    assert (renewed != issuer(session.cookie.partition("=")[2])) == (kind == "hub-keys")
+    assert site.natskit("identity", "diff").stdout.startswith("All 1 nats-servers use")
+
+
+def test_what_will_reconnect_is_said_before_it_begins(site: LocalSite, world: World) -> None:
+    assert world
+    index = (site.root / "identity" / "natskit.json").read_text()
+    asked = site.natskit("identity", "rotate", "operator-signing-key", check=False, stdin="n\n")
+    assert asked.returncode != 0
+    assert asked.stdout.startswith("Connected now: ")
+    assert "restarted, twice" in asked.stdout
+    assert (site.root / "identity" / "natskit.json").read_text() == index
