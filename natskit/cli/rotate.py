@@ -30,6 +30,7 @@ T = TypeVar("T")
 DYNAMIC = ("browser", "project", "runner")
 DEPLOY_SECONDS = 1800
 _LAST_LINES = 15
+_COMPLETE = "--> Results"
 
 
 @click.command()
@@ -309,9 +310,13 @@ class _Live:
                 timeout=DEPLOY_SECONDS,
                 check=False,
             )
-        if done.returncode != 0:
-            said = (done.stdout + done.stderr).strip().splitlines()[-_LAST_LINES:]
-            raise NatskitError("the deploy failed; run this again when it can succeed:\n" + "\n".join(said))
+        said = done.stdout + done.stderr
+        # pyinfra that is interrupted ends with 0, but has no results then.
+        if done.returncode != 0 or _COMPLETE not in said:
+            raise NatskitError(
+                "the deploy failed; run this again when it can succeed:\n"
+                + "\n".join(said.strip().splitlines()[-_LAST_LINES:])
+            )
 
     def operator_keys(self) -> dict[str, Collection[str]]:
         from natskit.identity import Identity
@@ -324,8 +329,10 @@ class _Live:
         found: Counter[str] = Counter()
         for each in self._all(identity):
             if each.get("issuer_key") in identity.retiring_keys:
-                kind = str(each.get("authorized_user", "")).partition(".")[0]
-                found[f"{kind}s" if kind in DYNAMIC else str(each.get("name", "a client"))] += 1
+                kind, name = str(each.get("authorized_user", "")).partition(".")[0], str(each.get("name", ""))
+                hub = name.rpartition("-")[0]
+                other = f"hub {hub}" if hub in self._platform["hubs"] else name or "client without a name"
+                found[f"{kind}s" if kind in DYNAMIC else other] += 1
         return dict(found)
 
     def connections(self, identity: Identity) -> Counter[str]:
