@@ -22,7 +22,7 @@ from natskit.identity import nkey
 from natskit.permissions import inbox_prefix
 from natskit.rpc import RpcError
 from natskit.runner.processes import processes_of
-from tests.hub.site import Site
+from tests.hub.site import NO_TLS, Site
 
 from .conftest import until_async
 
@@ -98,7 +98,7 @@ class Platform:
 
     async def connections(self) -> list[dict[str, Any]]:
         """Those of the NATS account PLATFORM, from the server itself."""
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(verify=NO_TLS) as client:
             answer = await client.get(f"http://127.0.0.1:{self.site.monitor_port}/connz?auth=true")
         return [c for c in answer.json()["connections"] if c.get("authorized_user")]
 
