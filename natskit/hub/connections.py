@@ -184,7 +184,7 @@ class Connections:
                     log.info("nats-servers are back: %s", ", ".join(sorted(back)))
                     for server in back:
                         del self._missing[server]
-                    await self._compare({})
+                    self._all_soon.set()  # not here: there it is seen to that this takes a part of the time alone
 
     async def _answering(self) -> set[str]:
         """The servers that can be reached now."""
