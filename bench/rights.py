@@ -8,7 +8,9 @@ authorised about half of the connections, is killed right before.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import json
 import os
 import signal
 import time
@@ -64,6 +66,7 @@ class Pair:
     live: Live
     project_id: str = ""
     other_cookie: str = ""
+    runner: str = ""
 
     @property
     def in_project(self) -> str:
@@ -81,6 +84,7 @@ class Platform:
         self._stage = stage
         self._admin, self._runner, self.hubs = admin, runner, hubs
         self._nats_url = str(stage.site.info["nats_urls"][0])
+        self.runner_id = stage.world.names["r"]
 
     async def pair(self) -> Pair:
         """Two new accounts, signed in."""
@@ -119,7 +123,7 @@ class Platform:
         """A connection with creds like those a runner gets for each start of a project's agent; older ones are void."""
         seed = nkey.create_seed("user")
         params = {"project_id": project_id, "public_key": nkey.public_key(seed)}
-        subject = f"hub.runner.{self._stage.world.names['r']}"
+        subject = f"hub.runner.{self.runner_id}"
         answer = await self._runner.request(subject, encode_request("project_credentials", params), timeout=PATIENCE)
         jwt = decode_response(answer.data)["jwt"]
         creds = (
@@ -127,6 +131,10 @@ class Platform:
             f"-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
         )
         return Live(Target(self._nats_url, creds=creds))
+
+    def as_runner(self) -> Live:
+        """A connection with the creds of the platform's runner."""
+        return Live(Target(self._nats_url, creds=self._stage.site.read("runner", "runner.creds")))
 
     async def kill(self, hub: int) -> None:
         """Kill a hub; returns when it is dead, 20 ms after its connections were closed."""
@@ -217,27 +225,27 @@ async def new_credentials(p: Platform, pair: Pair, _: int) -> None:
     await p.new_agent(pair.project_id)
 
 
+async def end_session(p: Platform, pair: Pair, hub: int) -> None:
+    body = pair.cookie.split(".")[1]
+    tags = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))["nats"]["tags"]
+    (session_id,) = [tag.partition(":")[2] for tag in tags if tag.startswith("session:")]
+    await p.rpc(hub, pair.other_cookie, "end_session", session_id=session_id)
+
+
+async def revoke_runner(p: Platform, _: Pair, __: int) -> None:
+    await p.admin("runner_revoke", name=p.runner_id)
+
+
 async def with_project(p: Platform, pair: Pair) -> None:
-    """A project that is not shared; the second time it was, and is not any more."""
-    if pair.project_id:
-        await unshare(p, pair, 0)
-        await pair.live.until_lost(pair.in_project)
-    else:
-        pair.project_id = (await p.rpc(0, pair.owner_cookie, "create_project", title="P"))["project_id"]
+    """A new one each time: how often one may be shared with the same person is limited."""
+    pair.project_id = (await p.rpc(0, pair.owner_cookie, "create_project", title="P"))["project_id"]
     await p.connect(pair)
 
 
 async def with_share(p: Platform, pair: Pair) -> None:
-    if not pair.project_id:
-        await with_project(p, pair)
-    await p.connect(pair)
+    await with_project(p, pair)
     await share(p, pair, 0)
     await pair.live.until_granted(pair.in_project)
-
-
-async def with_new_share(p: Platform, pair: Pair) -> None:
-    pair.project_id = ""
-    await with_share(p, pair)
 
 
 async def signed_in(p: Platform, pair: Pair) -> None:
@@ -265,6 +273,13 @@ async def with_agent(p: Platform, pair: Pair) -> None:
     await pair.live.until_granted(f"hub.project.{pair.project_id}")
 
 
+async def allowed_runner(p: Platform, pair: Pair) -> None:
+    await p.admin("runner_allow", name=p.runner_id)
+    await pair.live.close()
+    pair.live, pair.runner = p.as_runner(), f"hub.runner.{p.runner_id}"
+    await pair.live.until_granted(pair.runner)
+
+
 @dataclass(frozen=True)
 class Event:
     """What is measured: ``before`` each trial brings about the state that ``act`` changes for ``subject``."""
@@ -282,8 +297,9 @@ IN_PROJECT = "the collaborator's WebSocket tries to publish to the project"
 EVENTS = (
     Event("share a project", with_project, share, lambda p: p.in_project, grants=True, method=IN_PROJECT),
     Event("unshare it", with_share, unshare, lambda p: p.in_project, method=IN_PROJECT),
-    Event("delete it", with_new_share, delete, lambda p: p.in_project, method=IN_PROJECT),
+    Event("delete it", with_share, delete, lambda p: p.in_project, method=IN_PROJECT),
     Event("sign out", signed_in, sign_out),
+    Event("end another of one's sessions", signed_in_twice, end_session),
     Event("disable an account", enabled, disable),
     Event(
         "change the password: another session",
@@ -299,6 +315,14 @@ EVENTS = (
         lambda p: f"hub.project.{p.project_id}",
         at_once=2,
         method="a TCP connection with the old credentials tries to publish to `hub.project`; asked for by the runner",
+    ),
+    Event(
+        "revoke a runner",
+        allowed_runner,
+        revoke_runner,
+        lambda p: p.runner,
+        at_once=1,
+        method="a TCP connection with the runner's credentials tries to publish to `hub.runner`",
     ),
 )
 
@@ -327,6 +351,7 @@ async def _row(stage: Stage, event: Event) -> Row:
                 await platform.well()
         for pair in pairs:
             await pair.live.close()
+        await platform.admin("runner_allow", name=platform.runner_id)
     (p50, p99), (k50, k99) = percentiles(times.sent), percentiles(times.killed or times.sent)
     a50, a99 = percentiles(times.answered)
     measured = f"p50 {p50:.0f} ms, p99 {p99:.0f} ms, at most {max(times.sent) * 1000:.0f} ms of {len(times.sent)}"

@@ -9,6 +9,7 @@ is the CA of an https:// URL, ``--cert`` and ``--key`` what to show to a program
 from __future__ import annotations
 
 import argparse
+import http.client
 import os
 import ssl
 import sys
@@ -30,7 +31,9 @@ def wait(url: str, seconds: float, context: ssl.SSLContext | None = None) -> str
                 return ""
         except urllib.error.HTTPError as error:
             last = f"{error.code} {error.read(500).decode(errors='replace')}"
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
+            # The latter also when this connected to itself, as TCP may do where nobody listens on a port that Linux
+            # hands out to clients: what comes back is the request.
             last = str(error)
         time.sleep(INTERVAL)
     return last

@@ -11,6 +11,7 @@ seeds instead of the usual few; NATSKIT_RIGHTS_STEPS makes them longer.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import random
@@ -35,7 +36,7 @@ from tests.platform.raw import ClosedError, RawClient, _Tcp
 
 SEEDS = "1:2"
 """From, to: what continuous integration runs."""
-STEPS = 24
+STEPS = 26
 PATIENCE = 20.0
 """Seconds for everybody to have exactly the rights of the model. Only a bound: it is over when they have."""
 REMEMBERED = 4
@@ -90,6 +91,8 @@ class Model:
     """The account of each cookie that is good."""
     keys: dict[str, str] = field(default_factory=dict)
     """The key that may speak as a project."""
+    revoked: bool = False
+    """Whether the runner may do nothing, nor the agents it has started."""
     known: set[str] = field(default_factory=set)
     """Every project there ever was."""
 
@@ -106,7 +109,7 @@ class Model:
         )
 
     def project(self, project_id: str, key: str) -> Rights | None:
-        if self.keys.get(project_id) != key:
+        if self.keys.get(project_id) != key or self.revoked:
             return None
         return Rights(
             frozenset(
@@ -120,7 +123,9 @@ class Model:
             frozenset({f"projects.{project_id}.>", f"_INBOX.project.{project_id}.>"}),
         )
 
-    def runner(self) -> Rights:
+    def runner(self) -> Rights | None:
+        if self.revoked:
+            return None
         r = self.runner_id
         return Rights(
             frozenset({f"hub.runner.{r}", f"_INBOX.hub.{r}.x"}), frozenset({f"runners.{r}.>", f"_INBOX.runner.{r}.>"})
@@ -128,8 +133,28 @@ class Model:
 
     def everything(self) -> Rights:
         """All that anybody in here may do, and what nobody may."""
-        publish = {"hub.admin", "$JS.API.STREAM.INFO.KV_accounts", "$KV.accounts.x", "$SYS.REQ.SERVER.PING", "x"}
-        subscribe = {">", "hub.admin", "hub.api.*", "$KV.>", "$SYS.>", "_INBOX.>", "projects.>", "events.>"}
+        r = self.runner_id
+        publish = {
+            f"hub.runner.{r}",
+            f"runners.{r}.api",
+            "hub.admin",
+            "$JS.API.STREAM.INFO.KV_accounts",
+            "$KV.accounts.x",
+            "$SYS.REQ.SERVER.PING",
+            "x",
+        }
+        subscribe = {
+            f"runners.{r}.>",
+            f"_INBOX.runner.{r}.>",
+            ">",
+            "hub.admin",
+            "hub.api.*",
+            "$KV.>",
+            "$SYS.>",
+            "_INBOX.>",
+            "projects.>",
+            "events.>",
+        }
         holders = [
             self.runner(),
             *(Model.browser(self, cookie) for cookie in self.sessions),
@@ -193,9 +218,7 @@ class World:
         """Three people, and the runner."""
         self.live.append(self._tcp("runner", lambda: self.site.runner_creds, self.model.runner))
         for _ in range(3):
-            email = f"{uuid.uuid4()}@example.org"
-            made = await self.admin("account_add", email=email, password=PASSWORD)
-            self.model.people[made["account_id"]] = Person(email, made["account_id"])
+            await self._add()
         for account_id in [*self.model.people, *list(self.model.people)[:2]]:
             await self._sign_in(account_id)
         await self._create(next(iter(self.model.people)))
@@ -218,8 +241,8 @@ class World:
             break
         # While it happens, everybody connects once more: one hub may not have heard of what the other one decided.
         _, *_ = await asyncio.gather(self._note(doing), *(self._open_one_more(p) for p in [*self.live, *self.dead]))
-        with suppress(nats.errors.Error):
-            await call(self._runner, f"hub.runner.{self.site.runner_id}", "heartbeat", running=[])
+        if not self.model.revoked:
+            await self._beat()
 
     async def check(self) -> None:
         """Wait until everybody has exactly the rights of the model."""
@@ -260,10 +283,32 @@ class World:
         people = [a for a, person in self.model.people.items() if not person.disabled]
         return self._sign_in(self.random.choice(people)) if people else None
 
+    do_sign_in_again = do_sign_in_once_more = do_sign_in
+
     def do_sign_out(self) -> Awaitable[str] | None:
         if len(self.model.sessions) < 2:
             return None
         return self._sign_out(self.random.choice(list(self.model.sessions)))
+
+    def do_end_session(self) -> Awaitable[str] | None:
+        """Somebody ends another of their sessions."""
+        pairs = [(c, d) for c, a in self.model.sessions.items() for d in self._sessions_of(a) if c != d]
+        return self._end_session(*self.random.choice(pairs)) if pairs else None
+
+    def do_end_other_sessions(self) -> Awaitable[str] | None:
+        return self._end_other_sessions(self.random.choice(list(self.model.sessions))) if self.model.sessions else None
+
+    def do_sign_out_everywhere(self) -> Awaitable[str] | None:
+        return self._sign_out_everywhere(self._somebody()) if len(self.model.sessions) > 2 else None
+
+    def do_remove_account(self) -> Awaitable[str] | None:
+        return self._remove(*self.random.sample(list(self.model.people), 2))
+
+    def do_revoke_runner(self) -> Awaitable[str] | None:
+        return None if self.model.revoked else self._revoke_runner()
+
+    def do_allow_runner(self) -> Awaitable[str] | None:
+        return self._allow_runner() if self.model.revoked else None
 
     def do_create(self) -> Awaitable[str] | None:
         return self._create(self._somebody()) if len(self.model.projects) < 4 else None
@@ -287,7 +332,7 @@ class World:
 
     def do_disable(self) -> Awaitable[str] | None:
         people = [a for a, person in self.model.people.items() if not person.disabled]
-        return self._disable(self.random.choice(people)) if len(people) > 1 else None
+        return self._disable(self._somebody()) if len(people) > 1 and self.model.sessions else None
 
     def do_enable(self) -> Awaitable[str] | None:
         people = [a for a, person in self.model.people.items() if person.disabled]
@@ -302,19 +347,19 @@ class World:
         return self._set_password(self._somebody())
 
     def do_start(self) -> Awaitable[str] | None:
-        stopped = [p for p in self.model.projects.values() if not p.running]
+        stopped = [p for p in self.model.projects.values() if not p.running and not self.model.revoked]
         return self._start(self.random.choice(stopped)) if stopped else None
 
     def do_stop(self) -> Awaitable[str] | None:
-        running = [p for p in self.model.projects.values() if p.running]
+        running = [p for p in self.model.projects.values() if p.running and not self.model.revoked]
         return self._stop(self.random.choice(running)) if running else None
 
     def do_rotate_project(self) -> Awaitable[str] | None:
-        running = [p for p in self.model.projects.values() if p.running]
+        running = [p for p in self.model.projects.values() if p.running and not self.model.revoked]
         return self._new_key(self.random.choice(running).project_id) if running else None
 
     def do_delete(self) -> Awaitable[str] | None:
-        if len(self.model.projects) < 2:
+        if len(self.model.projects) < 2 or self.model.revoked:
             return None
         return self._delete(self.random.choice(list(self.model.projects.values())))
 
@@ -354,6 +399,56 @@ class World:
         answer = await self.site.http(self._hub(), "POST", "/api/sign-out", cookie=cookie)
         assert answer.status_code == 204, answer.text
         return self._end([cookie])
+
+    async def _add(self) -> None:
+        email = f"{uuid.uuid4()}@example.org"
+        made = await self.admin("account_add", email=email, password=PASSWORD)
+        self.model.people[made["account_id"]] = Person(email, made["account_id"])
+
+    async def _end_session(self, cookie: str, other: str) -> str:
+        await self._rpc(cookie, "end_session", {"session_id": _session_of(other)})
+        return self._end([other])
+
+    async def _end_other_sessions(self, cookie: str) -> str:
+        await self._rpc(cookie, "end_all_sessions", {"keep_this": True})
+        return self._end([c for c in self._sessions_of(self.model.sessions[cookie]) if c != cookie])
+
+    async def _sign_out_everywhere(self, account_id: str) -> str:
+        await self.admin("account_sign_out", email=self.model.people[account_id].email)
+        return self._end(self._sessions_of(account_id))
+
+    async def _remove(self, account_id: str, heir: str) -> str:
+        """An account goes, its projects to an heir; somebody new comes."""
+        person = self.model.people[account_id]
+        await self.admin("account_remove", email=person.email, give_projects_to=self.model.people[heir].email)
+        for project in self.model.projects.values():
+            if project.owner == account_id:
+                project.owner = heir
+                project.members += [heir] if heir not in project.members else []
+            project.members = [member for member in project.members if member != account_id]
+        ended = self._end(self._sessions_of(account_id))
+        del self.model.people[account_id]
+        await self._add()
+        return f"{account_id[:8]} with {ended}, its heir is {heir[:8]}"
+
+    async def _revoke_runner(self) -> str:
+        await self.admin("runner_revoke", name=self.site.runner_id)
+        self.model.revoked = True
+        return "the runner"
+
+    async def _allow_runner(self) -> str:
+        await self.admin("runner_allow", name=self.site.runner_id)
+        self.model.revoked = False
+        # It is refused until then, and comes back by itself.
+        await eventually(self._beat, "the runner is back")
+        self._bury()
+        return "the runner"
+
+    async def _beat(self) -> bool:
+        with suppress(nats.errors.Error, RpcError):
+            await call(self._runner, f"hub.runner.{self.site.runner_id}", "heartbeat", running=[])
+            return True
+        return False
 
     async def _create(self, account_id: str) -> str:
         made = await self.admin("project_create", email=self.model.people[account_id].email, title="P")
@@ -518,7 +613,8 @@ class World:
         return self._doors.choice([name for name in sorted(self.site.hubs) if name != self._down])
 
     def _somebody(self) -> str:
-        return self.random.choice(list(self.model.people))
+        """Rather one who is signed in."""
+        return self.random.choice(list(self.model.sessions.values()) or list(self.model.people))
 
     def _sessions_of(self, account_id: str) -> list[str]:
         return [cookie for cookie, holder in self.model.sessions.items() if holder == account_id]
@@ -530,8 +626,8 @@ class World:
         return f"{len(cookies)} sessions"
 
     def _bury(self) -> None:
-        """Those who lost all their rights are still tried, the last ones again and again."""
-        gone = [p for p in self.live if p.rights() is None]
+        """Those who lost all their rights for good are still tried, the last ones again and again."""
+        gone = [p for p in self.live if p.rights() is None and not self.model.revoked]
         self.live = [p for p in self.live if p not in gone]
         self.dead += gone
         for principal in self.dead[:-REMEMBERED]:
@@ -573,6 +669,13 @@ class World:
             return "" if expected is None else f"cannot connect: {error!r}"
         principal.clients.append(client)
         return "was let in" if expected is None else self._difference(principal, tried)
+
+
+def _session_of(cookie: str) -> str:
+    """The session that a cookie names."""
+    body = cookie.split(".")[1]
+    tags = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))["nats"]["tags"]
+    return str(next(tag for tag in tags if tag.startswith("session:")).partition(":")[2])
 
 
 def seeds() -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import subprocess
 import sys
@@ -109,3 +110,18 @@ def test_trusts_and_shows_what_it_is_told(tmp_path: Path) -> None:
     other = TlsFiles(certificate=files / "elsewhere.crt", key=files / "elsewhere.key", ca=ca)
     with serving(server_context(other)) as url:
         assert "IP address mismatch" in command(*mine, url, "0.2").stderr
+
+
+def test_what_only_echoes_is_no_answer() -> None:
+    """So it is when TCP connects to itself, where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def echo() -> None:
+            for _ in range(2):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.sendall(connection.recv(4096))
+
+        thread = threading.Thread(target=echo, daemon=True)
+        thread.start()
+        assert "GET /healthz" in wait(f"http://127.0.0.1:{listener.getsockname()[1]}/healthz", 0.06)
