@@ -253,7 +253,9 @@ class Connections:
         finally:
             await subscription.unsubscribe()
         until = asyncio.get_running_loop().time() + self._longest_seconds
-        self._missing |= dict.fromkeys(self._servers - answered, until)
+        if missing := self._servers - answered:
+            log.warning("nats-servers do not answer: %s", ", ".join(sorted(missing)))
+            self._missing |= dict.fromkeys(missing, until)
         self._servers = answered
         return more
 

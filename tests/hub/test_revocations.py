@@ -55,13 +55,18 @@ class Scene:
 
     async def names(self) -> set[str]:
         """The names of the guest's connections, from the server itself."""
-        async with httpx.AsyncClient() as client:
-            answer = await client.get(f"http://127.0.0.1:{self.site.monitor_port}/connz?auth=true")
-        names = {c.get("authorized_user", "") for c in answer.json()["connections"]}
-        return {name for name in names if self.guest in name}
+        return await names_of(self.site, self.guest)
 
     async def session_of(self, cookie: str) -> str:
         return str(next(s["session_id"] for s in await self.rpc("list_sessions", cookie) if s["mine"]))
+
+
+async def names_of(site: Site, account_id: str) -> set[str]:
+    """The names of an account's connections, from the server itself."""
+    async with httpx.AsyncClient() as client:
+        answer = await client.get(f"http://127.0.0.1:{site.monitor_port}/connz?auth=true")
+    names = {c.get("authorized_user", "") for c in answer.json()["connections"]}
+    return {name for name in names if account_id in name}
 
 
 async def scene_of(site: Site) -> Scene:

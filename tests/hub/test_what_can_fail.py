@@ -1,0 +1,190 @@
+"""A right that was taken away is gone even if a kick is lost, a hub sees an older state, or a server was cut off."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from natskit.hub.app import Hub
+from natskit.hub.connections import ENDED_SECONDS
+from natskit.hub.program import HubProgram
+from natskit.hub.sessions import SignedIn
+from natskit.identity.claims import COOKIE
+from tests.hub.conftest import PASSWORD
+from tests.hub.site import Site, eventually, free_port
+from tests.hub.test_hub_api import person
+from tests.hub.test_revocations import names_of
+
+
+@contextlib.asynccontextmanager
+async def hub_of_the_test(site: Site, name: str) -> AsyncIterator[Hub]:
+    """A hub in this process, which can be made to fail where a hub of its own process cannot."""
+    site.start_hub(name)  # for its files
+    site.kill_hub(name)
+    del site.hubs[name]
+    hub = Hub(HubProgram.model_validate_json((site.root / name / "hub.json").read_text()))
+    try:
+        await hub.start()
+        yield hub
+    finally:
+        await hub.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
+    """A nats-server without hubs: those are the tests' own."""
+    site = Site(tmp_path_factory.mktemp("fail"))
+    site.start_server()
+    yield site
+    await site.close()
+
+
+async def somebody(hub: Hub) -> SignedIn:
+    """Signed in, through this hub."""
+    email = f"{uuid.uuid4()}@example.org"
+    await hub.accounts.add(email, PASSWORD)
+    return await hub.sessions.sign_in(email, PASSWORD, "127.0.0.1", "test")
+
+
+async def gone(site: Site, person: SignedIn) -> bool:
+    names = await names_of(site, person.session.account_id)
+    return names == set()
+
+
+async def test_a_kick_that_is_lost(server: Site) -> None:
+    async with hub_of_the_test(server, "hub-1") as hub:
+        person = await somebody(hub)
+        browser = await server.browser(person.session.account_id, person.cookie)
+        lost: list[str] = []
+        cut = hub.connections._cut
+
+        async def lose(kicked: str, cid: int, name: str) -> None:
+            lost.append(name)
+            if len(lost) > 2:  # the first are those of the name, at once and at the end of the grace
+                await cut(kicked, cid, name)
+
+        hub.connections._cut = lose  # type: ignore[method-assign, assignment]
+        await hub.sessions.end_now(person.session_id)
+        await eventually(lambda: gone(server, person), "the connection is cut by the comparison that follows")
+        assert len(lost) > 2
+        await browser.close()
+
+
+async def test_a_hub_that_authorises_from_an_older_view(server: Site) -> None:
+    """The worst case: its view stands still, it believes that it is current, and it does not repair what it did."""
+    async with hub_of_the_test(server, "hub-1") as hub, hub_of_the_test(server, "hub-2") as stale:
+        person = await somebody(hub)
+        await stale.state.sessions.find(person.session_id)
+        for task in stale._tasks:
+            task.cancel()
+        for bucket in stale.state.buckets:
+            await bucket._unsubscribe()
+        await hub._callout.stop()
+        await hub.sessions.end_now(person.session_id)
+        # Part of what happens: from now on the name that was right before is not looked for any more.
+        await asyncio.sleep(1.5 * ENDED_SECONDS)
+        browser = await server.browser(person.session.account_id, person.cookie)
+        await stale._callout.stop()
+        await hub._callout.start()
+        await eventually(lambda: gone(server, person), "the other hub has cut what this one let in")
+        await browser.close()
+
+
+class Cluster(Site):
+    """Three nats-servers; hubs use the first, and the third, which holds nothing of the state, is cut off."""
+
+    def start_server(self) -> None:
+        self.servers: dict[str, subprocess.Popen[bytes]] = {}
+        ports = {name: (self.nats_port if name == "a" else free_port()) for name in "abc"}
+        routes = {name: free_port() for name in "abc"}
+        accounts = {
+            self.identity.account_public_key(n): self.identity.account_jwt(n) for n in ("SYS", "AUTH", "PLATFORM")
+        }
+        self.far_port = free_port()
+        for name in "abc":
+            config = f"""
+            server_name: {name}
+            listen: 127.0.0.1:{ports[name]}
+            {f"http: 127.0.0.1:{self.monitor_port}" if name == "c" else ""}
+            operator: {self.identity.operator_jwt}
+            system_account: {self.identity.account_public_key("SYS")}
+            resolver: MEMORY
+            resolver_preload: {{ {", ".join(f"{k}: {v}" for k, v in accounts.items())} }}
+            {f'jetstream: {{ store_dir: "{self.root}/js-{name}" }}' if name != "c" else ""}
+            websocket: {{ host: 127.0.0.1, port: {self.far_port if name == "c" else free_port()}, no_tls: true,
+                          jwt_cookie: "{COOKIE}" }}
+            cluster: {{ name: test, listen: "127.0.0.1:{routes[name]}",
+                        routes: [ {", ".join(f"nats://127.0.0.1:{port}" for port in routes.values())} ] }}
+            """
+            path = self.root / f"{name}.conf"
+            path.write_text(config)
+            with (self.root / f"{name}.log").open("ab") as log:
+                self.servers[name] = subprocess.Popen(
+                    [str(Path(sys.executable).with_name("nats-server")), "-c", str(path)], stdout=log, stderr=log
+                )
+        self.websocket_port = self.far_port
+        deadline = time.monotonic() + 10
+        for port in (*ports.values(), self.far_port):
+            while time.monotonic() < deadline:
+                with contextlib.suppress(OSError):
+                    socket.create_connection(("127.0.0.1", port), 0.2).close()
+                    break
+                time.sleep(0.02)
+
+    def stop_server(self) -> None:
+        for server in self.servers.values():
+            server.send_signal(signal.SIGCONT)
+            server.terminate()
+            server.wait(10)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+    site = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        site.start_server()
+        for name in ("hub-1", "hub-2"):
+            site.start_hub(name)
+        for name in ("hub-1", "hub-2"):
+            await site.healthy(name, 30)
+        yield site
+    finally:
+        await site.close()
+        print((site.root / "a.log").read_text()[-3000:])
+        for name in site.hubs:
+            print(f"---- {name}\n{site.log(name)}")
+
+
+async def test_a_server_that_was_cut_off_comes_back(cluster: Cluster) -> None:
+    """While nobody can reach it, its clients keep what they had; when it is back, they lose it at once."""
+    admin = await cluster.admin()
+    email, account_id, cookie = await person(cluster, admin)
+    browser = await cluster.browser(account_id, cookie)
+    (name,) = await eventually(lambda: names_of(cluster, account_id), "the connection, at the third server")
+    server = cluster.servers["c"]
+    server.send_signal(signal.SIGSTOP)
+    assert (await cluster.http("hub-1", "POST", "/api/sign-out", cookie=cookie)).status_code == 204
+
+    async def missed() -> bool:
+        return all("nats-servers do not answer" in cluster.log(name) for name in cluster.hubs)
+
+    await eventually(missed, "the hubs miss it")
+    server.send_signal(signal.SIGCONT)
+
+    async def cut() -> bool:
+        return name not in await names_of(cluster, account_id)
+
+    await eventually(cut, "cut as soon as the server is back, and not after half a minute", 10)
+    await browser.close()
+    assert await cluster.sign_in("hub-2", email, PASSWORD)
