@@ -23,6 +23,11 @@ QUIET = [
     "--no-first-run",
 ]
 PATIENCE = 20_000
+FIREFOX = "Mozilla/5.0 (Windows NT 10.0; Win64; x64; rv:132.0) Gecko/20100101 Firefox/132.0"
+SAFARI = (
+    "Mozilla/5.0 (iPhone; CPU iPhone OS 17_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
+    "Version/17.5 Mobile/15E148 Safari/604.1"
+)
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +222,42 @@ def test_the_page_survives_the_end_of_its_session(page: Page, site: Site) -> Non
     sign_in(page, site, email, password)
     site.natskit("account", "disable", email)
     expect(page.locator("#sign-in-error")).to_contain_text("signed out")
+
+
+def test_sessions_are_seen_and_ended(page: Page, browser: Browser, site: Site) -> None:
+    password = "a password for two machines"  # noqa: S105
+    email = f"everywhere@{site.domain}"
+    site.natskit("account", "add", email, "--password-stdin", stdin=password)
+    contexts = [browser.new_context(ignore_https_errors=True, user_agent=agent) for agent in (FIREFOX, SAFARI)]
+    phone, other = (context.new_page() for context in contexts)
+    for one in (page, phone, other):
+        sign_in(one, site, email, password)
+    page.click("#sessions-button")
+    rows = page.locator("#sessions li")
+    expect(rows).to_have_count(3)
+    expect(page.locator("#sessions li", has_text="this one")).to_contain_text("Chrome")
+    page.click("[aria-label='End the session of Firefox 132 on Windows']")
+    expect(rows).to_have_count(2)
+    expect(phone.locator("#sign-in-error")).to_contain_text("signed out")
+    expect(page.locator("#connection-state")).to_have_text("connected")
+    assert len(site.natskit_json("account", "sessions", email)) == 2
+    page.click("#end-other-sessions")
+    expect(rows).to_have_count(1)
+    expect(other.locator("#sign-in-error")).to_contain_text("signed out")
+    page.click("#sessions-close")
+    expect(page.locator("#sessions-dialog")).to_be_hidden()
+    sign_in(other, site, email, password)
+    page.click("#sessions-button")
+    page.click("#end-all-sessions")
+    for one in (page, other):
+        expect(one.locator("#sign-in-error")).to_contain_text("signed out")
+        expect(one.locator("#sessions-dialog")).to_be_hidden()
+    sign_in(page, site, email, password)
+    site.natskit("account", "sign-out", email)
+    expect(page.locator("#sign-in-error")).to_contain_text("signed out")
+    assert site.natskit_json("account", "sessions", email) == []
+    for context in contexts:
+        context.close()
 
 
 def test_a_page_of_another_origin_gets_nothing(context: BrowserContext, site: Site, world: World) -> None:
