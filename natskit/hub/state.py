@@ -292,7 +292,8 @@ class State:
         if known is not None and known.public_key in after - before:
             mine = [(p, e.value) for p, e in self.projects.entries.items() if e.value.runner_id == key]
             names = [self._project_names(project_id, project) for project_id, project in mine]
-            self._locked_out({_fixed_rights("runner", key, known.public_key).name}.union(*names))
+            own = {_fixed_rights("runner", key, one).name for one in (known.public_key, known.retiring_key) if one}
+            self._locked_out(own.union(*names))
 
 
 def _parse_account(key: str, data: bytes) -> AccountRecord:

@@ -13,9 +13,8 @@ from typing import Any, Literal
 from cryptography import x509
 
 from natskit.errors import ClaimsError, IdentityError
-from natskit.identity import INDEX, NATS_ACCOUNTS, OPERATOR, claims, seed_path
+from natskit.identity import INDEX, NATS_ACCOUNTS, OPERATOR, claims, rotation, seed_path
 from natskit.identity.files import check_private
-from natskit.identity.rotation import HUB_ROLES
 from natskit.identity.tls import PROXY, RENEW_DAYS, ROUTES
 from natskit.identity.vault import Vault
 
@@ -87,8 +86,9 @@ def entries(directory: Path, in_use: InUse | None = None) -> list[Entry]:
         index = json.loads((directory / INDEX).read_bytes())
         return [
             *_operator(directory, index),
-            *(entry for name in NATS_ACCOUNTS for entry in _account(directory, name, index["accounts"][name])),
+            *(entry for name in NATS_ACCOUNTS for entry in _account(directory, index, name)),
             *_users(directory, index),
+            *_under_rotation(directory, index),
             *_certificates(directory, in_use),
             *(_named(named) for named in (in_use.named if in_use else ())),
         ]
@@ -99,90 +99,68 @@ def entries(directory: Path, in_use: InUse | None = None) -> list[Entry]:
 def _operator(directory: Path, index: dict[str, Any]) -> Iterator[Entry]:
     operator = index["operator"]
     yield _key(directory, "operator", operator["identity"], "the operator's JWT", "back it up: nothing replaces it")
-    yield _key(
-        directory,
-        "operator, signing",
-        operator["signing"],
-        "NATS accounts",
-        "if it leaked: natskit identity rotate operator-signing-key",
-    )
-    yield from _rotated(directory, "operator, next signing", [index.get("operator_next")])
-    yield from _rotated(directory, "operator, retiring", index.get("operator_retiring", []))
-    yield _jwt(directory, "operator", f"{OPERATOR}.jwt", "each nats-server", "deploy again")
+    remedy = _rotate("operator-signing-key")
+    yield _key(directory, "operator, signing", operator["signing"], "a deploy, for NATS accounts", remedy)
+    yield _jwt(directory, "operator", f"{OPERATOR}.jwt", "each nats-server")
 
 
-def _account(directory: Path, name: str, account: dict[str, Any]) -> Iterator[Entry]:
-    path = f"accounts/{name}/{name}.jwt"
-    yield _key(
-        directory,
-        f"NATS account {name}",
-        account["identity"],
-        "its name on each nats-server",
-        "back it up: it signs nothing",
-    )
+def _account(directory: Path, index: dict[str, Any], name: str) -> Iterator[Entry]:
+    account = index["accounts"][name]
+    remedy = "back it up: nothing replaces it"
+    yield _key(directory, f"NATS account {name}", account["identity"], "each nats-server, as its name", remedy)
+    by_hubs = rotation.signing_keys("hub-keys", index)
     for role, key in sorted(account["signing"].items()):
-        held = name == "AUTH" or (name == "PLATFORM" and role in HUB_ROLES)
-        command = "hub-keys" if held else "nats-account"
-        used_by = f"the hubs, for each {role}" if held and name != "AUTH" else "the hubs" if held else "a deploy"
-        yield _key(
-            directory, f"{name}, signing {role}", key, used_by, f"if it leaked: natskit identity rotate {command}"
-        )
-    for role, key in account.get("next", {}).items():
-        yield from _rotated(directory, f"{name}, next signing {role}", [key])
-    for old in account.get("retiring", []):
-        yield from _rotated(directory, f"{name}, retiring {old['role']}", [old["key"]])
-    yield _jwt(directory, f"NATS account {name}", path, "each nats-server", "deploy again")
+        kind: rotation.Kind = "hub-keys" if (name, role) in by_hubs else "nats-account"
+        used_by = "each hub" if kind == "hub-keys" else "a deploy, for creds"
+        yield _key(directory, f"{name}, signing {role}", key, used_by, _rotate(kind))
+    yield _jwt(directory, f"NATS account {name}", f"accounts/{name}/{name}.jwt", "each nats-server")
 
 
 def _users(directory: Path, index: dict[str, Any]) -> Iterator[Entry]:
-    users = [(*name.split("/", 1), key) for name, key in sorted(index["users"].items())]
-    for account, user, key in users:
-        used_by = {"hub": "each hub", "admin": "natskit on this machine", "probe": "deploys, on hosts of nats"}
-        yield _key(directory, f"user {account}/{user}", key, used_by.get(user, user), "")
-        yield _jwt(
-            directory,
-            f"user {account}/{user}",
-            f"accounts/{account}/users/{user}.jwt",
-            used_by.get(user, user),
-            "deploy",
-        )
+    known = {"hub": "each hub", "admin": "natskit on this machine", "probe": "hosts of nats, in a deploy"}
+    for name, key in sorted(index["users"].items()):
+        account, user = name.split("/", 1)
+        kind: rotation.Kind = "hub-keys" if name in rotation.users("hub-keys", index) else "nats-account"
+        used_by = known.get(user, user)
+        yield _key(directory, f"user {name}", key, used_by, _rotate(kind))
+        yield _jwt(directory, f"user {name}", f"accounts/{account}/users/{user}.jwt", used_by)
     for runner, key in sorted(index["runners"].items()):
-        yield _key(directory, f"runner {runner}", key, "that runner", "")
-        yield _jwt(directory, f"runner {runner}", f"accounts/AUTH/users/runner-{runner}.jwt", "that runner", "deploy")
-
-    for user, key in index.get("next_users", {}).items():
-        yield from _rotated(directory, f"user {user}, next", [key])
-    for old in index.get("retiring_users", []):
-        yield from _rotated(directory, f"user {old['user']}, retiring", [old["key"]])
-    for runner, key in index.get("next_runners", {}).items():
-        yield from _rotated(directory, f"runner {runner}, next", [key])
-    for runner, key in index.get("retiring_runners", {}).items():
-        yield from _rotated(directory, f"runner {runner}, retiring", [key])
+        yield _key(directory, f"runner {runner}", key, "that runner", _rotate("project-keys"))
+        yield _jwt(directory, f"runner {runner}", f"accounts/AUTH/users/runner-{runner}.jwt", "that runner")
 
 
-def _rotated(directory: Path, name: str, keys: Iterable[str | None]) -> Iterator[Entry]:
+def _under_rotation(directory: Path, index: dict[str, Any]) -> Iterator[Entry]:
     """Keys that a rotation brings in, or takes out; the seed of one that no longer signs need not be there."""
-    for key in filter(None, keys):
+    found = [("operator, next", key) for key in [index.get("operator_next")] if key]
+    found += [("operator, retiring", key) for key in index.get("operator_retiring", [])]
+    for name, account in index["accounts"].items():
+        found += [(f"{name}, next {role}", key) for role, key in account.get("next", {}).items()]
+        found += [(f"{name}, retiring {old['role']}", old["key"]) for old in account.get("retiring", [])]
+    found += [(f"user {user}, next", key) for user, key in index.get("next_users", {}).items()]
+    found += [(f"user {old['user']}, retiring", old["key"]) for old in index.get("retiring_users", [])]
+    for which in ("next", "retiring"):
+        found += [(f"runner {runner}, {which}", key) for runner, key in index.get(f"{which}_runners", {}).items()]
+    kind = index.get("rotation", {}).get("kind", "")
+    for name, key in found:
         file = str(seed_path(directory, key).relative_to(directory))
-        yield Entry("key", name, "a rotation that is under way", "complete it: natskit identity rotate", file)
+        yield Entry("key", name, "a rotation under way", f"complete it: natskit identity rotate {kind}".rstrip(), file)
+
+
+def _rotate(kind: rotation.Kind) -> str:
+    return f"if it leaked: natskit identity rotate {kind}"
 
 
 def _key(directory: Path, name: str, public: str, used_by: str, to_do: str) -> Entry:
     path = seed_path(directory, public)
-    there = Vault(directory).exists(path)
-    return Entry(
-        "key",
-        name,
-        used_by,
-        to_do if there else "restore it from a backup",
-        str(path.relative_to(directory)),
-        problem=None if there else "missing",
-    )
+    file = str(path.relative_to(directory))
+    if Vault(directory).exists(path):
+        return Entry("key", name, used_by, to_do, file)
+    return Entry("key", name, used_by, "restore it from a backup", file, problem="missing")
 
 
-def _jwt(directory: Path, name: str, file: str, used_by: str, to_do: str) -> Entry:
+def _jwt(directory: Path, name: str, file: str, used_by: str) -> Entry:
     path = directory / "stores" / OPERATOR / file
-    return _token(name, path, used_by, to_do, str(path.relative_to(directory)))
+    return _token(name, path, used_by, "deploy: it is signed anew", str(path.relative_to(directory)))
 
 
 def _token(name: str, path: Path, used_by: str, to_do: str, file: str) -> Entry:

@@ -49,7 +49,9 @@ def ensure_ca(place: Path | Vault, *, now: int) -> Path:
         raise IdentityError(f"{missing} is missing beside the other half of the CA: restore it from a backup")
     if not files.exists(certificate):
         private = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"natskit local CA {_at(now):%Y-%m-%d}")])
+        # In a server's log, where somebody was refused, it is told by this which of the CAs was wanted.
+        part = files.directory.name if files.directory.name in (ROUTES, PROXY) else "local"
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"natskit {part} CA {_at(now):%Y-%m-%d}")])
         built = (
             _builder(name, name, private.public_key(), now, CA_DAYS)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)

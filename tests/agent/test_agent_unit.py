@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import stat
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +16,12 @@ from natskit.connection import NatsServers
 from natskit.project.notify import tell_systemd
 from natskit.project.program import ProjectProgram
 from natskit.render import render
+from natskit.rpc import RpcError
 from natskit.runner.agent_process import AgentProcess
 from natskit.runner.agent_unit import AgentUnit, instance_of, project_of, unit_of
 from natskit.runner.disk import Disk, human, measure
 from natskit.runner.program import ProjectDefaults, RunnerProgram
-from natskit.runner.project_agent import ProjectAgent
+from natskit.runner.project_agent import ProjectAgent, Switch
 from natskit.runner.systemd import GONE, UnitState, explain, parse_list, parse_properties
 
 MIB = 1024 * 1024
@@ -116,23 +118,69 @@ async def test_an_adopted_unit_is_followed(tmp_path: Path, monkeypatch: pytest.M
     assert not GONE.runs
 
 
+async def test_a_running_unit_gets_a_new_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own credentials stay as they are while it runs; the new ones are where its unit shows them to it."""
+    said: list[tuple[str, ...]] = []
+    keys: list[str] = []
+
+    async def systemctl(*words: str, **_: object) -> str:
+        said.append(words)
+        return ""
+
+    async def jwt(_: str, public_key: str) -> str:
+        keys.append(public_key)
+        return f"jwt-{len(keys)}"
+
+    async def use(_: str, public_key: str) -> None:
+        assert public_key == keys[-1]
+        assert "--signal=SIGHUP" in said[-1]
+        assert agent.unit in said[-1]
+
+    monkeypatch.setattr("natskit.runner.agent_unit.systemctl", systemctl)
+    monkeypatch.setattr("natskit.runner.agent_unit.PRIVATE", tmp_path / "private")
+    program = runner_program(tmp_path, manager="systemd", creds=tmp_path / "runner.creds")
+    agent = AgentUnit(program, str(uuid.uuid4()), jwt, lambda *_: None)
+    agent.folders()[0].mkdir(parents=True)
+    with pytest.raises(RpcError, match="it is started"):
+        await agent.rotate(Switch(jwt, use))
+    await agent._prepare()
+    agent.adopt(UnitState("active", "running"))
+    await agent.rotate(Switch(jwt, use))
+    folder = tmp_path / "projects" / instance_of(agent.project_id)
+    given = folder / "renewed" / "project.creds"
+    assert given.read_text() == (folder / "project.creds").read_text()
+    assert "jwt-2" in given.read_text()
+    assert agent.public_key() == keys[-1]
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, given.parent, given)] == [0o700, 0o711, 0o600]
+    assert given.stat().st_uid == agent.folders()[0].stat().st_uid
+    told = ProjectProgram.model_validate_json((folder / "project.json").read_text())
+    unit = render("natskit-project@.service", UNIT)
+    assert told.renewed_creds == Path("/home/renewed/project.creds")
+    assert "BindReadOnlyPaths=-/var/lib/natskit/runner/projects/%i/renewed:/home/renewed\n" in unit
+    await agent._prepare()
+    assert not given.exists(), "what is started reads the newest as its credentials"
+    await agent.leave()
+
+
+UNIT = {
+    "python": "/opt/python",
+    "state_name": "natskit-project",
+    "runner_directory": "/var/lib/natskit/runner",
+    "memory": None,
+    "cpu_percent": None,
+    "tasks": 100,
+    "file_bytes": 5 * MIB,
+    "open_files": 1000,
+    "environment": {"A": 'x "y" 100%'},
+}
+
+
 def test_the_unit_of_a_project_says_its_limits() -> None:
-    values = {
-        "python": "/opt/python",
-        "state_name": "natskit-project",
-        "runner_directory": "/var/lib/natskit/runner",
-        "memory": None,
-        "cpu_percent": None,
-        "tasks": 100,
-        "file_bytes": 5 * MIB,
-        "open_files": 1000,
-        "environment": {"A": 'x "y" 100%'},
-    }
-    without = render("natskit-project@.service", values)
+    without = render("natskit-project@.service", UNIT)
     assert 'Environment="A=x \\"y\\" 100%%"\n' in without
     assert "MemoryMax" not in without.replace("set-property natskit-projects.slice MemoryMax", "")
     assert "nosuid,nodev,noexec\n" in without
-    limited = render("natskit-project@.service", values | {"memory": 512 * MIB, "cpu_percent": 50})
+    limited = render("natskit-project@.service", UNIT | {"memory": 512 * MIB, "cpu_percent": 50})
     for line in ("MemoryMax=536870912", "CPUQuota=50%", "TasksMax=100", "LimitFSIZE=5242880", "LimitNOFILE=1000"):
         assert f"\n{line}\n" in limited
     assert all(not line.rstrip().endswith("\\") for line in limited.splitlines())

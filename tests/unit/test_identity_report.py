@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -89,8 +90,6 @@ def test_what_settings_name_is_in_the_report(directory: Path, tmp_path: Path) ->
 
 
 def test_keys_of_a_rotation_are_in_the_report(directory: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = Path(shutil.copytree(directory, tmp_path / "identity"))
     index = json.loads((copy / "natskit.json").read_text())
     old = [nkey.public_key(nkey.create_seed("account")) for _ in range(3)]
@@ -101,7 +100,7 @@ def test_keys_of_a_rotation_are_in_the_report(directory: Path, tmp_path: Path) -
     (copy / "natskit.json").write_text(json.dumps(index))
     found = by_name(entries(copy))
     assert old[0] in found["key", "PLATFORM, retiring browser"].file
-    assert old[1] in found["key", "AUTH, next signing hub"].file
+    assert old[1] in found["key", "AUTH, next hub"].file
     assert old[2] in found["key", "operator, retiring"].file
     assert due(found.values(), NOW, 10) == []
 
@@ -120,8 +119,6 @@ def test_the_command_exits_1_when_something_is_due(directory: Path) -> None:
 
 
 def test_a_missing_seed_and_a_damaged_jwt_are_due(directory: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = Path(shutil.copytree(directory, tmp_path / "identity"))
     seed = next((copy / "keys" / "keys" / "O").rglob("*.nk"))
     seed.unlink()

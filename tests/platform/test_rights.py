@@ -1,0 +1,86 @@
+"""What people and administrators do about rights, with the command and the client, against a whole platform."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from natskit.client import Client
+from natskit.errors import SignInError
+from natskit.rpc import RpcError
+from tests.platform.raw import ClosedError
+from tests.platform.site import Site, World
+
+PASSWORD = "a long enough password"  # noqa: S105
+
+
+def test_an_account_is_removed(site: Site, world: World) -> None:
+    email = f"leaver@{site.domain}"
+    site.natskit("account", "add", email, "--password-stdin", stdin=PASSWORD)
+    given, deleted = (site.natskit_json("project", "create", email, title)["project_id"] for title in ("Give", "Drop"))
+    refused = site.natskit("account", "remove", email, "--yes", check=False)
+    assert refused.returncode == 1
+    assert "owns 2 projects" in refused.stderr
+    asked = site.natskit("account", "remove", email, "--delete-projects", stdin="n\n", check=False)
+    assert asked.returncode == 1
+    site.natskit("project", "delete", deleted, "--yes")
+    gone = site.natskit_json("account", "remove", email, "--give-projects-to", world.email_b, "--yes")
+    assert gone["projects"] == [given]
+    assert given in {p["project_id"] for p in site.natskit_json("project", "list", "--account", world.email_b)}
+    assert email not in {row["email"] for row in site.natskit_json("account", "list")}
+    site.natskit("project", "delete", given, "--yes")
+
+
+def test_keys_of_projects_are_rotated(site: Site, world: World) -> None:
+    agent = ["exec", world.names["p"], "--", "sh", "-c", "echo $PPID"]
+    before, process = site.project_creds(world.names["p"]), site.natskit(*agent).stdout
+    assert site.natskit("project", "rotate-keys", world.names["p"]).stdout == "It has a new key.\n"
+    after = site.project_creds(world.names["p"])
+    assert after != before
+    done = site.natskit_json("project", "rotate-keys", "--all")
+    assert {row["project_id"] for row in done if row["rotated"]} >= {world.names["p"], world.names["q"]}
+    assert site.project_creds(world.names["p"]) != after
+    assert site.natskit(*agent).stdout == process, "it goes on"
+    for old in (before, after):
+        with pytest.raises((ClosedError, ConnectionError)):
+            site.tcp(old)
+    stopped = site.natskit_json("project", "create", world.email_a, "Stopped")["project_id"]
+    assert "does not run" in site.natskit("project", "rotate-keys", stopped).stdout
+    refused = site.natskit("project", "move", stopped, "--runner", "nowhere", check=False)
+    assert refused.returncode == 1
+    assert "there is no runner 'nowhere'" in refused.stderr
+    runner = next(row for row in site.natskit_json("runner", "list") if row["runner_id"] == world.names["r"])
+    assert (runner["alive"], runner["revoked"]) == (True, False)
+    moved = site.natskit("project", "move", stopped, "--runner", runner["name"])
+    assert "files stay" in moved.stdout
+    site.natskit("project", "delete", stopped, "--yes")
+
+
+def test_sessions_of_a_program(site: Site) -> None:
+    made = site.natskit_json("account", "add", f"program@{site.domain}")
+
+    async def work() -> None:
+        async with await Client.sign_in(site.url, made["email"], made["password"], ca_file=site.ca_file) as client:
+            assert client.must_change_password
+            with pytest.raises(RpcError, match="change it first"):
+                await client.call_hub("create_project", title="P")
+            await client.call_hub("change_password", current_password=made["password"], new_password=PASSWORD)
+            assert not client.must_change_password
+            assert await client.call_hub("list_projects") == []
+            async with await Client.sign_in(site.url, made["email"], PASSWORD, ca_file=site.ca_file) as other:
+                sessions = await client.call_hub("list_sessions")
+                assert sorted(s["mine"] for s in sessions) == [False, True]
+                assert all(s["device"].startswith("natskit/") for s in sessions)
+                theirs = next(s["session_id"] for s in sessions if not s["mine"])
+                await client.call_hub("end_session", session_id=theirs)
+                with pytest.raises(SignInError):
+                    await other.call_hub("list_sessions")
+            await client.call_hub("end_all_sessions", keep_this=True)
+            assert len(await client.call_hub("list_sessions")) == 1
+            await client.call_hub("end_all_sessions")
+            with pytest.raises(SignInError):
+                await client.call_hub("list_sessions")
+
+    asyncio.run(work())
+    site.natskit("account", "remove", made["email"], "--yes")
