@@ -138,6 +138,9 @@ class HubSettings(_Role):
     """Passwords hashed at the same time; each takes a core for 0.1 s and 64 MiB, and callouts must not wait for it."""
     hub_max_projects_per_account: Annotated[int, Field(ge=1, le=MAX_PROJECTS_PER_ACCOUNT)] = MAX_PROJECTS_PER_ACCOUNT
     """nats-server's own end of the list of subjects of one session lies just above."""
+    hub_share_changes: Annotated[int, Field(ge=2), Unit("a minute")] = 10
+    """How often a minute a project may be shared with, or taken from, the same account before sharing it again has to
+    wait: each time cuts that account's connections, and its owner is not the one who notices."""
     hub_api_packages: Packages = []
     """Python packages that add methods to the hub (README, "Your own API")."""
     hub_audit_days: Annotated[int, Field(ge=1, le=3650), Unit("days")] = 365

@@ -145,6 +145,7 @@ def program_file(settings: Settings, site: Topology, runners: dict[str, dict[str
             "api_packages": settings.hub_api_packages,
             "runners": runners,
             "max_projects_per_account": settings.hub_max_projects_per_account,
+            "share_changes_per_minute": settings.hub_share_changes,
         }
     )
     return json.dumps(program.model_dump(mode="json"), indent=2) + "\n"

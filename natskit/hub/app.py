@@ -97,13 +97,7 @@ class Hub:
             changed=lambda names: self.connections.cut_soon(names),
             changes_per_minute=self.program.share_changes_per_minute,
         )
-        self.connections = Connections(
-            self._nats["sys"],
-            self.state,
-            self.tokens.platform_account,
-            self.metrics,
-            self.program.authorization_ttl_seconds,
-        )
+        self.connections = Connections(self._nats["sys"], self.state, self.tokens.platform_account, self.metrics)
         self.sessions = Sessions(
             self.state, self.tokens, self._passwords, self.program.session, self.connections.cut_now
         )

@@ -262,10 +262,14 @@ class State:
             return
         if not isinstance(new, Account) or (new.disabled and not old.disabled):
             self._locked_out(self.names_of_account(key))
-        elif new.session_epoch != old.session_epoch:
-            self._ended(self.names_of_account(key, but=new.kept_session))
-        if isinstance(new, Account) and new.one_time != old.one_time:
-            self._changed(self.names_of_account(key))
+            self._tags.pop(key, None)
+            return
+        ended: set[str] = set()
+        if new.session_epoch != old.session_epoch:
+            ended = self.names_of_account(key, but=new.kept_session)
+            self._ended(ended)
+        if new.one_time != old.one_time:
+            self._changed(self.names_of_account(key) - ended)
             self._tags.pop(key, None)
 
     def _on_project(self, key: str, new: Project | None) -> None:
