@@ -84,6 +84,7 @@ class Held:
         try:
             while not self._released.wait(0.2):
                 self._client.ping()
+            self._client.ping()  # it may have been cut since the last one
         except (ClosedError, OSError) as error:
             self._error = error
 
