@@ -386,8 +386,10 @@ def _check_files(creds: Creds | None, ca_file: Path | None) -> None:
     for file in (creds, ca_file):
         if isinstance(file, Path) and not os.access(file, os.R_OK):
             raise NatskitError(f"{file} cannot be read: it does not exist, or belongs to somebody else")
-    if isinstance(creds, Path) and not _CREDS.search(creds.read_text(errors="replace")):
-        raise NatskitError(f"{creds} holds no JWT with its seed: restore it, or run a deploy, which writes it again")
+    text = creds.read_text(errors="replace") if isinstance(creds, Path) else creds
+    if text is not None and not _CREDS.search(str(text)):
+        where = creds if isinstance(creds, Path) else "the file with this user's creds"
+        raise NatskitError(f"{where} holds no JWT with its seed: restore it, or run a deploy, which writes it again")
 
 
 async def request(connection: Connection, subject: str, body: bytes, wait: float) -> bytes:

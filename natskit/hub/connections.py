@@ -9,10 +9,11 @@ all connections are compared. Every hub does so, whoever authorised what. So a r
   after a change. A view that is older than that is noticed to be so within 1.5 s (:mod:`natskit.hub.bucket`), its hub
   does not authorise until it has caught up, and what it then learns are changes, which it acts on itself;
 - *a kick is lost*: the same comparisons find the connection once more;
-- *a nats-server is cut off*: nobody can reach it, so its clients keep what they had, among themselves; those who come
-  to it are authorised by a hub on its side for as long as that takes its view for current, at most
-  :data:`~natskit.hub.bucket.CHECK_SECONDS` and the time of one request, and then by none. When it is back, which is
-  looked for each second, all connections are compared;
+- *a nats-server is cut off*: nobody can reach it, so its clients keep what they had, among themselves. Who comes to it
+  anew is authorised only by a hub on its side, and only while that takes its view for current. Where the stream's
+  leader was cut off too, it steps down 10 to 20 s later (``raft.go``, ``lostQuorumInterval``), which the hub notices
+  after :data:`~natskit.hub.bucket.CHECK_SECONDS` and a request at the latest: less than half a minute in all. When the
+  server is back, which is looked for each second, all connections are compared;
 - *no hub runs*, or all that fails: the authorisation itself ends after ``authorization_ttl_seconds`` (900 s, and up to
   a tenth more), and nats-server then drops the connection without asking anybody.
 """
@@ -44,8 +45,8 @@ AGAIN_SECONDS = (0.5, 2.0)
 """After a change: by the first every hub's view has it, and by the second each hub knows if its own has not (three
 heartbeats of :mod:`natskit.hub.bucket`); what was authorised meanwhile is found."""
 EVERY_SECONDS = 30.0
-MISSING_SECONDS = 1.0
-"""How often a server that did not answer is looked for; one that was cut off has connections nobody could cut."""
+NEW_SECONDS = 1.0
+"""How often it is looked which servers there are; one that was cut off has connections nobody could cut."""
 ANSWER_SECONDS = 0.5
 SETTLE_SECONDS = 0.05
 """While it is not known yet how many servers will answer, those that are this much later than the first are missed."""
@@ -57,9 +58,7 @@ FEW = 64
 class Connections:
     """Lists and cuts connections, through the hub's user in the NATS account SYS."""
 
-    def __init__(
-        self, connection: Connection, state: State, platform_account: str, metrics: Metrics, ttl: float
-    ) -> None:
+    def __init__(self, connection: Connection, state: State, platform_account: str, metrics: Metrics) -> None:
         self._connection = connection
         self._state = state
         self._account = platform_account
@@ -70,9 +69,7 @@ class Connections:
         self._locked_out: set[str] = set()
         """Not to be spared for what else ends with it: the sessions of a disabled account are ended right after."""
         self._servers: set[str] = set()
-        self._missing: dict[str, float] = {}
-        """Servers that did not answer, and when what was authorised on them before is over in any case."""
-        self._longest_seconds = 1.1 * ttl
+        """Those that answered lately; an answer is waited for from all of them."""
         self._back_at: dict[str, float] = {}
         self._wake = asyncio.Event()
         self._all_soon = asyncio.Event()
@@ -123,7 +120,7 @@ class Connections:
     async def run(self) -> None:
         """Cut what is outdated, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for work in (self._run_few(), self._run_all(), self._run_missing()):
+            for work in (self._run_few(), self._run_all(), self._run_new()):
                 group.create_task(work)
 
     async def cut_outdated(self) -> None:
@@ -169,21 +166,19 @@ class Connections:
                 self._all_soon.clear()
                 await asyncio.sleep(soon)
 
-    async def _run_missing(self) -> None:
-        """Compare everything as soon as a server that did not answer is back."""
-        loop = asyncio.get_running_loop()
+    async def _run_new(self) -> None:
+        """Compare everything as soon as a server is there that was not, or did not answer: it was told of no change.
+
+        Whoever waits for the known servers alone would also go on missing the answers of one that is further away.
+        """
         while True:
-            await asyncio.sleep(MISSING_SECONDS)
-            self._missing = {server: until for server, until in self._missing.items() if until > loop.time()}
-            if not self._missing or not self._connection.is_connected:
-                continue
             with contextlib.suppress(nats.errors.Error):
-                back = await self._answering() & self._missing.keys()
-                if back:
-                    log.info("nats-servers are back: %s", ", ".join(sorted(back)))
-                    for server in back:
-                        del self._missing[server]
-                    await self._compare({})
+                well = self._state.current and self._connection.is_connected
+                if well and (new := await self._answering() - self._servers):
+                    log.info("nats-servers are there: %s", ", ".join(sorted(new)))
+                    self._servers |= new
+                    self._all_soon.set()  # not here: there it is seen to that this takes a part of the time alone
+            await asyncio.sleep(NEW_SECONDS)
 
     async def _answering(self) -> set[str]:
         """The servers that can be reached now."""
@@ -252,11 +247,9 @@ class Connections:
                     await complete.wait()
         finally:
             await subscription.unsubscribe()
-        until = asyncio.get_running_loop().time() + self._longest_seconds
         if missing := self._servers - answered:
             log.warning("nats-servers do not answer: %s", ", ".join(sorted(missing)))
-            self._missing |= dict.fromkeys(missing, until)
-        self._servers = answered
+        self._servers &= answered
         return more
 
     def _is_outdated(self, name: str) -> bool:

@@ -36,7 +36,7 @@ from tests.platform.raw import ClosedError, RawClient, _Tcp
 
 SEEDS = "1:2"
 """From, to: what continuous integration runs."""
-STEPS = 26
+STEPS = 22
 PATIENCE = 20.0
 """Seconds for everybody to have exactly the rights of the model. Only a bound: it is over when they have."""
 REMEMBERED = 4
@@ -702,5 +702,6 @@ async def test_everybody_has_the_rights_of_the_model(site: Site, seed: int) -> N
         if world._down:
             site.start_hub(world._down)
             await site.healthy(world._down)
+        await call(admin, "hub.admin", "runner_allow", name=site.runner_id)
         await subscription.unsubscribe()
         print(f"seed {seed}, {time.monotonic() - began:.1f} s: {' → '.join(world.history)}")

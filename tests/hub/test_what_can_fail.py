@@ -8,11 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import pytest
 import pytest_asyncio
 
@@ -101,8 +103,46 @@ async def test_a_hub_that_authorises_from_an_older_view(server: Site) -> None:
         await browser.close()
 
 
+class LongWay:
+    """A TCP proxy to a port of this machine, as if that were further away."""
+
+    SECONDS = 0.02
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Take nobody in any more."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(near,), daemon=True).start()
+
+    def _serve(self, near: socket.socket) -> None:
+        with near, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._to)) as far:
+            back = threading.Thread(target=self._carry, args=(far, near), daemon=True)
+            back.start()
+            self._carry(near, far)
+            back.join()
+
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                time.sleep(self.SECONDS)
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+
 class Cluster(Site):
-    """Three nats-servers; hubs use the first, and the third, which holds nothing of the state, is cut off."""
+    """Three nats-servers; hubs use the first, and the third, which holds nothing of the state, is a long way off."""
 
     def start_server(self) -> None:
         self.servers: dict[str, subprocess.Popen[bytes]] = {}
@@ -112,7 +152,9 @@ class Cluster(Site):
             self.identity.account_public_key(n): self.identity.account_jwt(n) for n in ("SYS", "AUTH", "PLATFORM")
         }
         self.far_port = free_port()
+        self.ways = [LongWay(routes[name]) for name in "ab"]
         for name in "abc":
+            others = [way.port for way in self.ways] if name == "c" else [routes["a"], routes["b"]]
             config = f"""
             server_name: {name}
             listen: 127.0.0.1:{ports[name]}
@@ -124,15 +166,11 @@ class Cluster(Site):
             {f'jetstream: {{ store_dir: "{self.root}/js-{name}" }}' if name != "c" else ""}
             websocket: {{ host: 127.0.0.1, port: {self.far_port if name == "c" else free_port()}, no_tls: true,
                           jwt_cookie: "{COOKIE}" }}
-            cluster: {{ name: test, listen: "127.0.0.1:{routes[name]}",
-                        routes: [ {", ".join(f"nats://127.0.0.1:{port}" for port in routes.values())} ] }}
+            cluster: {{ name: test, listen: "127.0.0.1:{routes[name]}", no_advertise: true,
+                        routes: [ {", ".join(f"nats://127.0.0.1:{port}" for port in others)} ] }}
             """
-            path = self.root / f"{name}.conf"
-            path.write_text(config)
-            with (self.root / f"{name}.log").open("ab") as log:
-                self.servers[name] = subprocess.Popen(
-                    [str(Path(sys.executable).with_name("nats-server")), "-c", str(path)], stdout=log, stderr=log
-                )
+            (self.root / f"{name}.conf").write_text(config)
+            self.start_one(name)
         self.websocket_port = self.far_port
         deadline = time.monotonic() + 10
         for port in (*ports.values(), self.far_port):
@@ -142,11 +180,24 @@ class Cluster(Site):
                     break
                 time.sleep(0.02)
 
+    async def all_known(self) -> bool:
+        """Whether both hubs know of the third server."""
+        async with httpx.AsyncClient() as http:
+            server_id = (await http.get(f"http://127.0.0.1:{self.monitor_port}/varz")).json()["server_id"]
+        return all(server_id in self.log(name) for name in self.hubs)
+
+    def start_one(self, name: str) -> None:
+        command = [str(Path(sys.executable).with_name("nats-server")), "-c", str(self.root / f"{name}.conf")]
+        with (self.root / f"{name}.log").open("ab") as log:
+            self.servers[name] = subprocess.Popen(command, stdout=log, stderr=log)
+
     def stop_server(self) -> None:
         for server in self.servers.values():
             server.send_signal(signal.SIGCONT)
             server.terminate()
             server.wait(10)
+        for way in self.ways:
+            way.close()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -158,6 +209,7 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
             site.start_hub(name)
         for name in ("hub-1", "hub-2"):
             await site.healthy(name, 30)
+        await eventually(site.all_known, "the hubs know all servers")
         yield site
     finally:
         await site.close()
@@ -188,3 +240,29 @@ async def test_a_server_that_was_cut_off_comes_back(cluster: Cluster) -> None:
     await eventually(cut, "cut as soon as the server is back, and not after half a minute", 10)
     await browser.close()
     assert await cluster.sign_in("hub-2", email, PASSWORD)
+
+
+async def test_a_server_that_was_restarted_is_heard_although_it_is_far(cluster: Cluster) -> None:
+    """It is another one to the hubs, and the last to answer: they must not go on without it."""
+    email, account_id, cookie = await person(cluster, await cluster.admin())
+    before = {name: cluster.log(name).count("nats-servers do not answer") for name in cluster.hubs}
+    cluster.servers["c"].kill()
+    cluster.servers["c"].wait(10)
+    assert (await cluster.http("hub-1", "POST", "/api/sign-out", cookie=cookie)).status_code == 204
+
+    async def missed() -> bool:
+        return all(cluster.log(name).count("nats-servers do not answer") > before[name] for name in cluster.hubs)
+
+    await eventually(missed, "the hubs miss it")
+    cluster.start_one("c")
+    for hub in cluster.hubs:
+        _, cookie = await cluster.sign_in(hub, email, PASSWORD)
+        browser = await cluster.browser(account_id, cookie, 20)
+        (name,) = await eventually(lambda: names_of(cluster, account_id), "the connection, at the third server")
+        assert (await cluster.http(hub, "POST", "/api/sign-out", cookie=cookie)).status_code == 204
+
+        async def cut(name: str = name) -> bool:
+            return name not in await names_of(cluster, account_id)
+
+        await eventually(cut, "cut at the server that is new", 10)
+        await browser.close()
