@@ -74,6 +74,7 @@ class Client:
     def __init__(self) -> None:
         self._connection: Connection | None = None
         self._hub_subject = "hub.admin"
+        self._said_by = ""
         self._session: _Session | None = None
         self._watchers: list[OnStatus] = []
         self._readers: dict[str, set[Reader]] = {}
@@ -118,13 +119,16 @@ class Client:
         ca_file: Path | str | None = None,
         name: str = "admin",
         patience: float = CONNECT_SECONDS,
+        said_by: str = "",
     ) -> Client:
         """Connect as the operator with the creds of ``PLATFORM/admin``, the path of the file or its
         :class:`~natskit.connection.CredsText`; :meth:`call_hub` calls ``hub.admin``.
 
-        ``nats_url`` is that of one server, or those of all servers of a cluster.
+        ``nats_url`` is that of one server, or those of all servers of a cluster. ``said_by`` is what the audit notes
+        as who did it.
         """
         client = cls()
+        client._said_by = said_by
         urls = [nats_url] if isinstance(nats_url, str) else list(nats_url)
         servers = NatsServers(urls=urls, ca_file=Path(ca_file) if ca_file is not None else None)
         given = Path(creds) if isinstance(creds, str) and creds else creds or None
@@ -281,7 +285,7 @@ class Client:
 
     async def _call(self, subject: str, method: str, params: dict[str, Any], wait: float) -> Any:
         """Ask, and ask again when a change of rights cut the connection: what may be done twice, or never was."""
-        body = rpc.encode_request(method, params)
+        body = rpc.encode_request(method, params, said_by=self._said_by if subject == "hub.admin" else "")
         self._check_size(body)
         back = asyncio.Event()
         forget = self.connection.on_reconnect(back.set)

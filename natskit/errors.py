@@ -38,4 +38,26 @@ class StateError(NatskitError):
 
 
 class SignInError(NatskitError):
-    """A sign-in was refused, or the session has ended."""
+    """A sign-in was refused, or the session has ended.
+
+    ``reason`` and ``account_id`` are for the audit; who is refused is told the message alone.
+    """
+
+    def __init__(self, message: str, *, reason: str = "", account_id: str = "-") -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.account_id = account_id
+
+
+class OidcError(NatskitError):
+    """A sign-in at the OpenID provider came to nothing.
+
+    The message and the HTTP status are for the person, ``reason``, ``account_id`` and ``detail`` for the audit.
+    """
+
+    def __init__(self, status: int, reason: str, message: str, account_id: str = "-", detail: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+        self.account_id = account_id
+        self.detail = detail

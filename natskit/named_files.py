@@ -33,6 +33,13 @@ def problems(site: Topology, now: float) -> Iterator[str]:
                 check_certificate(settings.proxy_certificate, settings.proxy_key, settings.proxy_name, now)
             except SettingsError as error:
                 yield f"inventory, host {settings.platform_name}: {error}"
+    for settings in site.hub:
+        try:
+            oidc_secret(settings)
+            if settings.hub_oidc_ca_file:
+                _ca("hub_oidc_ca_file", settings.hub_oidc_ca_file)
+        except SettingsError as error:
+            yield f"inventory, host {settings.platform_name}: {error}"
     for settings in site.nats:
         try:
             jetstream_environment(settings)
@@ -122,6 +129,24 @@ def creds(path: Path) -> str:
     if "BEGIN NATS USER JWT" not in content or "BEGIN USER NKEY SEED" not in content:
         raise SettingsError(f"nats_leafnode_remotes, credentials = {path} is not a creds file: it has a JWT and a seed")
     return content
+
+
+def oidc_secret(settings: Settings) -> str:
+    """The client's secret at the OpenID provider; nothing where there is none. Raises :class:`SettingsError`."""
+    path = settings.hub_oidc_client_secret_file
+    if path is None:
+        return ""
+    secret = _read("hub_oidc_client_secret_file", path).decode(errors="replace").strip()
+    if not secret or "\n" in secret:
+        raise SettingsError(f"hub_oidc_client_secret_file = {path} is not one line with the client's secret")
+    return secret + "\n"
+
+
+def _ca(setting: str, path: Path) -> None:
+    try:
+        x509.load_pem_x509_certificates(_read(setting, path))
+    except ValueError:
+        raise SettingsError(f"{setting} = {path} is not a certificate in PEM") from None
 
 
 def _key(setting: str, path: Path) -> str:

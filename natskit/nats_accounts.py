@@ -14,7 +14,7 @@ from natskit.resolver import Server, Servers, name_in
 
 @dataclass(frozen=True)
 class Difference:
-    """One NATS account that is not the same here and on a server."""
+    """One NATS account, or the operator, that is not the same here and on a server."""
 
     server: str
     account: str
@@ -28,7 +28,20 @@ class Difference:
 async def differing(servers: Servers, identity: Identity) -> list[Difference]:
     """Where the servers' NATS accounts are not the identity's. Raises :class:`NatskitError` while a server is away."""
     local = identity.account_jwts()
-    return differences(await servers.look(local), local, {account: await servers.stored(account) for account in local})
+    looked = await servers.look(local)
+    stored = {account: await servers.stored(account) for account in local}
+    return [*_operators(looked, identity), *differences(looked, local, stored)]
+
+
+def _operators(servers: Iterable[Server], identity: Identity) -> list[Difference]:
+    """Which servers believe other keys of the operator than they should: one that was not restarted."""
+    own = identity.operator_public_key
+    wanted = {own, *identity.operator_keys}
+    return [
+        Difference(server.name, own, "operator", "different", ("signing_keys",))
+        for server in servers
+        if set(server.operator_keys) != wanted
+    ]
 
 
 def differences(

@@ -36,6 +36,9 @@ BUCKETS = ("accounts", "projects", "memberships", "sessions", "runners")
 PROBE_BUCKET = "probe"
 """The bucket of :mod:`natskit.gate`, which holds nothing but the last random value written at each nats-server."""
 
+AUDIT_STREAM = "AUDIT"
+"""The stream of :mod:`natskit.hub.audit`; its subjects are ``audit.{kind}.{account, or -}``."""
+
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 _SERVED = re.compile(r"(?:projects|runners)\.([^.]+)\.")
@@ -84,6 +87,13 @@ def _probe_publish() -> tuple[str, ...]:
     )
 
 
+_AUDIT_WRITE = ("audit.>", f"$JS.API.STREAM.CREATE.{AUDIT_STREAM}")
+"""A hub adds to the audit, and makes the stream where there is none; a stream that is there already is only described
+in the answer. Without UPDATE, DELETE, PURGE, MSG.DELETE and RESTORE nobody who takes a hub can shrink or rewrite it."""
+
+_AUDIT_READ = tuple(f"$JS.API.{verb}.{AUDIT_STREAM}" for verb in ("STREAM.INFO", "STREAM.UPDATE", "DIRECT.GET"))
+"""The control machine reads it, and brings a changed retention into effect."""
+
 _SERVICE_VERBS = ("PING", "INFO", "STATS")
 
 SCOPES: Mapping[Role, Permissions] = {
@@ -124,6 +134,7 @@ SCOPES: Mapping[Role, Permissions] = {
             f"$JS.API.STREAM.INFO.KV_{PROBE_BUCKET}",
             f"$JS.API.STREAM.CREATE.KV_{PROBE_BUCKET}",
             f"$JS.API.STREAM.UPDATE.KV_{PROBE_BUCKET}",
+            *_AUDIT_WRITE,
         ),
         subscribe=(
             "hub.api.* hub",
@@ -143,6 +154,7 @@ SCOPES: Mapping[Role, Permissions] = {
             "hub.admin",
             "projects.*.api",
             "projects.*.streams.*",
+            *_AUDIT_READ,
             *(subject for verb in _SERVICE_VERBS for subject in (f"$SRV.{verb}", f"$SRV.{verb}.>")),
         ),
         subscribe=("_INBOX.admin.>",),

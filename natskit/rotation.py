@@ -32,7 +32,7 @@ class Platform(Protocol):
         """Which keys of the operator each nats-server believes."""
 
     def holders(self, identity: Identity) -> dict[str, int]:
-        """How many connections there are by keys that retire, by who has them."""
+        """How many connections there are by keys that retire, by who has them: ``hub NAME``, ``browsers`` and so on."""
 
     def renew_projects(self) -> None:
         """Every project that runs has new creds, and uses them."""
@@ -90,8 +90,8 @@ class Rotation:
                 self._switch(kind)
                 self._identity.note_moved(now=self._now)
             case "move":
-                if kind in ("hub-keys", "nats-account"):
-                    self._wait_moved(kind, 0 if urgent else self._patience)
+                if kind == "hub-keys":
+                    self._wait_moved(0 if urgent else self._patience)
                 self._identity.drop_old_keys(now=self._now)
             case "drop":
                 self._drop(kind)
@@ -119,11 +119,13 @@ class Rotation:
             case "hub-keys":
                 self._say("the hubs get the new keys, one after the other; runners get creds by them")
                 self._platform.deploy()
+                self._check_hubs()
                 self._say("projects get creds by them")
                 self._platform.renew_projects()
             case "nats-account":
                 self._say("hubs, the probe and this machine get creds by the new keys")
                 self._platform.deploy()
+                self._check_hubs()
             case "operator-signing-key":
                 self._say("the NATS accounts, signed by the new key, are pushed to every nats-server")
                 self._platform.push(self._identity)
@@ -133,19 +135,22 @@ class Rotation:
                 self._say("projects get new creds")
                 self._platform.renew_projects()
 
-    def _wait_moved(self, kind: Kind, patience: float) -> None:
-        """Until nobody is connected by an old key. Hubs must not be; who else is when time is up is cut."""
-        until, hubs_until = self._clock() + patience, self._clock() + HUBS_SECONDS
+    def _check_hubs(self) -> None:
+        """Hubs that go on with old creds would be cut, and never come back: the deploy has not reached them."""
+        deadline = self._clock() + HUBS_SECONDS
+        while hubs := sorted(who for who in self._platform.holders(self._identity) if who.startswith("hub ")):
+            if self._clock() > deadline:
+                raise NatskitError(
+                    f"{', '.join(hubs)}: still connected with old creds: see its log, and run this again"
+                )
+            self._platform.wait(1.0)
+
+    def _wait_moved(self, patience: float) -> None:
+        """Until nobody is connected by an old key; who still is when time is up is cut."""
+        until = self._clock() + patience
         said: dict[str, int] | None = None
         while holders := self._platform.holders(self._identity):
-            hubs = [who for who in holders if who.startswith("hub")]
-            now = self._clock()
-            if hubs and now > hubs_until:
-                raise NatskitError(
-                    f"{', '.join(sorted(hubs))}: still connected with old creds: deploy, then run `natskit identity "
-                    f"rotate {kind}` again"
-                )
-            if not hubs and now >= until:
+            if self._clock() >= until:
                 self._say(f"cut, and back by themselves with the new keys: {_count(holders)}")
                 return
             if holders != said:

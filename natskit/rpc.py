@@ -86,6 +86,8 @@ class Request:
     method: str
     params: dict[str, Any]
     is_notification: bool = False
+    said_by: str = ""
+    """Who is asking, as the caller says: for the audit, never for a right. A member of natskit's own."""
 
 
 @dataclass(frozen=True)
@@ -188,12 +190,22 @@ def parse(body: bytes) -> Request:
     infinite = isinstance(identifier, float) and not math.isfinite(identifier)
     if isinstance(identifier, bool) or not isinstance(identifier, str | int | float | None) or infinite:
         raise RpcError("invalid_request", "the request's id must be a string, a number or null")
-    return Request(identifier, method, params, is_notification="id" not in raw)
+    said_by = raw.get("said_by")
+    return Request(
+        identifier,
+        method,
+        params,
+        is_notification="id" not in raw,
+        said_by=said_by if isinstance(said_by, str) else "",
+    )
 
 
-def encode_request(method: str, params: Mapping[str, Any] | None = None, identifier: str | int = 1) -> bytes:
+def encode_request(
+    method: str, params: Mapping[str, Any] | None = None, identifier: str | int = 1, said_by: str = ""
+) -> bytes:
     """The bytes of a request."""
-    return _dump({"jsonrpc": "2.0", "id": identifier, "method": method, "params": dict(params or {})})
+    body = {"jsonrpc": "2.0", "id": identifier, "method": method, "params": dict(params or {})}
+    return _dump(body | ({"said_by": said_by} if said_by else {}))
 
 
 def encode_result(identifier: str | int | float | None, result: Any) -> bytes:

@@ -7,18 +7,19 @@ touched. A default that is not the program's own says why.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from natskit.errors import SettingsError
 from natskit.nats_settings import NatsSettings
 from natskit.permissions import MAX_PROJECTS_PER_ACCOUNT
-from natskit.setting_types import Bytes, Host, HostPath, Listed, Port, Seconds, Unit
+from natskit.setting_types import Bytes, Host, HostPath, Listed, Port, Seconds, Structured, Unit
 
 Package = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$")]
 
@@ -29,6 +30,19 @@ _ID_OR_NOTHING = r"^([0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})?$"
 _RUNNER_NAMESPACE = uuid.UUID("6e617473-6b69-7400-8000-72756e6e6572")
 
 
+BackendName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
+Scope = Annotated[str, Field(pattern=r"^[\x21\x23-\x5b\x5d-\x7e]+$")]
+"""RFC 6749, 3.3."""
+_ISSUER = r"^(https://[^\s?#/]+|http://(localhost|127\.0\.0\.1)(:\d+)?)(/[^\s?#]*)?$"
+"""OpenID Connect Core, 2: https, without query and fragment."""
+
+
+def _network(value: str) -> str:
+    ipaddress.ip_network(value)
+    return value
+
+
+Network = Annotated[str, AfterValidator(_network)]
 Packages = Annotated[list[Package], Listed]
 Folders = Annotated[list[Annotated[str, Field(pattern=r"^/")]], Listed]
 """Absolute paths."""
@@ -95,6 +109,18 @@ class PlatformSettings(_Role):
         return "127.0.0.1" if self.platform_address in ("127.0.0.1", "localhost") else "0.0.0.0"
 
 
+class BackendSettings(_Role):
+    """A trusted backend."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """SHA-256 of its token, as `natskit backend token` prints it."""
+    accounts: Literal["own", "all"] = "own"
+    """Sessions of which accounts it may open: those it made itself, or everybody's. With "all", its token is as good as
+    every password of the platform."""
+    networks: Annotated[list[Network], Listed] = []
+    """Where it may come from, as addresses or networks such as 10.0.0.0/8; from anywhere, unless told."""
+
+
 class HubSettings(_Role):
     """The hubs of one host."""
 
@@ -112,8 +138,37 @@ class HubSettings(_Role):
     """Passwords hashed at the same time; each takes a core for 0.1 s and 64 MiB, and callouts must not wait for it."""
     hub_max_projects_per_account: Annotated[int, Field(ge=1, le=MAX_PROJECTS_PER_ACCOUNT)] = MAX_PROJECTS_PER_ACCOUNT
     """nats-server's own end of the list of subjects of one session lies just above."""
+    hub_share_changes: Annotated[int, Field(ge=2), Unit("a minute")] = 10
+    """How often a minute a project may be shared with, or taken from, the same account before sharing it again has to
+    wait: each time cuts that account's connections, and its owner is not the one who notices."""
     hub_api_packages: Packages = []
     """Python packages that add methods to the hub (README, "Your own API")."""
+    hub_audit_days: Annotated[int, Field(ge=1, le=3650), Unit("days")] = 365
+    """What happened longer ago is forgotten by the audit; after a change, `natskit ready` brings it into effect."""
+    hub_audit_bytes: Annotated[int, Field(ge=1024**2), Unit("bytes")] = 512 * 1024**2
+    """Bytes of the audit, which nats-server sets aside; beyond, the oldest events go. One takes about 400."""
+    hub_backends: Annotated[dict[BackendName, BackendSettings], Structured] = {}
+    """Trusted backends by name, each allowed to sign people in (docs/backend.md); `natskit backend token` makes one."""
+    hub_oidc_issuer: Annotated[str, Field(pattern=_ISSUER)] | None = None
+    """The OpenID provider where people can sign in as well, as it calls itself (docs/oidc.md); https, or http on
+    loopback."""
+    hub_oidc_client_id: str = ""
+    """What this site is called there. Its redirect URI is the site's address with /api/oidc/callback."""
+    hub_oidc_client_secret_file: Path | None = None
+    """File on the control machine with the client's secret."""
+    hub_oidc_ca_file: Path | None = None
+    """CA of the provider's certificate (PEM), on the control machine; unless told, what the host trusts."""
+    hub_oidc_scopes: Annotated[list[Scope], Listed] = ["openid", "email"]
+    """What is asked for; openid must be among it, and email for who has no account yet."""
+    hub_oidc_label: Annotated[str, Field(pattern=r"^[^\x00-\x1f<>]{1,60}$")] = "single sign-on"
+    """What the button of the sign-in page calls it."""
+    hub_oidc_make_accounts: bool = True
+    """Make an account for who comes for the first time, with a verified e-mail; otherwise only linked ones come in."""
+    hub_oidc_link_accounts: bool = False
+    """Let who comes with a verified e-mail into the account that has it. Only for a provider whose word on an e-mail is
+    as good as the password of that account."""
+    hub_oidc_domains: Annotated[list[Host], Listed] = []
+    """Only e-mail addresses of these domains come in for the first time; all, unless told."""
     hub_state_replicas: Annotated[int, Field(ge=1, le=5)] | None = None
     """Copies of the state; unless told 3 on a cluster of nats-servers, 1 where there is one."""
     hub_state_max_bytes: Annotated[int, Field(ge=1024**2), Unit("bytes")] = 128 * 1024**2
@@ -232,6 +287,16 @@ class Settings(RunnerSettings, ProxySettings, HubSettings, NatsSettings, Platfor
                 "nats_jetstream_key_file needs platform_manager systemd, which gives nats-server the key without "
                 "showing it to others; here, encrypt the disk"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _oidc_is_whole(self) -> Self:
+        needed = ("hub_oidc_issuer", "hub_oidc_client_id", "hub_oidc_client_secret_file")
+        missing = [key for key in needed if not getattr(self, key)]
+        if missing and len(missing) < len(needed):
+            raise ValueError(f"{', '.join(needed)} go together, and {missing[0]} is not set")
+        if "openid" not in self.hub_oidc_scopes:
+            raise ValueError("hub_oidc_scopes must have openid among them")
         return self
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from typing import Any
 from natskit import named_files
 from natskit.errors import SettingsError
 from natskit.permissions import BUCKETS
-from natskit.settings import Settings, load
+from natskit.settings import HubSettings, Settings, load
 
 ROLES = ("nats", "hub", "proxy", "runner")
 """The groups of an inventory: a host plays the role of each that it is in."""
@@ -101,6 +101,19 @@ def assemble(hosts: Hosts) -> tuple[Topology, dict[str, Settings]]:
     return Topology(**{role: tuple(settings) for role, settings in roles.items()}), known
 
 
+HUB_WIDE = (
+    "hub_state_replicas",
+    "hub_state_max_bytes",
+    "hub_session_sliding",
+    "hub_session_absolute",
+    "hub_audit_days",
+    "hub_audit_bytes",
+    "hub_backends",
+    *(key for key in HubSettings.model_fields if key.startswith("hub_oidc_")),
+)
+"""Settings that all hubs must have in common: whichever of them is asked has to give the same answer."""
+
+
 def of_hosts(problems: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], str]]:
     """From a host and what is wrong with it, each: what is wrong, once, with all the hosts that have it."""
     found: dict[str, list[str]] = {}
@@ -133,8 +146,8 @@ def _whole(roles: Mapping[str, list[Settings]]) -> Iterable[str]:
             f"inventory: {len(roles['nats'])} hosts are in the group nats: a majority of them must live, so the last "
             "one adds a way to fail and none to survive; use 1, 3 or 5"
         )
-    for key in ("hub_state_replicas", "hub_state_max_bytes"):
-        if len({getattr(settings, key) for settings in roles["hub"]}) > 1:
+    for key in HUB_WIDE:
+        if len({str(getattr(settings, key)) for settings in roles["hub"]}) > 1:
             yield f"inventory: {key} is not the same on all hubs: set it in group_data/all.py"
     copies = {settings.hub_state_replicas for settings in roles["hub"]}
     with_streams = sum(settings.nats_jetstream for settings in roles["nats"])
@@ -154,8 +167,9 @@ NATS_WIDE = (
 
 
 def _state_bytes(hubs: list[Settings]) -> int:
-    """What JetStream sets aside for the buckets of the state, and for the probe's."""
-    return max((len(BUCKETS) * settings.hub_state_max_bytes for settings in hubs), default=0) + 1024**2
+    """What JetStream sets aside for the buckets of the state, for the audit, and for the probe's bucket."""
+    of_each = (len(BUCKETS) * settings.hub_state_max_bytes + settings.hub_audit_bytes for settings in hubs)
+    return max(of_each, default=0) + 1024**2
 
 
 def _nats(servers: list[Settings], state_bytes: int) -> Iterable[str]:
@@ -191,8 +205,8 @@ def _jetstream(servers: list[Settings], state_bytes: int) -> Iterable[str]:
         if settings.nats_jetstream_max_file < state_bytes:
             yield (
                 f"inventory, host {settings.platform_name}: nats_jetstream_max_file = "
-                f"{settings.nats_jetstream_max_file}: the state may have {state_bytes} bytes, by hub_state_max_bytes: "
-                "raise the one, or lower the other"
+                f"{settings.nats_jetstream_max_file}: the state and the audit may have {state_bytes} bytes, by "
+                "hub_state_max_bytes and hub_audit_bytes: raise the one, or lower the others"
             )
         if settings.nats_jetstream_previous_key_file and clustered:
             yield (

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from natskit import __version__
+from pyinfra.operations import files as pyinfra_files
+
+from natskit import __version__, named_files
 from natskit.hub.program import HubProgram
 from natskit.identity import Identity
 from natskit.settings import Settings
@@ -15,6 +18,7 @@ from roles.files import checked_file, private_directory
 from roles.program import Program
 
 CREDS = ("SYS", "AUTH", "PLATFORM")
+OIDC_SECRET = "oidc-secret.key"  # noqa: S105
 
 
 def deploy(settings: Settings, site: Topology, identity: Identity, runners: dict[str, dict[str, str]]) -> None:
@@ -51,6 +55,13 @@ def _deploy_one(
         path=directory / "keys.json",
         owner=owner,
     )
+    if settings.hub_oidc_issuer is None:
+        pyinfra_files.file(name=f"Leave no client secret with {name}", path=str(directory / OIDC_SECRET), present=False)
+    else:
+        files += [
+            checked_file(name=f"Give {name} the {what} of its OpenID provider", content=content, path=path, owner=owner)
+            for what, content, path in _oidc_files(settings, directory)
+        ]
     files.append(
         checked_file(
             name=f"Render hub.json of {name}",
@@ -70,6 +81,31 @@ def _deploy_one(
         unit={"user": owner, "directory": str(directory), "reload_command": "/bin/kill -HUP $MAINPID"},
     )
     service.run(settings, program, restart_on=files, reload_on=[keys, *certificate])
+
+
+def _oidc_files(settings: Settings, directory: Path) -> list[tuple[str, str, Path]]:
+    """What of OIDC lands in files of their own."""
+    found = [("client secret", named_files.oidc_secret(settings), directory / OIDC_SECRET)]
+    if settings.hub_oidc_ca_file:
+        found.append(("CA", settings.hub_oidc_ca_file.expanduser().read_text(), directory / "oidc-ca.crt"))
+    return found
+
+
+def _oidc(settings: Settings, site: Topology, directory: Path) -> dict[str, Any] | None:
+    if settings.hub_oidc_issuer is None:
+        return None
+    return {
+        "issuer": settings.hub_oidc_issuer,
+        "client_id": settings.hub_oidc_client_id,
+        "client_secret": directory / OIDC_SECRET,
+        "redirect_url": f"{site.url}/api/oidc/callback",
+        "scopes": settings.hub_oidc_scopes,
+        "label": settings.hub_oidc_label,
+        "make_accounts": settings.hub_oidc_make_accounts,
+        "link_accounts": settings.hub_oidc_link_accounts,
+        "domains": [domain.lower() for domain in settings.hub_oidc_domains],
+        "ca_file": directory / "oidc-ca.crt" if settings.hub_oidc_ca_file else None,
+    }
 
 
 def _url(settings: Settings, directory: Path, port: int) -> list[str]:
@@ -103,9 +139,13 @@ def program_file(settings: Settings, site: Topology, runners: dict[str, dict[str
             "authorization_ttl_seconds": settings.hub_authorization_ttl,
             "password": {"argon2_concurrency": settings.hub_password_concurrency},
             "state": {"replicas": site.replicas, "max_bytes": settings.hub_state_max_bytes},
+            "audit": {"max_age_seconds": settings.hub_audit_days * 86_400, "max_bytes": settings.hub_audit_bytes},
+            "backends": {name: backend.model_dump() for name, backend in settings.hub_backends.items()},
+            "oidc": _oidc(settings, site, directory),
             "api_packages": settings.hub_api_packages,
             "runners": runners,
             "max_projects_per_account": settings.hub_max_projects_per_account,
+            "share_changes_per_minute": settings.hub_share_changes,
         }
     )
     return json.dumps(program.model_dump(mode="json"), indent=2) + "\n"

@@ -12,6 +12,9 @@ from natskit.settings import Settings
 from natskit.topology import Topology
 from roles.files import WrittenFile, checked_file, private_directory
 
+CERTIFICATES = {"nats": {"host": "", "route": ROUTES}, "hub": {"host": ""}, "proxy": {"host": PROXY}}
+"""The certificates of each role, by the names of their files on the host, and which folder's CA signs them."""
+
 
 def install(settings: Settings, identity: Identity, role: str, directory: Path, owner: str) -> list[WrittenFile]:
     """Give a role's folder a certificate of its host and role, its key and the CA; what changed is in the answer.
@@ -21,10 +24,10 @@ def install(settings: Settings, identity: Identity, role: str, directory: Path, 
     """
     private_directory(directory / "tls", owner)
     vault = identity.files
-    files = _certificate(settings, vault.at(PROXY) if role == "proxy" else vault, role, "host")
-    files["ca.crt"] = _authority(vault)
+    files = {"ca.crt": _authority(vault)}
+    for name, folder in CERTIFICATES[role].items():
+        files |= _certificate(settings, vault.at(folder), role, name)
     if role == "nats":
-        files |= _certificate(settings, vault.at(ROUTES), role, "route")
         files["route-ca.crt"] = _authority(vault.at(ROUTES))
     if role in ("nats", "hub"):
         files["proxy-ca.crt"] = _authority(vault.at(PROXY))
@@ -45,9 +48,9 @@ def used(site: Topology) -> list[str]:
     """The certificates of the platform's CAs that programs use: their paths within the identity, without ``.crt``."""
     proxy = site.proxy[0]
     found = [] if proxy.proxy_certificate or proxy.proxy_certificate_on_host else ["tls/proxy"]
-    for role, folders in (("nats", ("", f"{ROUTES}/")), ("hub", ("",)), ("proxy", (f"{PROXY}/",))):
+    for role, names in CERTIFICATES.items():
         for settings in getattr(site, role) if proxy.platform_tls else ():
-            found += [f"{folder}tls/hosts/{_host(settings, role)}" for folder in folders]
+            found += [str(Path(folder, "tls", "hosts", _host(settings, role))) for folder in names.values()]
     return found
 
 

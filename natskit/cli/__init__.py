@@ -11,6 +11,8 @@ import click
 
 from natskit import core_dumps
 from natskit.cli.account import account
+from natskit.cli.audit import audit
+from natskit.cli.backend import backend
 from natskit.cli.execute import execute
 from natskit.cli.health import ready, status
 from natskit.cli.identity import identity
@@ -47,7 +49,7 @@ def cli(context: click.Context, directory: str) -> None:
     context.obj = directory
 
 
-for command in (account, project, runner, execute, status, ready, identity, render, init):
+for command in (account, project, runner, execute, audit, backend, status, ready, identity, render, init):
     cli.add_command(command)
 for command in (rotate, diff, push, delete_account):
     identity.add_command(command)

@@ -49,7 +49,10 @@ def encrypt(platform: str, directory: Path | None) -> None:
 
     directory = directory or default(platform)
     number = vault.encrypt(directory)
-    click.echo(f"{directory} is encrypted; {number} secrets were readable before.")
+    if (directory / "natskit.json").exists():
+        click.echo(f"{directory} is encrypted; {number} secrets were readable before.")
+    else:
+        click.echo(f"{directory} is encrypted from the start: the first deploy makes the platform's keys there.")
     for path in vault.unknown_files(directory):
         click.echo(f"{path} is left as it is: natskit does not know whether it is secret", err=True)
 

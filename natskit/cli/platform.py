@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pwd
+import socket
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -49,7 +52,9 @@ class Platform:
         from natskit.client import Client
 
         creds, ca_file = self.creds("platform_admin"), self["nats_ca_file"]
-        return await Client.admin(self["nats_urls"], creds, ca_file=ca_file, name=name, patience=patience)
+        return await Client.admin(
+            self["nats_urls"], creds, ca_file=ca_file, name=name, patience=patience, said_by=os_user()
+        )
 
     def creds(self, user: str) -> CredsText:
         """The creds of a user of the operator, sealed or not. Raises :class:`IdentityError`."""
@@ -65,6 +70,16 @@ class Platform:
             raise SettingsError(
                 f"{self.directory / 'platform.json'} has no {key}: another version wrote it, deploy again"
             ) from None
+
+
+def os_user() -> str:
+    """Who runs this command, as this machine says: ``ada@laptop``, or ``root (ada by sudo)@laptop``."""
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        name = f"uid {os.getuid()}"
+    sudo = os.environ.get("SUDO_USER", "")
+    return f"{name} ({sudo} by sudo)@{socket.gethostname()}" if sudo else f"{name}@{socket.gethostname()}"
 
 
 def with_client(directory: str, work: Callable[[Client], Coroutine[Any, Any, T]]) -> T:

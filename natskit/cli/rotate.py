@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shlex
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,6 +30,7 @@ T = TypeVar("T")
 DYNAMIC = ("browser", "project", "runner")
 DEPLOY_SECONDS = 1800
 _LAST_LINES = 15
+_COMPLETE = "--> Results"
 
 
 @click.command()
@@ -70,57 +72,73 @@ def rotate(directory: str, kind: Kind, yes: bool, now: bool, wait: int | None, n
     from natskit.rotation import Rotation
 
     platform = Platform.find(directory)
-    identity = Identity.load(Path(platform["identity"]), write=True)
-    pending = identity.pending_rotation
-    if pending is not None and pending["kind"] != kind:
-        raise NatskitError(
-            f"a rotation of {pending['kind']} is under way: run `natskit identity rotate {pending['kind']}` to the end"
-        )
-    live = _Live(platform, deploys=not no_deploy, deployed=deployed)
     # As long as an authorisation is good: by then each connection was made anew, with a new key.
     patience = float(wait if wait is not None else int(platform["authorization_ttl"] * 1.1) + 30)
-    if not yes:
-        click.echo(consequences(kind, live.connections(identity), len(platform["nats"]), now, patience))
-        click.confirm("Go on?" if pending else "Begin?", abort=True)
-    began = time.monotonic()
+    live = _Live(platform, deploys=not no_deploy, deployed=deployed)
+    began = 0.0
 
     def say(text: str) -> None:
         click.echo(f"{time.monotonic() - began:6.1f} s  {text}")
 
-    Rotation(identity, live, say, cookie_seconds=platform["session_sliding"], patience=patience).run(kind, urgent=now)
-    say("done: the old keys are refused everywhere")
+    with _alone(Path(platform["identity"])):
+        identity = Identity.load(Path(platform["identity"]), write=True)
+        pending = (identity.pending_rotation or {}).get("kind", kind)
+        if pending != kind:
+            raise NatskitError(
+                f"a rotation of {pending} is under way: run `natskit identity rotate {pending}` to the end"
+            )
+        if not yes:
+            memory = "memory" in platform["resolvers"].values()
+            click.echo(consequences(kind, live.connections(identity), len(platform["nats"]), now, patience, memory))
+            click.confirm("Go on?" if identity.pending_rotation else "Begin?", abort=True)
+        began = time.monotonic()
+        rotation = Rotation(identity, live, say, cookie_seconds=platform["session_sliding"], patience=patience)
+        rotation.run(kind, urgent=now)
+        say("done: the old keys are refused everywhere")
 
 
-def consequences(kind: Kind, connected: Counter[str], servers: int, urgent: bool, patience: float) -> str:
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """One at a time; a deploy may run beside it."""
+    fd = os.open(directory / "rotation.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise NatskitError(f"another rotation of {directory} is running: wait until it has ended") from None
+        yield
+    finally:
+        os.close(fd)
+
+
+def consequences(kind: Kind, connected: Counter[str], servers: int, urgent: bool, patience: float, memory: bool) -> str:
     """What a rotation does to who is connected, for whoever is about to begin it."""
     everybody = ", ".join(f"{connected[who]} {who}s" for who in DYNAMIC)
     cut = "is cut at once and comes back within seconds; projects keep running"
+    hubs = "Hubs restart one after the other"
     match kind:
         case "hub-keys" if urgent:
-            text = (
-                f"Hubs restart one after the other. Then every browser, project and runner {cut}. Everybody has to "
-                "sign in again."
-            )
+            text = f"{hubs}. Then every browser, project and runner {cut}. Everybody has to sign in again."
         case "hub-keys" if patience:
             text = (
-                "Hubs restart one after the other; nobody who is connected is cut by that. Each connection is made "
-                f"anew when its authorisation expires, as always; that is waited for, {patience / 60:.0f} minutes at "
-                "the most. Nobody has to sign in again."
+                f"{hubs}; projects reconnect once for their new creds, and keep running. Nobody else is cut: each "
+                "connection is made anew when its authorisation expires, as always; that is waited for, "
+                f"{patience / 60:.0f} minutes at the most. Nobody has to sign in again."
             )
         case "hub-keys":
             text = (
-                "Hubs restart one after the other. Then every browser, project and runner that is still connected by "
-                f"an old key {cut}. Nobody has to sign in again."
+                f"{hubs}. Then every browser, project and runner that is still connected by an old key {cut}. Nobody "
+                "has to sign in again."
             )
         case "project-keys":
             text = (
-                "Each project and runner reconnects once, by itself, and projects keep running. Browsers stay "
-                "connected. Hubs restart one after the other, twice."
+                f"{hubs}, twice. Each project and runner reconnects once, by itself, and projects keep running. "
+                "Browsers stay connected."
             )
         case "nats-account":
             text = (
-                "Hubs restart one after the other. No browser, project or runner reconnects. A natskit command that "
-                "runs in another terminal is cut."
+                f"{hubs}. No browser, project or runner reconnects. A natskit command that runs in another terminal is "
+                "cut."
             )
         case "operator-signing-key":
             text = (
@@ -128,6 +146,11 @@ def consequences(kind: Kind, connected: Counter[str], servers: int, urgent: bool
                 "connected to one that stops reconnects"
                 + (" to another at once." if servers > 1 else " when it is back, after a few seconds.")
             )
+    if memory and kind != "project-keys":
+        text += (
+            " nats_resolver is memory: nats-server also reloads its configuration for other NATS accounts, and cuts "
+            "every browser, project and runner at each reload; they come back within seconds."
+        )
     return click.wrap_text(f"Connected now: {everybody}. {text}", 100)
 
 
@@ -140,6 +163,8 @@ def _each(servers: int) -> str:
 @click.pass_obj
 def diff(directory: str, as_json: bool) -> None:
     """Show where the NATS accounts here and those the nats-servers use differ; exit 1 if they do.
+
+    The keys of the operator that a nats-server believes are compared as well; a deploy brings those, not `push`.
 
     \b
     Examples:
@@ -285,9 +310,13 @@ class _Live:
                 timeout=DEPLOY_SECONDS,
                 check=False,
             )
-        if done.returncode != 0:
-            said = (done.stdout + done.stderr).strip().splitlines()[-_LAST_LINES:]
-            raise NatskitError("the deploy failed; run this again when it can succeed:\n" + "\n".join(said))
+        said = done.stdout + done.stderr
+        # pyinfra that is interrupted ends with 0, but has no results then.
+        if done.returncode != 0 or _COMPLETE not in said:
+            raise NatskitError(
+                "the deploy failed; run this again when it can succeed:\n"
+                + "\n".join(said.strip().splitlines()[-_LAST_LINES:])
+            )
 
     def operator_keys(self) -> dict[str, Collection[str]]:
         from natskit.identity import Identity
@@ -300,8 +329,10 @@ class _Live:
         found: Counter[str] = Counter()
         for each in self._all(identity):
             if each.get("issuer_key") in identity.retiring_keys:
-                kind = str(each.get("authorized_user", "")).partition(".")[0]
-                found[f"{kind}s" if kind in DYNAMIC else str(each.get("name", "a client"))] += 1
+                kind, name = str(each.get("authorized_user", "")).partition(".")[0], str(each.get("name", ""))
+                hub = name.rpartition("-")[0]
+                other = f"hub {hub}" if hub in self._platform["hubs"] else name or "client without a name"
+                found[f"{kind}s" if kind in DYNAMIC else other] += 1
         return dict(found)
 
     def connections(self, identity: Identity) -> Counter[str]:

@@ -10,12 +10,17 @@ from typing import Any
 
 from natskit.hub.passwords import Passwords, one_time_password
 from natskit.hub.projects import Projects
-from natskit.hub.records import Account, EmailClaim, email_key
+from natskit.hub.records import Account, EmailClaim, email_key, external_key
 from natskit.hub.sessions import Sessions
 from natskit.hub.state import AccountRecord, State
 from natskit.rpc import RpcError
 
 _EMAIL = re.compile(r"[^@\s]{1,64}@[^@\s]{1,190}")
+
+
+def is_email(text: str) -> bool:
+    """Whether a text looks like an e-mail address."""
+    return _EMAIL.fullmatch(text.strip()) is not None
 
 
 class Accounts:
@@ -47,6 +52,54 @@ class Accounts:
         account = Account(email=email, password_hash=hashed, one_time=password is None, created_at=time.time())
         await self._state.accounts.change(account_id, lambda old: old or account)
         return {"account_id": account_id, "email": email} | ({"password": given} if password is None else {})
+
+    async def of_external(
+        self, issuer: str, subject: str, email: str, *, made_by: str, check: Callable[[Account | None], None]
+    ) -> tuple[str, Account, bool]:
+        """The account of somebody who is known elsewhere, made or linked on first use; whether it was made now.
+
+        ``check`` is called every time: with the account that is theirs, or on first use has this e-mail, or with
+        ``None`` before one is made. It raises if that may not be. Raises :class:`RpcError` for what is no e-mail.
+        """
+        found = self._state.account_by_external(issuer, subject)
+        if found is None:
+            await self._state.accounts.find(external_key(issuer, subject))  # another hub may just have made it
+            found = self._state.account_by_external(issuer, subject)
+        if found is not None:
+            check(found[1])
+            return (*found, False)
+        email = email.strip()
+        if not _EMAIL.fullmatch(email):
+            raise RpcError("invalid_params", f"{email[:80]!r} is no e-mail address")
+        taken = self._state.account_by_email(email)
+        check(taken[1] if taken else None)
+        # In this order: who finds the account made, by another hub at this moment, finds whose it is, too.
+        account_id = await self._reserve(email_key(email), taken[0] if taken else str(uuid.uuid4()))
+        await self._reserve(external_key(issuer, subject), account_id)
+        fresh = Account(email=email, password_hash="", made_by=made_by, created_at=time.time())
+        account = await self._state.accounts.change(account_id, lambda old: old or fresh)
+        assert isinstance(account, Account)
+        if taken is None and account.made_by != made_by:  # an administrator was quicker
+            try:
+                check(account)
+            except RpcError:
+                await self._state.accounts.change(external_key(issuer, subject), lambda _: None)
+                raise
+        return account_id, account, account == fresh
+
+    async def _reserve(self, key: str, account_id: str) -> str:
+        """Claim a key for an account, unless another one that exists has it; whose it is then."""
+
+        def mutate(old: AccountRecord | None) -> AccountRecord:
+            if isinstance(old, EmailClaim) and self._state.account(old.account_id) is not None:
+                return old
+            if isinstance(old, EmailClaim) and key.startswith("email."):  # taken over, as by an administrator
+                return old.model_copy(update={"taken_at": time.time()})
+            return EmailClaim(account_id=account_id)
+
+        claim = await self._state.accounts.change(key, mutate)
+        assert isinstance(claim, EmailClaim)
+        return claim.account_id
 
     async def by_email(self, email: str) -> tuple[str, Account]:
         """The account with this e-mail. Raises :class:`RpcError`."""

@@ -9,9 +9,10 @@ import os
 import signal
 import ssl
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nats.errors
 import uvicorn
@@ -20,6 +21,8 @@ from natskit.connection import Connection, connect, request
 from natskit.errors import IdentityError, SettingsError, StateError
 from natskit.hub import https
 from natskit.hub.accounts import Accounts
+from natskit.hub.audit import Audit
+from natskit.hub.backend import Backends
 from natskit.hub.bucket import ensure_probe_bucket
 from natskit.hub.callout import Callout
 from natskit.hub.connections import Connections
@@ -38,6 +41,9 @@ from natskit.permissions import inbox_prefix
 from natskit.program import cancel
 from natskit.rpc import load_methods
 
+if TYPE_CHECKING:
+    from natskit.hub.oidc import Oidc
+
 log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 5.0
@@ -51,11 +57,14 @@ class Hub:
     ready: bool
     """Whether everything was started, and nothing was stopped yet."""
     metrics: Metrics
+    audit: Audit
     state: State
     tokens: Tokens
     connections: Connections
     sessions: Sessions
     accounts: Accounts
+    backends: Backends
+    oidc: Oidc | None
     projects: Projects
     runners: Runners
     services: Services
@@ -63,12 +72,15 @@ class Hub:
     def __init__(self, program: HubProgram) -> None:
         self.program = program
         self.metrics = Metrics()
+        self.audit = Audit(program.name, program.state.replicas, program.audit, self.metrics)
         self._started = time.time()
         self.ready = False
         self._tasks: list[asyncio.Task[None]] = []
         self._nats: dict[str, Connection] = {}
         self._methods = load_methods("natskit.hub", "natskit_hub", program.api_packages)
-        self.tokens = Tokens(HubKeys.read(program.keys), program.authorization_ttl_seconds)
+        keys = HubKeys.read(program.keys)
+        self.tokens = Tokens(keys, program.authorization_ttl_seconds)
+        self._new_oidc = _oidc(program, keys)
         self._passwords = Passwords(program.password)
 
     async def start(self) -> None:
@@ -94,9 +106,13 @@ class Hub:
         )
         self.runners = Runners(self.state)
         self.accounts = Accounts(self.state, self._passwords, self.sessions, self.projects, self.connections.cut_now)
+        self.backends = Backends(self.program.backends, self.accounts, self.sessions, self.audit)
+        parts = self.state, self.accounts, self.sessions, self.audit
+        self.oidc = self._new_oidc(*parts) if self._new_oidc else None
         self.services = Services(self, self._methods, self.metrics)
         self.metrics.watch(self.gauges, self.services.pings)
-        self._callout = Callout(self._nats["auth"], self.state, self.tokens, self.metrics)
+        self._callout = Callout(self._nats["auth"], self.state, self.tokens, self.metrics, self.audit)
+        self._spawn(self.audit.run(platform))
         self._spawn(self.state.follow())
         for bucket in self.state.buckets:
             await bucket.current.wait()
@@ -119,6 +135,8 @@ class Hub:
             await asyncio.wait_for(self._callout.stop(), 1)
             await self.services.stop(DRAIN_SECONDS)
         await cancel(self._tasks)
+        if "platform" in self._nats:
+            await self.audit.finish(self._nats["platform"])
         for connection in self._nats.values():
             with contextlib.suppress(nats.errors.Error, TimeoutError):
                 await asyncio.wait_for(connection.flush(), 1)
@@ -146,6 +164,7 @@ class Hub:
         """The hub's metrics of this moment."""
         out = {"natskit_hub_healthy": float(not self.problems()), "natskit_hub_start_time_seconds": self._started}
         if hasattr(self, "state"):
+            out |= self.audit.gauges()
             for bucket in self.state.buckets:
                 out[f"natskit_hub_state_{bucket.name}_keys"] = float(len(bucket.entries))
                 out[f"natskit_hub_state_{bucket.name}_sequence"] = float(bucket.applied)
@@ -178,6 +197,15 @@ class Hub:
         task = asyncio.create_task(work)
         task.add_done_callback(_die_loudly)
         self._tasks.append(task)
+
+
+def _oidc(program: HubProgram, keys: HubKeys) -> Callable[[State, Accounts, Sessions, Audit], Oidc] | None:
+    """What makes the door of the OpenID provider, if there is one. Raises :class:`SettingsError`."""
+    if program.oidc is None:
+        return None
+    from natskit.hub.oidc import Oidc, client_secret, cookie_key  # authlib: 10 MB that most hubs do not need
+
+    return partial(Oidc, program.oidc, client_secret(program.oidc), cookie_key(keys.auth_signing_seed))
 
 
 async def serve(program: HubProgram) -> None:

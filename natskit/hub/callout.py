@@ -20,6 +20,7 @@ from nats.aio.subscription import Subscription
 
 from natskit.connection import Connection
 from natskit.errors import ClaimsError, StateError
+from natskit.hub.audit import Audit
 from natskit.hub.bucket import LAG_SECONDS
 from natskit.hub.metrics import Metrics
 from natskit.hub.state import State
@@ -43,11 +44,12 @@ _STANDARD_ALPHABET = str.maketrans("-_", "+/")
 class Callout:
     """Answers the callouts of one hub."""
 
-    def __init__(self, connection: Connection, state: State, tokens: Tokens, metrics: Metrics) -> None:
+    def __init__(self, connection: Connection, state: State, tokens: Tokens, metrics: Metrics, audit: Audit) -> None:
         self._connection = connection
         self._state = state
         self._tokens = tokens
         self._metrics = metrics
+        self._audit = audit
         self._cost = 0.001
         self._slice_began = 0.0
         self._subscription: Subscription | None = None
@@ -131,6 +133,7 @@ class Callout:
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             self._metrics.callouts.labels("malformed").inc()
             return b""
+        holder = None
         try:
             holder, public_key, issued_at, bearer = self._tokens.holder(token, now)
             if not bearer and not _is_signed(nonce, signature, public_key):
@@ -144,6 +147,9 @@ class Callout:
                 raise ClaimsError(f"{holder.kind} {holder.id} may not connect (any more)")
         except ClaimsError as error:
             log.info("connect refused: %s", error)
+            account = holder.id if holder is not None and holder.kind == "browser" else "-"
+            address = str(client.get("host") or "")
+            self._audit.record_of_stranger("connect", reason=str(error), account=account, address=address)
             self._metrics.callouts.labels("refused").inc()
             return self._tokens.response(user_nkey=user_nkey, server_id=server_id, now=now, error="not authorized")
         self._metrics.callouts.labels("granted").inc()

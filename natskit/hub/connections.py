@@ -9,10 +9,11 @@ all connections are compared. Every hub does so, whoever authorised what. So a r
   after a change. A view that is older than that is noticed to be so within 1.5 s (:mod:`natskit.hub.bucket`), its hub
   does not authorise until it has caught up, and what it then learns are changes, which it acts on itself;
 - *a kick is lost*: the same comparisons find the connection once more;
-- *a nats-server is cut off*: nobody can reach it, so its clients keep what they had, among themselves; those who come
-  to it are authorised by a hub on its side for as long as that takes its view for current, at most
-  :data:`~natskit.hub.bucket.CHECK_SECONDS` and the time of one request, and then by none. When it is back, which is
-  looked for each second, all connections are compared;
+- *a nats-server is cut off*: nobody can reach it, so its clients keep what they had, among themselves. Who comes to it
+  anew is authorised only by a hub on its side, and only while that takes its view for current. Where the stream's
+  leader was cut off too, it steps down 10 to 20 s later (``raft.go``, ``lostQuorumInterval``), which the hub notices
+  after :data:`~natskit.hub.bucket.CHECK_SECONDS` and a request at the latest: less than half a minute in all. When the
+  server is back, which is looked for each second, all connections are compared;
 - *no hub runs*, or all that fails: the authorisation itself ends after ``authorization_ttl_seconds`` (900 s, and up to
   a tenth more), and nats-server then drops the connection without asking anybody.
 """
@@ -176,7 +177,7 @@ class Connections:
                 if well and (new := await self._answering() - self._servers):
                     log.info("nats-servers are there: %s", ", ".join(sorted(new)))
                     self._servers |= new
-                    await self._compare({})
+                    self._all_soon.set()  # not here: there it is seen to that this takes a part of the time alone
             await asyncio.sleep(NEW_SECONDS)
 
     async def _answering(self) -> set[str]:

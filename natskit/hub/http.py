@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +12,21 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from natskit.errors import SignInError, StateError
+from natskit.hub.accounts import is_email
+from natskit.hub.answers import (
+    RefusedError,
+    address_of,
+    agent_of,
+    description,
+    json_object,
+    max_age,
+    read_body,
+    set_session_cookie,
+)
 from natskit.hub.caller import Caller
-from natskit.hub.projects import iso
+from natskit.hub.doors import Doors
 from natskit.hub.sessions import SignedIn
 from natskit.identity.claims import COOKIE
-from natskit.permissions import inbox_prefix
 from natskit.rpc import RpcError
 
 if TYPE_CHECKING:
@@ -25,18 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NATS_PATH = "/nats"
 LARGEST_BODY = 1024 * 1024
 """The same as nats-server's default ``max_payload``: what fits over NATS fits here."""
-
-
-class _RefusedError(Exception):
-    """A request that gets an error instead of an answer."""
-
-    def __init__(self, status: int, code: str, message: str, retry_after: int | None = None) -> None:
-        super().__init__(message)
-        headers = {"Retry-After": str(retry_after)} if retry_after is not None else None
-        self.response = JSONResponse({"error": {"code": code, "message": message}}, status, headers)
 
 
 class Pages:
@@ -54,11 +53,12 @@ class Pages:
             Route("/api/rpc", self.rpc, methods=["POST"]),
             Route("/healthz", self.healthz, methods=["GET"]),
             Route("/metrics", self.metrics, methods=["GET"]),
+            *Doors(self._hub).routes(),
         ]
         handlers: dict[Any, Any] = {
-            _RefusedError: lambda _, error: error.response,
-            SignInError: lambda _, error: _RefusedError(401, "signed_out", str(error)).response,
-            StateError: lambda _, error: _RefusedError(503, "unavailable", str(error)).response,
+            RefusedError: lambda _, error: error.response,
+            SignInError: lambda _, error: RefusedError(401, "signed_out", str(error)).response,
+            StateError: lambda _, error: RefusedError(503, "unavailable", str(error)).response,
         }
         app = Starlette(routes=routes, exception_handlers=handlers)
         # A redirect would name the host the request named, and http:// behind the proxy.
@@ -70,19 +70,27 @@ class Pages:
         body = await self._json(request)
         email, password = body.get("email"), body.get("password")
         if not isinstance(email, str) or not isinstance(password, str) or len(email) > 320:
-            raise _RefusedError(400, "invalid_request", "sign-in needs an email and a password")
+            raise RefusedError(400, "invalid_request", "sign-in needs an email and a password")
         try:
-            signed_in = await self._hub.sessions.sign_in(
-                email, password, _address(request), request.headers.get("user-agent", "")
-            )
+            signed_in = await self._hub.sessions.sign_in(email, password, address_of(request), agent_of(request))
         except SignInError as error:
             self._hub.metrics.sign_ins.labels("refused").inc()
-            log.info("sign-in refused from %s", _address(request))
-            raise _RefusedError(401, "wrong_credentials", str(error)) from None
+            self._refused(request, error.reason, error.account_id, email)
+            log.info("sign-in refused from %s", address_of(request))
+            raise RefusedError(401, "wrong_credentials", str(error)) from None
         except RpcError as error:
-            raise _RefusedError(503, error.kind, error.message, error.data.get("retry_after")) from None
+            self._refused(request, "limit", "-", email)
+            raise RefusedError(503, error.kind, error.message, error.data.get("retry_after")) from None
+        self._hub.audit.record_of_account(
+            "sign_in",
+            account=signed_in.session.account_id,
+            session_id=signed_in.session_id,
+            email=signed_in.account.email,
+            address=address_of(request),
+            user_agent=agent_of(request),
+        )
         self._hub.metrics.sign_ins.labels("ok").inc()
-        log.info("signed in: account %s from %s", signed_in.session.account_id, _address(request))
+        log.info("signed in: account %s from %s", signed_in.session.account_id, address_of(request))
         return self._signed_in(signed_in)
 
     async def session(self, request: Request) -> Response:
@@ -93,7 +101,7 @@ class Pages:
         """End the session and cut its connections. Without a session there is nothing to do."""
         self._check_origin(request)
         try:
-            session_id, _, _ = await self._hub.sessions.check(request.cookies.get(COOKIE, ""))
+            session_id, session, account = await self._hub.sessions.check(request.cookies.get(COOKIE, ""))
         except SignInError:
             pass
         else:
@@ -101,8 +109,16 @@ class Pages:
             await self._hub.sessions.end(session_id)
             self._hub.connections.cut_now(names)
             await self._hub.connections.cut_outdated()
+            self._hub.audit.record_of_account(
+                "sign_out",
+                account=session.account_id,
+                session_id=session_id,
+                email=account.email,
+                address=address_of(request),
+                user_agent=agent_of(request),
+            )
         response = Response(status_code=204)
-        _set_cookie(response, "", 0)
+        set_session_cookie(response, "", 0)
         return response
 
     async def rpc(self, request: Request) -> Response:
@@ -124,42 +140,33 @@ class Pages:
         """Prometheus. The proxy does not forward this."""
         return PlainTextResponse(self._hub.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    def _signed_in(self, signed_in: SignedIn) -> Response:
-        session, account = signed_in.session, signed_in.account
-        response = JSONResponse(
-            {
-                "account_id": session.account_id,
-                "email": account.email,
-                "must_change_password": account.one_time,
-                "nats": {"path": NATS_PATH, "inbox_prefix": inbox_prefix("browser", session.account_id)},
-                "expires_at": iso(session.expires_at),
-            }
+    def _refused(self, request: Request, reason: str, account_id: str, email: str) -> None:
+        """Note a refused sign-in. Somebody may have typed the password where the e-mail belongs."""
+        self._hub.audit.record_of_stranger(
+            "sign_in",
+            reason=reason,
+            account=account_id,
+            email=email if is_email(email) else "(not an e-mail)",
+            address=address_of(request),
+            user_agent=agent_of(request),
         )
-        _set_cookie(response, signed_in.cookie, int(session.expires_at - session.last_seen))
+
+    def _signed_in(self, signed_in: SignedIn) -> Response:
+        response = JSONResponse(description(signed_in))
+        set_session_cookie(response, signed_in.cookie, max_age(signed_in))
         return response
 
     def _check_origin(self, request: Request) -> None:
         """A browser says which page a POST comes from; other pages, and callers who say nothing, are refused."""
         if request.headers.get("origin") not in self._hub.program.allowed_origins:
-            raise _RefusedError(403, "forbidden_origin", "this page may not call the hub (Origin not allowed)")
+            raise RefusedError(403, "forbidden_origin", "this page may not call the hub (Origin not allowed)")
 
     async def _body(self, request: Request) -> bytes:
         self._check_origin(request)
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > LARGEST_BODY:
-                raise _RefusedError(413, "too_large", f"a request has at most {LARGEST_BODY} bytes")
-        return bytes(body)
+        return await read_body(request, LARGEST_BODY)
 
     async def _json(self, request: Request) -> dict[str, Any]:
-        try:
-            body = json.loads(await self._body(request))
-        except (ValueError, RecursionError):
-            body = None
-        if not isinstance(body, dict):
-            raise _RefusedError(400, "invalid_request", "the request is no JSON object")
-        return body
+        return json_object(await self._body(request))
 
 
 class _Front:
@@ -177,15 +184,5 @@ class _Front:
 
         app = self._app
         if scope["type"] == "http" and scope["path"].startswith("/api/") and not self._hub.ready:
-            app = _RefusedError(503, "unavailable", "this hub is starting; try again in a moment").response
+            app = RefusedError(503, "unavailable", "this hub is starting; try again in a moment").response
         await app(scope, receive, send_uncached if scope["type"] == "http" else send)
-
-
-def _set_cookie(response: Response, value: str, max_age: int) -> None:
-    response.set_cookie(COOKIE, value, max_age=max_age, path="/", secure=True, httponly=True, samesite="strict")
-
-
-def _address(request: Request) -> str:
-    """The proxy overwrites the header, so it says the truth wherever the hub is only reached through it."""
-    forwarded = request.headers.get("x-forwarded-for")
-    return forwarded or (request.client.host if request.client else "")

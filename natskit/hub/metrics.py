@@ -32,6 +32,9 @@ class Metrics:
             registry=self._registry,
         )
         self.sign_ins = Counter("natskit_hub_sign_ins", "Sign-ins, by outcome", ["result"], registry=self._registry)
+        self.audit = Counter(
+            "natskit_hub_audit_events", "Audit events, by outcome", ["result"], registry=self._registry
+        )
         self.cut = Counter("natskit_hub_connections_cut", "Connections cut", registry=self._registry)
 
     def watch(self, gauges: Numbers, counters: Numbers) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -63,6 +64,36 @@ class StateSettings(_Part):
     max_bytes: int = Field(default=128 * 1024**2, ge=1024)
 
 
+class AuditSettings(_Part):
+    """How much of the audit is kept: what is older goes, and so does the oldest beyond ``max_bytes``."""
+
+    max_age_seconds: int = Field(default=365 * 86400, ge=3600)
+    max_bytes: int = Field(default=512 * 1024**2, ge=1024**2)
+
+
+class BackendEntry(_Part):
+    """A trusted backend: the SHA-256 of its token, whose accounts it may open sessions of, where it may come from."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    accounts: Literal["own", "all"] = "own"
+    networks: list[str] = []
+
+
+class OidcSettings(_Part):
+    """Sign-in at an OpenID provider."""
+
+    issuer: str
+    client_id: str
+    client_secret: Path
+    redirect_url: str
+    scopes: list[str] = ["openid", "email"]
+    label: str = "single sign-on"
+    make_accounts: bool = True
+    link_accounts: bool = False
+    domains: list[str] = []
+    ca_file: Path | None = None
+
+
 class RunnerEntry(_Part):
     """A runner the deploy knows: only these may connect."""
 
@@ -86,6 +117,9 @@ class HubProgram(_Part):
     authorization_ttl_seconds: int = Field(default=900, ge=10)
     password: PasswordSettings = PasswordSettings()
     state: StateSettings = StateSettings()
+    audit: AuditSettings = AuditSettings()
+    backends: dict[str, BackendEntry] = {}
+    oidc: OidcSettings | None = None
     api_packages: list[str] = []
     runners: dict[str, RunnerEntry] = {}
     share_changes_per_minute: int = Field(default=10, ge=2)

@@ -34,6 +34,8 @@ class Account(Record):
     another hub, whether or not their records are removed after it."""
     kept_session: str = ""
     """The one that the last change of epoch left alive."""
+    made_by: str = ""
+    """``backend NAME`` or ``oidc`` for an account that was made when it was first used; it has no password."""
 
     def lets_in(self, session_id: str, session: Session) -> bool:
         """Whether a session of this account is one that it still wants."""
@@ -41,7 +43,10 @@ class Account(Record):
 
 
 class EmailClaim(Record):
-    """``accounts/email.{sha256 of the e-mail}``: who has this e-mail; made before the account, so it is unique."""
+    """``accounts/email.{sha256 of the e-mail}``: who has this e-mail; made before the account, so it is unique.
+
+    ``accounts/external.{sha256}`` as well: which account somebody has who signs in elsewhere.
+    """
 
     account_id: str
     taken_at: float = 0
@@ -83,6 +88,10 @@ class Session(Record):
     address: str = ""
     user_agent: str = ""
     last_seen: float = 0
+    via: str = "password"
+    """How it was opened: ``password``, ``oidc``, or ``backend NAME``."""
+    ticket: str = ""
+    """The sha256 of the secret of a ticket that opens the session, and until then there is no cookie for it."""
 
 
 class Runner(Record):
@@ -102,3 +111,10 @@ class Runner(Record):
 def email_key(email: str) -> str:
     """The key of an e-mail's claim in the bucket ``accounts``."""
     return "email." + hashlib.sha256(email.strip().lower().encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def external_key(issuer: str, subject: str) -> str:
+    """The key of the claim of somebody who is known elsewhere: at an OIDC issuer (``oidc URL``) or to a trusted backend
+    (``backend NAME``), as ``subject`` there."""
+    named = f"{issuer}\n{subject}".encode("utf-8", "surrogatepass")
+    return "external." + hashlib.sha256(named).hexdigest()

@@ -22,6 +22,7 @@ from natskit.connection import Connection
 from natskit.errors import NatskitError, StateError
 from natskit.hub.admin import admin_methods
 from natskit.hub.agents import project_methods, runner_methods
+from natskit.hub.audited import record_call
 from natskit.hub.caller import Caller
 from natskit.hub.metrics import Metrics
 from natskit.hub.projects import iso
@@ -176,7 +177,7 @@ class Services:
 
     async def _call(self, kind: Kind, caller: Caller, request: Request, started: float) -> bytes | None:
         """The answer to a request; never raises anything but cancellation."""
-        outcome, answer = "ok", b""
+        outcome, answer, result = "ok", b"", None
         try:
             if request.method in ON_THE_SPOT:
                 result = await self._tables[kind].call(caller, request)
@@ -189,6 +190,7 @@ class Services:
         except Exception as caught:
             error = _as_rpc_error(caught, request)
             outcome, answer = error.kind, encode_error(request.id, error)
+        record_call(self._hub.audit, self._hub.state, caller, request, outcome, result)
         self._metrics.requests.labels(kind, outcome).observe(time.perf_counter() - started)
         return None if request.is_notification else answer
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
+import secrets
 import time
 import uuid
 from collections.abc import Callable
@@ -59,33 +62,71 @@ class Sessions:
         """Open a session. Raises :class:`SignInError`, the same for every reason and after the same work."""
         await self._state.wait_current(2)
         found = self._state.account_by_email(email)
-        right = await self._passwords.verify(found[1].password_hash if found else None, password)
+        right = await self._passwords.verify((found[1].password_hash or None) if found else None, password)
         if found is None or not right or found[1].disabled:
-            raise SignInError("the e-mail or the password is wrong")
-        return await self.open(*found, address, user_agent)
+            raise _refused(found, right)
+        return await self.open(*found, address, user_agent, "password")
 
-    async def open(self, account_id: str, account: Account, address: str, user_agent: str) -> SignedIn:
-        """A new session of an account that was looked at just now. Raises :class:`SignInError` if it changed since."""
+    async def open(self, account_id: str, account: Account, address: str, user_agent: str, via: str) -> SignedIn:
+        """Open a session for who was just found to be this account. Raises :class:`SignInError` if that has changed."""
         now = time.time()
-        absolute = now + self._settings.absolute_seconds
-        session = Session(
-            account_id=account_id,
-            created_at=now,
-            expires_at=min(now + self._settings.sliding_seconds, absolute),
-            absolute_expires_at=absolute,
-            epoch=account.session_epoch,
-            address=address[:64],
-            user_agent=user_agent[:256],
-            last_seen=now,
-        )
+        session = self._new(account_id, account.session_epoch, now, address, user_agent, via)
         session_id = str(uuid.uuid4())
         await self._make_room(account_id)
         await self._store(session_id, lambda _: session)
         if self._state.live_session(session_id) is None:
             # Disabled, or given another password while the old one was looked at: the session is of an earlier epoch.
             await self.end(session_id)
-            raise SignInError("the e-mail or the password is wrong")
+            changed = self._state.account(account_id)
+            raise _refused((account_id, changed) if changed else None, right=True)
         return SignedIn(session_id, session, account, self._tokens.cookie(session_id, session, int(now)))
+
+    async def reserve(self, account_id: str, account: Account, via: str, seconds: int) -> str:
+        """A ticket that opens a session of the account once, within some seconds, wherever it is shown."""
+        secret, session_id, now = secrets.token_urlsafe(32), str(uuid.uuid4()), time.time()
+        session = self._new(account_id, account.session_epoch, now, "", "", via)
+        await self._make_room(account_id)
+        held = session.model_copy(update={"ticket": _digest(secret), "expires_at": now + seconds})
+        await self._store(session_id, lambda _: held, seconds + KEPT_SECONDS)
+        return f"{session_id}.{secret}"
+
+    async def enter(self, ticket: str, address: str, user_agent: str) -> SignedIn:
+        """Open the session of a ticket, which is used up by that. Raises :class:`SignInError`."""
+        session_id, _, secret = ticket.partition(".")
+        held = await self._state.sessions.find(session_id)
+        if held is None or not held.ticket or not hmac.compare_digest(held.ticket, _digest(secret)):
+            raise SignInError("this address was used already, or is wrong", reason="unknown ticket")
+        account, now = self._state.account(held.account_id), time.time()
+        if account is None or not account.lets_in(session_id, held):
+            raise SignInError("this account may not use the platform", reason="disabled", account_id=held.account_id)
+        if held.expires_at <= now:
+            raise SignInError("this address is too old", reason="old ticket", account_id=held.account_id)
+        opened = self._new(held.account_id, held.epoch, now, address, user_agent, held.via)
+
+        def use(old: Session | None) -> Session:
+            if old is None or old.ticket != held.ticket:
+                raise SignInError("this address was used already, or is wrong", reason="used ticket")
+            return opened
+
+        await self._store(session_id, use)
+        if self._state.live_session(session_id) is None:
+            await self.end(session_id)
+            raise SignInError("the session has ended", reason="ended meanwhile", account_id=held.account_id)
+        return SignedIn(session_id, opened, account, self._tokens.cookie(session_id, opened, int(now)))
+
+    def _new(self, account_id: str, epoch: int, now: float, address: str, user_agent: str, via: str) -> Session:
+        absolute = now + self._settings.absolute_seconds
+        return Session(
+            account_id=account_id,
+            created_at=now,
+            expires_at=min(now + self._settings.sliding_seconds, absolute),
+            absolute_expires_at=absolute,
+            epoch=epoch,
+            address=address[:64],
+            user_agent=user_agent[:256],
+            last_seen=now,
+            via=via,
+        )
 
     async def check(self, cookie: str) -> tuple[str, Session, Account]:
         """The live session a cookie names. Raises :class:`SignInError`."""
@@ -163,7 +204,20 @@ class Sessions:
         for _, session_id in by_age[: max(0, len(by_age) - MOST + 1)]:
             await self.end(session_id)
 
-    async def _store(self, session_id: str, mutate: Callable[[Session | None], Session | None]) -> Session | None:
+    async def _store(
+        self, session_id: str, mutate: Callable[[Session | None], Session | None], lives: int | None = None
+    ) -> Session | None:
         """JetStream drops the record by itself when the session is long over, since it may never be asked for again."""
-        lives = self._settings.sliding_seconds + KEPT_SECONDS
+        lives = lives or self._settings.sliding_seconds + KEPT_SECONDS
         return await self._state.sessions.change(session_id, mutate, ttl=f"{lives}s")
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _refused(found: tuple[str, Account] | None, right: bool) -> SignInError:
+    """The same words for everyone; the reason is for the audit."""
+    reason = "unknown e-mail" if found is None else "disabled" if found[1].disabled and right else "wrong password"
+    account_id = found[0] if found is not None else "-"
+    return SignInError("the e-mail or the password is wrong", reason=reason, account_id=account_id)

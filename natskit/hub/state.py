@@ -13,7 +13,17 @@ from natskit.connection import Connection
 from natskit.hub.bucket import Bucket
 from natskit.hub.pace import Pace
 from natskit.hub.program import RunnerEntry, StateSettings
-from natskit.hub.records import Account, EmailClaim, Membership, Project, Record, Runner, Session, email_key
+from natskit.hub.records import (
+    Account,
+    EmailClaim,
+    Membership,
+    Project,
+    Record,
+    Runner,
+    Session,
+    email_key,
+    external_key,
+)
 
 PROJECTS_AT_ONCE = 6
 """One owner may change what one account may do this many times as often as a single project's rights: sharing several
@@ -113,6 +123,14 @@ class State:
         account = self.account(claim.account_id)
         return (claim.account_id, account) if account else None
 
+    def account_by_external(self, issuer: str, subject: str) -> tuple[str, Account] | None:
+        """The account of somebody who is known elsewhere (:func:`external_key`)."""
+        claim = self.accounts.get(external_key(issuer, subject))
+        if not isinstance(claim, EmailClaim):
+            return None
+        account = self.account(claim.account_id)
+        return (claim.account_id, account) if account else None
+
     def all_accounts(self) -> list[tuple[str, Account]]:
         """Every account."""
         return [(k, e.value) for k, e in self.accounts.entries.items() if isinstance(e.value, Account)]
@@ -143,10 +161,10 @@ class State:
         return set(self._sessions_of.get(account_id, ()))
 
     def live_session(self, session_id: str) -> tuple[Session, Account] | None:
-        """A session that may be used now, and its account."""
+        """A session that may be used now, and its account; not one that its ticket has yet to open."""
         session = self.sessions.get(session_id)
         account = self.account(session.account_id) if session is not None else None
-        if session is None or account is None or session.expires_at <= time.time():
+        if session is None or account is None or session.ticket or session.expires_at <= time.time():
             return None
         return (session, account) if account.lets_in(session_id, session) else None
 
@@ -244,10 +262,14 @@ class State:
             return
         if not isinstance(new, Account) or (new.disabled and not old.disabled):
             self._locked_out(self.names_of_account(key))
-        elif new.session_epoch != old.session_epoch:
-            self._ended(self.names_of_account(key, but=new.kept_session))
-        if isinstance(new, Account) and new.one_time != old.one_time:
-            self._changed(self.names_of_account(key))
+            self._tags.pop(key, None)
+            return
+        ended: set[str] = set()
+        if new.session_epoch != old.session_epoch:
+            ended = self.names_of_account(key, but=new.kept_session)
+            self._ended(ended)
+        if new.one_time != old.one_time:
+            self._changed(self.names_of_account(key) - ended)
             self._tags.pop(key, None)
 
     def _on_project(self, key: str, new: Project | None) -> None:
@@ -297,7 +319,7 @@ class State:
 
 
 def _parse_account(key: str, data: bytes) -> AccountRecord:
-    model: type[Record] = EmailClaim if key.startswith("email.") else Account
+    model: type[Record] = EmailClaim if key.startswith(("email.", "external.")) else Account
     return model.model_validate_json(data)  # type: ignore[return-value]
 
 

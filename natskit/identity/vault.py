@@ -29,6 +29,7 @@ KEY = "age-identity.age"
 SEALED = ".age"
 SECRETS = (".nk", ".creds", ".key")
 """Ends of the names of files with a secret in them: seeds, creds, private keys of certificates."""
+_SEALED_SECRETS = tuple(name + SEALED for name in SECRETS)
 PUBLIC = (".jwt", ".crt", ".json", ".lock")
 
 LEAST_WORK = 18
@@ -125,7 +126,7 @@ def plain_secrets(directory: Path) -> list[Path]:
 
 def unknown_files(directory: Path) -> list[Path]:
     """Files of which natskit does not know whether they are secret, and which it therefore leaves alone."""
-    known = (*SECRETS, *PUBLIC, *(name + SEALED for name in SECRETS))
+    known = (*SECRETS, *PUBLIC, *_SEALED_SECRETS)
     files = (path for path in directory.rglob("*") if path.is_file())
     return sorted(path for path in files if path.name != KEY and not path.name.endswith(known))
 
@@ -156,7 +157,7 @@ def decrypt(directory: Path) -> int:
             raise IdentityError(f"{directory} is not encrypted: there is no {KEY} in it")
         key = _unlock(directory / KEY)
         _remove_temporaries(directory)
-        files = sorted(path for path in directory.rglob(f"*{SEALED}") if path != directory / KEY)
+        files = sorted(path for path in directory.rglob("*") if path.name.endswith(_SEALED_SECRETS))
         for path in files:
             write_private(path.with_name(path.name.removesuffix(SEALED)), _open(path, key))
             _remove(path)
@@ -265,6 +266,7 @@ def _write_key(path: Path, key: Any, text: str) -> None:
     content = seal_with(lines.encode(), text)
     write_private(path, content)
     _unlocked[content] = key
+    passphrase.remember(text)
 
 
 def _seal(data: bytes, key: Any) -> bytes:

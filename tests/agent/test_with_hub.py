@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,12 +18,15 @@ import pytest
 
 from natskit.client import Client
 from natskit.connection import Connection, NatsServers, connect
-from natskit.errors import ConnectionLostError
+from natskit.errors import ConnectionLostError, NatskitError
+from natskit.hub.tokens import Tokens
 from natskit.identity import nkey
+from natskit.identity.claims import format_creds
+from natskit.identity.files import write_private
 from natskit.permissions import inbox_prefix
 from natskit.rpc import RpcError
 from natskit.runner.processes import processes_of
-from tests.hub.site import Site
+from tests.hub.site import NO_TLS, Site
 
 from .conftest import until_async
 
@@ -98,7 +102,7 @@ class Platform:
 
     async def connections(self) -> list[dict[str, Any]]:
         """Those of the NATS account PLATFORM, from the server itself."""
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(verify=NO_TLS) as client:
             answer = await client.get(f"http://127.0.0.1:{self.site.monitor_port}/connz?auth=true")
         return [c for c in answer.json()["connections"] if c.get("authorized_user")]
 
@@ -253,6 +257,46 @@ async def test_a_moved_project_is_another_runners(admin: Client, project: dict[s
     assert not (await admin.call_hub("rotate_project_keys", project_id=project_id))["rotated"]
     await admin.call_hub("project_move", project_id=project_id, runner="local")
     assert (await admin.call_hub("start_project", project_id=project_id, wait=40))["state"] == "running"
+
+
+async def test_a_replaced_runner_and_the_agents_of_the_one_before(
+    admin: Client, project: dict[str, Any], platform: Platform
+) -> None:
+    """A machine set up anew has another key. What the old one could do it cannot any more, nor could its projects."""
+    project_id, site = project["project_id"], platform.site
+    old = (platform.directory(project_id) / "project.creds").read_text()
+    agent = processes_of(project_id)
+    seed = nkey.create_seed("user")
+    tokens = Tokens(site.identity.hub_keys(), 900)
+    jwt = tokens._ticket(nkey.public_key(seed), site.runner_id, ("kind:runner",), int(time.time()))
+    runner_creds, site.runner_key = site.runner_creds, nkey.public_key(seed)
+    for name in ("hub-1", "hub-2"):
+        site.kill_hub(name)
+    for name in ("hub-1", "hub-2"):
+        site.start_hub(name, authorization_ttl_seconds=TTL, runners=platform.runners())
+    for name in ("hub-1", "hub-2"):
+        await site.healthy(name)
+
+    async def cut() -> bool:
+        names = [c["authorized_user"] for c in await platform.connections()]
+        return not any(site.runner_id in name or project_id in name for name in names)
+
+    await until_async(cut, "the runner and its project are cut", 10)
+    for who, creds in ((site.runner_id, runner_creds), (project_id, old)):
+        with pytest.raises(ConnectionLostError):
+            await platform.connect(who, creds, patience=0.5)
+    write_private(site.root / "runner" / "runner.creds", format_creds(jwt, seed))
+
+    async def answers() -> bool:
+        try:
+            return bool(await admin.call_project(project_id, "ping", wait=1))
+        except NatskitError:
+            return False
+
+    await until_async(answers, "the agent has a new key, from the runner with the new key", 20)
+    assert processes_of(project_id) == agent, "and is the same process"
+    with pytest.raises(ConnectionLostError):
+        await platform.connect(project_id, old, patience=0.5)
 
 
 async def test_stop_and_delete(admin: Client, project: dict[str, Any], platform: Platform) -> None:

@@ -14,7 +14,7 @@ from natskit.connection import Connection
 from natskit.errors import ConnectionLostError
 from natskit.rpc import RpcError, encode_request
 from tests.hub.conftest import PASSWORD
-from tests.hub.site import Site, call, eventually
+from tests.hub.site import NO_TLS, Site, call, eventually
 
 
 async def person(site: Site, admin: Connection) -> tuple[str, str, str]:
@@ -136,7 +136,7 @@ async def _names(site: Site, account_id: str, count: int) -> list[str] | None:
     """The names of an account's connections, from the server itself."""
     import httpx
 
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(verify=NO_TLS) as client:
         answer = await client.get(f"http://127.0.0.1:{site.monitor_port}/connz?auth=true")
     names = [c.get("authorized_user", "") for c in answer.json()["connections"]]
     found = [name for name in names if account_id in name]

@@ -18,7 +18,7 @@ from natskit.connection import Connection
 from natskit.errors import ConnectionLostError, NotAllowedError
 from natskit.rpc import RpcError, decode_response, encode_request
 from tests.hub.conftest import PASSWORD
-from tests.hub.site import Site, call, eventually
+from tests.hub.site import NO_TLS, Site, call, eventually
 from tests.hub.test_hub_api import person
 
 NEW_PASSWORD = "another long password"  # noqa: S105
@@ -63,7 +63,7 @@ class Scene:
 
 async def names_of(site: Site, account_id: str) -> set[str]:
     """The names of an account's connections, from the server itself."""
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(verify=NO_TLS) as client:
         answer = await client.get(f"http://127.0.0.1:{site.monitor_port}/connz?auth=true")
     names = {c.get("authorized_user", "") for c in answer.json()["connections"]}
     return {name for name in names if account_id in name}

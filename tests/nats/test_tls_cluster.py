@@ -164,7 +164,7 @@ def resolver(cluster: Cluster, urls: str, *options: str) -> subprocess.Completed
     token = cluster.root / "PLATFORM.jwt"
     token.write_text(cluster.identity.account_jwt("PLATFORM"))
     options = options or ("--ca", str(cluster.ca))
-    command = [sys.executable, "-m", "natskit.resolver", *options, urls, str(token)]
+    command = [sys.executable, "-m", "natskit.resolver", *options, "--server", "nats-1", urls, str(token)]
     creds = cluster.creds["SYS", "admin"].read_text()
     return subprocess.run(command, input=creds, capture_output=True, text=True, timeout=30, check=False)
 

@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
-from tests.platform.site import LocalSite, World, deployed, populate
-
+from natskit.hub.backend import digest, new_token
+from tests.oidc.provider import Provider
+from tests.platform.site import LocalSite, World, deployed, free_ports, populate
 
 # Gone before the next folder's tests: they may need the machine.
+BACKEND_TOKEN = new_token()
+
+
 @pytest.fixture(scope="package")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSite]:
+def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
+    """The OpenID provider of the platform; a test that needs it starts it."""
+    (port,) = free_ports(1)
+    provider = Provider(tmp_path_factory.mktemp("oidc"), f"https://localhost:{port}/api/oidc/callback")
+    yield provider
+    provider.stop()
+
+
+@pytest.fixture(scope="package")
+def site(tmp_path_factory: pytest.TempPathFactory, provider: Provider) -> Iterator[LocalSite]:
     """A platform that stands for all the tests of this folder and is taken down at their end."""
     root = Path(tmp_path_factory.mktemp("platform")) / "local"
+    doors = {
+        "proxy_port": str(urlsplit(provider.redirect_url).port),
+        "hub_oidc_issuer": provider.issuer,
+        "hub_oidc_client_id": "natskit",
+        "hub_oidc_client_secret_file": str(provider.secret_file),
+        "hub_oidc_label": "Example",
+        "hub_backends": json.dumps({"shop": {"sha256": digest(BACKEND_TOKEN)}}),
+    }
     # The tests sign in far more often than people do.
-    with deployed(root, proxy_sign_in_rate="300", proxy_sign_in_burst="40") as site:
+    with deployed(root, proxy_sign_in_rate="300", proxy_sign_in_burst="40", **doors) as site:
         yield site
 
 

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
+import ssl
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from natskit import named_files
 from natskit.cli import cli
 from natskit.errors import IdentityError
 from natskit.identity import Identity, claims, nkey, vault
 from natskit.identity.report import Entry, InUse, Named, due, entries
 from natskit.identity.tls import CA_DAYS, CERTIFICATE_DAYS, ensure_host_certificate, ensure_server_certificate
+from natskit.identity.vault import Vault
+from natskit.topology import assemble
+from roles import tls
 
 NOW = 1_800_000_000
 DAY = 86_400
@@ -87,6 +96,52 @@ def test_what_settings_name_is_in_the_report(directory: Path, tmp_path: Path) ->
     assert found["certificate", "nats_client_tls of a"].problem == "unknown"
     assert found["certificate", "proxy_certificate of gone"].problem == "missing"
     assert seed not in str(found)
+
+
+def test_a_deploy_says_what_is_in_use() -> None:
+    """What it writes into platform.json, for a platform of two hosts."""
+    shared: dict[str, Any] = {"platform_control": "/control", "proxy_name": "bus.example.org"}
+    tls_of = {"certificate": "/etc/own.crt", "key": "/etc/own.key"}
+    here = shared | {"nats_client_tls": tls_of, "hub_count": 2}
+    site, _ = assemble([("a", ["nats", "hub"], here), ("c", ["proxy", "runner"], shared)])
+    assert sorted(tls.used(site)) == [
+        "proxy/tls/hosts/c-proxy",
+        "routes/tls/hosts/a-nats",
+        "tls/hosts/a-hub",
+        "tls/hosts/a-nats",
+        "tls/proxy",
+    ]
+    assert [Named(**one) for one in named_files.outside(site)] == [
+        Named("nats_client_tls", "a", "/etc/own.crt", on_host=True)
+    ]
+    shared |= {"proxy_certificate_on_host": True}
+    site, _ = assemble([("a", ["nats", "hub"], here | shared), ("c", ["proxy", "runner"], shared)])
+    assert "tls/proxy" not in tls.used(site)
+    served = Named("proxy_certificate", "c", "/var/lib/natskit/proxy/tls.crt", on_host=True)
+    (found,) = (Named(**one) for one in named_files.outside(site) if one["host"] == "c")
+    assert found == replace(served, served="bus.example.org:4043")
+
+
+def test_a_certificate_on_its_host_is_looked_at_where_it_is_served(directory: Path, tmp_path: Path) -> None:
+    identity = Vault(directory)
+    for suffix in ("crt", "key"):
+        (tmp_path / suffix).write_bytes(identity.read(directory / "tls" / f"proxy.{suffix}"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "crt", tmp_path / "key")
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor() as pool:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            context.wrap_socket(connection, server_side=True).close()
+
+        serving = pool.submit(serve)
+        named = Named("proxy_certificate", "c", "/var/tls.crt", on_host=True, served=address)
+        found = by_name(entries(directory, InUse(frozenset(), (named,))))
+        serving.result(10)
+    assert found["certificate", "proxy_certificate of c"].expires == NOW + CERTIFICATE_DAYS * DAY
+    gone = by_name(entries(directory, InUse(frozenset(), (named,))))
+    assert gone["certificate", "proxy_certificate of c"].problem == "unknown"
 
 
 def test_keys_of_a_rotation_are_in_the_report(directory: Path, tmp_path: Path) -> None:

@@ -79,7 +79,8 @@ class World:
         self._called("holders", done=False)
         self.check()
         self._called("holders", done=True)
-        return {"projects": 1} if issuer(self.projects) in identity.retiring_keys else {}
+        hub = {"hub hub-1": 1} if {issuer(c) for c in self.hub["creds"]} & identity.retiring_keys else {}
+        return hub | ({"projects": 1} if issuer(self.projects) in identity.retiring_keys else {})
 
     def renew_projects(self) -> None:
         self._called("renew", done=False)
@@ -125,8 +126,8 @@ class World:
             assert self.accepts("AUTH", self.projects), "projects are locked out"
 
 
-def issuer(token: str) -> str:
-    return str(claims.decode(token)["iss"])
+def issuer(creds: str) -> str:
+    return str(claims.decode(creds.splitlines()[1] if "\n" in creds else creds)["iss"])
 
 
 def run(world: World, kind: Kind, *, urgent: bool = False) -> list[str]:
@@ -265,6 +266,22 @@ def test_what_is_begun_in_peace_can_become_urgent(directory: Path) -> None:
     run(world, "hub-keys", urgent=True)
     world.deploy()
     assert old not in world.hub["keys"].accepted
+
+
+@pytest.mark.parametrize("kind", ["hub-keys", "nats-account"])
+def test_a_deploy_that_does_not_reach_a_hub_stops_the_rotation(directory: Path, kind: Kind) -> None:
+    """It would go on with creds that are refused, and nobody would be let in."""
+    world = World(directory)
+    deploy, world.deploy = world.deploy, lambda: None  # type: ignore[method-assign]
+    with pytest.raises(NatskitError, match="hub hub-1: still connected with old creds"):
+        run(world, kind)
+    pending = Identity.load(directory).pending_rotation
+    assert pending
+    assert pending["step"] == "switch"
+    world.check()
+    world.deploy = deploy  # type: ignore[method-assign]
+    run(world, kind)
+    world.check()
 
 
 def test_a_server_that_was_not_restarted_stops_the_rotation(directory: Path) -> None:

@@ -86,7 +86,7 @@ def test_two_nats_servers_are_no_cluster() -> None:
         ({"hub1": {"hub_state_max_bytes": 2**21}}, "hub_state_max_bytes is not the same on all hubs"),
         (
             {"nats1": {"nats_jetstream_max_file": 600 * 1024**2}},
-            "host nats1: nats_jetstream_max_file = 629145600: the state may have 672137216 bytes",
+            "host nats1: nats_jetstream_max_file = 629145600: the state and the audit may have 1209008128 bytes",
         ),
         ({"hub1": {"nats_prot": 1}}, "inventory, host hub1: unknown setting nats_prot: did you mean nats_port?"),
         (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -258,6 +260,25 @@ def test_where_the_passphrase_comes_from(tmp_path: Path, key: Path) -> None:
     assert failing.stderr == "the command in NATSKIT_IDENTITY_PASSPHRASE_COMMAND ended with exit code 1\n"
     missing = reader(directory, "/nonexistent/secret-word")
     assert missing.stderr == "the command in NATSKIT_IDENTITY_PASSPHRASE_COMMAND cannot be run: FileNotFoundError\n"
+
+
+def test_the_passphrase_is_asked_for_on_the_terminal(tmp_path: Path, key: Path) -> None:
+    directory = small(tmp_path, key)
+    vault.encrypt(directory)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it becomes another program at once
+        child, terminal = pty.fork()
+    if not child:
+        clean = {name: value for name, value in os.environ.items() if "PASSPHRASE" not in name}
+        os.execve(sys.executable, [sys.executable, "-c", PRINT, str(directory)], clean)  # noqa: S606
+    said = b""
+    with contextlib.suppress(OSError), open(terminal, "rb", buffering=0) as output:  # EIO at its end
+        while part := output.read(1000):
+            said += part
+            if said.endswith(f"Passphrase of {directory}: ".encode()):
+                os.write(terminal, f"{PASSPHRASE}\n".encode())
+    assert os.waitpid(child, 0)[1] == 0, said
+    assert said.decode().split() == f"Passphrase of {directory}: SUA []".split()
 
 
 def test_a_child_may_be_handed_the_passphrase() -> None:

@@ -1,6 +1,6 @@
 /** The console page. It uses natskit.js and nothing else; every text from outside becomes text, never HTML. */
 
-import { NatskitError, askOverHttp, connect, session, signIn, signOut } from "../src/natskit.js";
+import { NatskitError, askOverHttp, connect, doors, session, signIn, signOut } from "../src/natskit.js";
 import { Sessions } from "./sessions.js";
 import { Terminal } from "./terminal.js";
 import { Files } from "./files.js";
@@ -29,6 +29,12 @@ async function start() {
   const current = await session().catch(() => null);
   if (current) await enter(current);
   else show("sign-in");
+  const { oidc } = await doors().catch(() => ({ oidc: null }));
+  if (!oidc) return;
+  const link = element("oidc", HTMLAnchorElement);
+  link.textContent = `Sign in with ${oidc.label}`;
+  link.href = new URL(oidc.path, location.origin).pathname;
+  link.hidden = false;
 }
 
 /** @param {import("../src/natskit.js").Session} current */

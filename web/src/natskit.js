@@ -109,6 +109,14 @@ export async function session() {
 }
 
 /**
+ * How one can sign in besides by e-mail and password: at an OpenID provider, by going to `path`.
+ * @returns {Promise<{oidc: {label: string, path: string} | null}>}
+ */
+export async function doors() {
+  return await http("GET", "/api/doors");
+}
+
+/**
  * Call a method of the hub over HTTP, as the session of the cookie; no connection is needed.
  * @param {string} method @param {Record<string, unknown>} [params]
  * @returns {Promise<any>} rejects with a {@link NatskitError}

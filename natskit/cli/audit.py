@@ -1,0 +1,117 @@
+"""``natskit audit``: who did what."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from natskit.cli.platform import show_table, with_client
+from natskit.errors import NatskitError
+
+if TYPE_CHECKING:
+    from natskit.client import Client
+
+NAMES_SECONDS = 5.0
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+
+@click.command()
+@click.option("--since", default="24h", show_default=True, metavar="WHEN", help="30m, 24h, 7d, or 2026-01-31[T12:00].")
+@click.option("--account", "who", metavar="WHO", help="An e-mail or an id: what it did, and what was done to it.")
+@click.option("--follow", is_flag=True, help="Go on with what happens from now on.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with everything that is known.")
+@click.pass_obj
+def audit(directory: str, since: str, who: str | None, follow: bool, as_json: bool) -> None:
+    """Who signed in, who was refused and why, who shared what with whom, which administrator did what.
+
+    What an event says in "said_by" is what the command on the control machine said of its user. Times are UTC.
+
+    \b
+    Examples:
+      natskit audit --since 7d --account ada@example.org
+      natskit audit --since 1h --json | jq -r 'select(.outcome == "refused") | [.time, .address, .reason] | @tsv'
+      natskit audit --follow --json | logger -t natskit-audit
+    """
+    start = parse_since(since, time.time())
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+        with_client(directory, lambda client: _show(client, start, who, follow=follow, as_json=as_json))
+
+
+async def _show(client: Client, start: float, who: str | None, *, follow: bool, as_json: bool) -> None:
+    from natskit import trail
+
+    names = await _names(client)
+    wanted = _called(who, names) if who else None
+    rows = []
+    async for event in trail.events(client.connection, start, follow=follow):
+        named = (str(event.get(key, "")).lower() for key in ("account", "target", "email"))
+        if wanted is not None and wanted.isdisjoint(named):
+            continue
+        if as_json:
+            click.echo(json.dumps(event))
+        elif follow:
+            click.echo("  ".join(row(event, names)))
+        else:
+            rows.append(row(event, names))
+        if follow:
+            sys.stdout.flush()
+    if not as_json and not follow:
+        show_table(["time", "who", "what", "result", "details"], rows, "Nothing happened since then.")
+
+
+def parse_since(text: str, now: float) -> float:
+    """The Unix time that ``--since`` names. Raises :class:`NatskitError`."""
+    found = re.fullmatch(r"(\d{1,6})([smhdw])", text)
+    if found:
+        return max(0.0, now - int(found[1]) * _UNITS[found[2]])
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise NatskitError(
+            f"--since {text[:40]!r} is neither a time ago, such as 30m, 24h or 7d, nor a date such as 2026-01-31"
+        ) from None
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+
+
+async def _names(client: Client) -> dict[str, str]:
+    """The e-mails of the accounts by their ids; the audit can be read when no hub is left to ask."""
+    try:
+        return {row["account_id"]: row["email"] for row in await client.call_hub("account_list", wait=NAMES_SECONDS)}
+    except NatskitError as error:
+        click.echo(f"accounts are shown by their ids, since no hub names them: {error}", err=True)
+        return {}
+
+
+def _called(who: str, names: dict[str, str]) -> set[str]:
+    """What an account is called in events, in lower case; one that is gone is still called by its e-mail there."""
+    wanted = who.lower()
+    return {wanted} | {account_id for account_id, email in names.items() if email.lower() == wanted}
+
+
+def row(event: dict[str, Any], names: dict[str, str]) -> list[str]:
+    """An event for a person; ``names`` are the e-mails of accounts."""
+    account = str(event.get("account", "-"))
+    who = event.get("said_by") or names.get(account) or event.get("email") or account
+    result = str(event.get("outcome", "")) + (f": {event['reason']}" if event.get("reason") else "")
+    details = [
+        f"{key}={names.get(str(value), value)}"
+        for key, value in event.items()
+        if key not in ("time", "id", "kind", "outcome", "reason", "said_by", "hub", "user_agent")
+        and not (key == "account" and str(value) in ("-", account) and who != event.get("said_by"))
+        and not (key == "by" and str(value) == f"account {account}")
+    ]
+    return [_safe(text) for text in (str(event.get("time", "")), str(who), str(event.get("kind", "")), result)] + [
+        _safe(" ".join(details))
+    ]
+
+
+def _safe(text: str) -> str:
+    """Whoever took a hub can write anything into the audit, also what would act on a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)

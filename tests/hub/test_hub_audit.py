@@ -1,0 +1,230 @@
+"""The audit of two real hubs: what is noted, that nobody with a hub's creds takes it away, and that nobody waits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import nats.errors
+import pytest
+import pytest_asyncio
+
+from natskit import trail
+from natskit.cli.audit import row
+from natskit.connection import Connection
+from natskit.errors import ConnectionLostError
+from natskit.hub.audit import stream_config
+from natskit.permissions import AUDIT_STREAM
+from natskit.rpc import encode_request
+from tests.hub.conftest import PASSWORD
+from tests.hub.site import Site, call, eventually
+
+ADA = ("ada@example.org", PASSWORD)
+BACKENDS = {"shop": {"sha256": "0" * 64}}
+"""A wrong token is refused, and noted, without a look at the state."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
+    site = Site(tmp_path_factory.mktemp("hub"))
+    try:
+        site.start_server()
+        for name in ("hub-1", "hub-2"):
+            site.start_hub(name, backends=BACKENDS)
+        for name in site.hubs:
+            await site.healthy(name)
+        yield site
+    finally:
+        await site.close()
+
+
+async def found(connection: Connection, **wanted: Any) -> list[dict[str, Any]]:
+    """The events of this module's platform that have these fields."""
+    return [e async for e in trail.events(connection, 0) if wanted.items() <= e.items()]
+
+
+async def noted(connection: Connection, **wanted: Any) -> dict[str, Any]:
+    """The first such event, once it is there."""
+    return (await eventually(lambda: found(connection, **wanted), f"an event {wanted}"))[0]
+
+
+async def test_who_did_what(site: Site) -> None:
+    admin = await site.admin()
+    made = await call(admin, "hub.admin", "account_add", email="ada@example.org", password=PASSWORD)
+    friend = await call(admin, "hub.admin", "account_add", email="grace@example.org", password=PASSWORD)
+    await noted(admin, kind="account_add", account=made["account_id"], by="admin", email="ada@example.org")
+    account_id, cookie = await site.sign_in("hub-1", "ada@example.org", PASSWORD)
+    event = await noted(admin, kind="sign_in", account=account_id, outcome="ok")
+    assert event["address"] == "127.0.0.1"
+    assert event["user_agent"].startswith("python-httpx")
+    create = encode_request("create_project", {"title": "Secret plan"})
+    answer = await site.http("hub-2", "POST", "/api/rpc", create, cookie=cookie)
+    project_id = answer.json()["result"]["project_id"]
+    share = encode_request("share_project", {"project_id": project_id, "email": "grace@example.org"})
+    assert "result" in (await site.http("hub-1", "POST", "/api/rpc", share, cookie=cookie)).json()
+    await noted(admin, kind="create_project", account=account_id, project_id=project_id, hub="hub-2")
+    shared = await noted(admin, kind="share_project", account=account_id, project_id=project_id)
+    assert shared["target"] == friend["account_id"]
+    await site.http("hub-1", "POST", "/api/sign-out", cookie=cookie)
+    await noted(admin, kind="sign_out", account=account_id, session_id=event["session_id"])
+    said = encode_request("note", {"what": "rotated the hubs' keys"}, said_by="ada@laptop")
+    assert "result" in json.loads((await admin.request("hub.admin", said, timeout=5)).data)
+    await noted(admin, kind="note", what="rotated the hubs' keys", by="admin", said_by="ada@laptop")
+    lied = encode_request("create_project", {"title": "x"}, said_by="admin")
+    await site.http("hub-1", "POST", "/api/rpc", lied, cookie=(await site.sign_in("hub-1", *ADA))[1])
+    await eventually(lambda: found(admin, kind="create_project", account=account_id, hub="hub-1"), "the second project")
+    assert not await found(admin, kind="create_project", said_by="admin")
+    everything = json.dumps(await found(admin))
+    for secret in (PASSWORD, cookie, "Secret plan"):
+        assert secret not in everything
+
+
+async def test_a_hub_cannot_take_anything_away(site: Site) -> None:
+    admin, hub = await site.admin(), await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+    await call(admin, "hub.admin", "account_add", email="kept@example.org", password=PASSWORD)
+    await noted(admin, kind="account_add", email="kept@example.org")
+    before = (await _info(admin))["state"]
+    config = stream_config(3600, 1 << 20, 1)
+    for verb, body in (
+        ("STREAM.UPDATE", config),
+        ("STREAM.PURGE", {}),
+        ("STREAM.DELETE", {}),
+        ("STREAM.MSG.DELETE", {"seq": 1}),
+        ("STREAM.RESTORE", {}),
+        ("CONSUMER.CREATE", {"stream_name": AUDIT_STREAM, "config": {}}),
+        ("DIRECT.GET", {"seq": 1}),
+    ):
+        with pytest.raises(nats.errors.TimeoutError):
+            await hub.request(f"$JS.API.{verb}.{AUDIT_STREAM}", json.dumps(body).encode(), timeout=0.2)
+    for changed in (config, config | {"deny_purge": False}, config | {"max_msgs": 1}):
+        answer = await hub.request(f"$JS.API.STREAM.CREATE.{AUDIT_STREAM}", json.dumps(changed).encode(), timeout=2)
+        assert json.loads(answer.data)["error"]["err_code"] == 10058
+    for headers in ({"Nats-Rollup": "all"}, {"Nats-Rollup": "sub"}, {"Nats-TTL": "1s"}):
+        answer = await hub.request("audit.x.-", b"{}", timeout=2, headers=headers)
+        assert "error" in json.loads(answer.data), headers
+    after = await _info(admin)
+    assert after["state"]["messages"] >= before["messages"]
+    assert after["state"]["first_seq"] == before["first_seq"] == 1
+    assert after["config"]["deny_delete"]
+    assert after["config"]["deny_purge"]
+
+
+async def _info(admin: Connection) -> dict[str, Any]:
+    answer = await admin.request(f"$JS.API.STREAM.INFO.{AUDIT_STREAM}", b"", timeout=2)
+    info: dict[str, Any] = json.loads(answer.data)
+    return info
+
+
+async def test_why_somebody_was_refused(site: Site) -> None:
+    admin = await site.admin()
+    made = await call(admin, "hub.admin", "account_add", email="mary@example.org", password=PASSWORD)
+    account_id, cookie = await site.sign_in("hub-1", "mary@example.org", PASSWORD)
+    for _ in range(3):
+        for email, password in (
+            ("mary@example.org", "wrong password"),
+            ("nobody@example.org", PASSWORD),
+            ("typed my password here", PASSWORD),
+        ):
+            body = {"email": email, "password": password}
+            assert (await site.http("hub-1", "POST", "/api/sign-in", body)).status_code == 401
+    wrong = encode_request("change_password", {"current_password": "x", "new_password": "a new long password"})
+    await site.http("hub-1", "POST", "/api/rpc", wrong, cookie=cookie)
+    await call(admin, "hub.admin", "account_disable", email="mary@example.org")
+    body = {"email": "mary@example.org", "password": PASSWORD}
+    assert (await site.http("hub-1", "POST", "/api/sign-in", body)).status_code == 401
+    with pytest.raises(ConnectionLostError):
+        await site.browser(account_id, cookie, patience=0.5)
+    await noted(admin, kind="connect", account=account_id, outcome="refused", address="127.0.0.1")
+    await noted(admin, kind="change_password", account=account_id, reason="forbidden")
+    refused = [(e["account"], e["reason"], e["email"]) for e in await found(admin, kind="sign_in", outcome="refused")]
+    # Each once, however often it was tried: the others are counted at the end of the minute.
+    assert sorted(refused) == [
+        ("-", "unknown e-mail", "nobody@example.org"),
+        (made["account_id"], "disabled", "mary@example.org"),
+        (made["account_id"], "wrong password", "mary@example.org"),
+    ]
+    assert "typed my password" not in json.dumps(await found(admin))
+
+
+async def test_a_hub_that_is_told_to_stop_writes_what_it_has(site: Site) -> None:
+    """What was counted is written as well; the other hub is not needed for that."""
+    admin = await site.admin()
+    for _ in range(5):
+        await site.http("hub-2", "POST", "/api/sign-in", {"email": "late@example.org", "password": "x"})
+    site.kill_hub("hub-2", signal.SIGTERM)
+    events = await found(admin, email="late@example.org", hub="hub-2")
+    assert [event.get("count", 1) for event in events] == [1, 4]
+    site.start_hub("hub-2", backends=BACKENDS)
+    await site.healthy("hub-2")
+
+
+async def test_nobody_waits_for_the_audit_and_it_catches_up(site: Site) -> None:
+    async def refused() -> int:
+        async with site.client("hub-1") as client:
+            headers = {"Authorization": "Bearer x", "X-Forwarded-For": "203.0.113.9"}
+            return (await client.post("/api/backend/session", content=b"{}", headers=headers)).status_code
+
+    site.stop_server()
+    assert await refused() == 401
+    metrics = (await site.http("hub-1", "GET", "/metrics")).text
+    assert "natskit_hub_audit_waiting 1.0" in metrics
+    site.start_server()
+    await site.healthy("hub-1")
+    admin = await site.admin()
+    assert (await noted(admin, kind="backend", address="203.0.113.9"))["reason"] == "token"
+    assert len(await found(admin, kind="backend", address="203.0.113.9")) == 1
+
+
+async def test_the_ids_of_a_run_have_no_gap(site: Site) -> None:
+    admin = await site.admin()
+    runs: dict[str, list[int]] = {}
+    for event in await found(admin):
+        run, _, number = event["id"].rpartition(".")
+        runs.setdefault(run, []).append(int(number))
+    assert len(runs) >= 2
+    for run, numbers in runs.items():
+        assert sorted(numbers) == list(range(1, len(numbers) + 1)), run
+
+
+async def test_what_a_hub_that_was_taken_writes_is_still_readable(site: Site) -> None:
+    """More than one batch, what is no event at all, and what would end or fool a reader."""
+    admin, hub = await site.admin(), await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+    started = time.time()
+    nasty = [
+        b"",
+        b"no JSON",
+        b"[]",
+        b"[" * 8000,
+        b'{"kind": "\\ud800\\u001b[2J"}',
+        b'{"account": {"a": []}, "kind": 7}',
+    ]
+    await asyncio.gather(*(hub.request("audit.x.-", body, timeout=5) for body in nasty))
+    event = json.dumps({"kind": "forged", "outcome": "ok", "account": "-", "text": "x" * 4000}).encode()
+    for _ in range(6):
+        await asyncio.gather(*(hub.request("audit.x.-", event, timeout=5) for _ in range(200)))
+    answer = await hub.request("audit.x.-", b"x" * 9000, timeout=5)
+    assert "error" in json.loads(answer.data)
+    events = [e async for e in trail.events(admin, started)]
+    assert len([e for e in events if e["kind"] == "forged"]) == 1200
+    assert len([e for e in events if e["kind"] == "unreadable"]) == 4
+    for e in events[:10]:
+        assert all(text.isprintable() for text in row(e, {}))
+
+
+async def test_a_changed_retention(site: Site) -> None:
+    admin = await site.admin()
+    config = (await _info(admin))["config"]
+    wanted = {key: config[key] for key in ("max_age", "max_bytes", "num_replicas")}
+    assert await trail.apply(admin, wanted) == []
+    assert await trail.apply(admin, wanted | {"max_bytes": 64 << 20}) == ["max_bytes"]
+    after = (await _info(admin))["config"]
+    assert after["max_bytes"] == 64 << 20
+    assert after | {"max_bytes": config["max_bytes"]} == config
+    # Not even the control machine takes these back.
+    undone = json.dumps(after | {"deny_delete": False, "deny_purge": False}).encode()
+    answer = json.loads((await admin.request(f"$JS.API.STREAM.UPDATE.{AUDIT_STREAM}", undone, timeout=2)).data)
+    assert "error" in answer

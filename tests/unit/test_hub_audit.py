@@ -1,0 +1,99 @@
+"""The audit's queue and what is counted instead of written: nobody can fill it, and what is lost shows."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from natskit.cli.audit import parse_since
+from natskit.errors import NatskitError
+from natskit.hub import audit
+from natskit.hub.audit import Audit, Throttle
+from natskit.hub.audited import is_quiet
+from natskit.hub.metrics import Metrics
+from natskit.hub.program import AuditSettings
+
+
+def waiting(trail: Audit) -> list[tuple[str, dict[str, Any]]]:
+    return [(subject, json.loads(body)) for subject, _, body in trail._waiting]
+
+
+def new() -> tuple[Audit, Metrics]:
+    metrics = Metrics()
+    return Audit("hub-1", 1, AuditSettings(), metrics), metrics
+
+
+def test_a_stranger_is_written_once_a_minute_and_then_counted() -> None:
+    trail, _ = new()
+    for _ in range(500):
+        trail.record_of_stranger("sign_in", reason="wrong password", account="a", address="192.0.2.1")
+    trail.record_of_stranger("sign_in", reason="wrong password", account="b", address="192.0.2.1")
+    assert [event["account"] for _, event in waiting(trail)] == ["a", "b"]
+    trail._put_summaries()
+    assert [(e["account"], e["count"]) for _, e in waiting(trail)[2:]] == [("a", 499)]
+    trail._put_summaries()
+    assert len(waiting(trail)) == 3
+
+
+def test_a_thousand_strangers_cause_no_more_than_a_few_events_a_minute() -> None:
+    trail, _ = new()
+    for number in range(1000):
+        trail.record_of_stranger("sign_in", reason="unknown e-mail", address=f"192.0.2.{number}")
+    trail.record_of_stranger("connect", reason="no ticket", address="192.0.2.1")
+    trail._put_summaries()
+    kinds = [event["kind"] for _, event in waiting(trail)]
+    assert kinds.count("sign_in") == audit.STRANGERS + 1
+    assert kinds.count("connect") == 1
+    assert waiting(trail)[-1][1]["count"] == 1000 - audit.STRANGERS
+
+
+@given(st.lists(st.integers(0, 30), max_size=300))
+def test_nothing_is_counted_twice_or_forgotten(keys: list[int]) -> None:
+    throttle = Throttle(each=2, total=5)
+    written = sum(throttle.take(("kind", str(key)), {"kind": "kind", "outcome": "refused"}) for key in keys)
+    assert written + sum(event["count"] for event in throttle.due()) == len(keys)
+    assert written <= 2 * 5
+    assert throttle.due() == []
+
+
+def test_a_full_queue_drops_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit, "QUEUE", 3)
+    trail, metrics = new()
+    for _ in range(5):
+        trail.record("account_add", account="a")
+    assert [event["id"].rpartition(".")[2] for _, event in waiting(trail)] == ["1", "2", "3"]
+    assert 'natskit_hub_audit_events_total{result="dropped"} 2.0' in metrics.text().decode()
+    assert "natskit_hub_audit_waiting" in trail.gauges()
+
+
+@given(st.text(), st.text(), st.dictionaries(st.sampled_from(["email", "reason", "user_agent"]), st.text()))
+def test_whatever_a_field_holds_it_is_one_short_line_on_one_subject(
+    kind: str, account: str, fields: dict[str, str]
+) -> None:
+    trail, _ = new()
+    trail.record(kind, account=account, **fields)
+    ((subject, _, body),) = trail._waiting
+    assert len(body) < audit.MOST_BYTES
+    assert subject.startswith("audit.")
+    assert subject.count(".") == 2
+    assert not set(subject) & set(" *>\r\n")
+    assert all(c.isprintable() for value in json.loads(body).values() if isinstance(value, str) for c in value)
+
+
+def test_what_a_platform_adds_is_audited_unless_it_says_that_it_only_reads() -> None:
+    assert is_quiet("list_projects")
+    assert is_quiet("get_weather")
+    assert not is_quiet("grant_credits")
+
+
+def test_since() -> None:
+    assert parse_since("90s", 1000) == 910
+    assert parse_since("7d", 7 * 86400) == 0
+    assert parse_since("2026-01-31", 0) == parse_since("2026-01-31T01:00+01:00", 0)
+    for wrong in ("", "7", "d", "-1d", "yesterday", "1y"):
+        with pytest.raises(NatskitError, match="30m, 24h or 7d"):
+            parse_since(wrong, 0)
