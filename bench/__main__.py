@@ -23,9 +23,10 @@ RESULTS = Path(__file__).parent / "RESULTS.md"
 @click.command()
 @click.option("--rounds", default=5, show_default=True, help="Repetitions of each measurement.")
 @click.option("--only", metavar="N", help="Only the rows of this number; RESULTS.md is left alone.")
-def main(rounds: int, only: str | None) -> None:
+@click.option("--save", is_flag=True, help="With --only: put these rows into RESULTS.md in the place of the old ones.")
+def main(rounds: int, only: str | None, save: bool) -> None:
     """Measure natskit on this machine."""
-    started = time.monotonic()
+    started, load = time.monotonic(), os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="natskit-bench-") as folder:
         root = Path(folder) / "local"
         with deployed(root, proxy_sign_in_rate="6000", proxy_sign_in_burst="1000") as site:
@@ -39,6 +40,9 @@ def main(rounds: int, only: str | None) -> None:
     print("\n" + table)
     if only is None:
         RESULTS.write_text(table)
+    elif save:
+        beside = f"; measured on its own, {rounds} round(s), with a load of {load:.1f} from other work"
+        RESULTS.write_text(_replaced(RESULTS.read_text(), only, rows, beside))
 
 
 def _ratio(row: Row) -> str:
@@ -46,7 +50,6 @@ def _ratio(row: Row) -> str:
 
 
 def _table(rows: list[Row], rounds: int, seconds: float) -> str:
-    met = {True: "yes", False: "**no**", None: ""}
     lines = [
         "# Measured",
         "",
@@ -59,10 +62,29 @@ def _table(rows: list[Row], rounds: int, seconds: float) -> str:
         "| | ratio | what | measured | aim | met |",
         "|---|---|---|---|---|---|",
     ]
-    lines += [f"| {r.number} | {_ratio(r)} | {r.what} | {r.measured} | {r.aim} | {met[r.met]} |" for r in rows]
-    lines += ["", "Method", ""]
-    lines += [f"- **{r.number}. {r.what}**: {r.method}." for r in rows]
+    lines += [*map(_line, rows), "", "Method", "", *map(_how, rows)]
     return "\n".join(lines) + "\n"
+
+
+def _replaced(text: str, number: str, rows: list[Row], beside: str) -> str:
+    """The page with these rows, and how they were measured, in the place of those with this number, or at the end."""
+    lines = [
+        line
+        for line in text.rstrip().splitlines()
+        if not line.startswith(f"| {number} |") and not line.startswith(f"- **{number}. ")
+    ]
+    end = max(index for index, line in enumerate(lines) if line.startswith("|")) + 1
+    lines[end:end] = [_line(row) for row in rows]
+    return "\n".join([*lines, *(_how(row, beside) for row in rows)]) + "\n"
+
+
+def _line(row: Row) -> str:
+    met = {True: "yes", False: "**no**", None: ""}[row.met]
+    return f"| {row.number} | {_ratio(row)} | {row.what} | {row.measured} | {row.aim} | {met} |"
+
+
+def _how(row: Row, beside: str = "") -> str:
+    return f"- **{row.number}. {row.what}**: {row.method}{beside}."
 
 
 def _processor() -> str:

@@ -145,7 +145,8 @@ def describe(site: Topology, identity: Identity) -> None:
     if not service.uses_systemd(first):
         content |= {
             "monitor_url": f"http://127.0.0.1:{first.nats_monitor_port}",
-            "hub_urls": [f"http://127.0.0.1:{port}" for port in first.hub_ports],
+            # With TLS a hub's port is for the proxy alone; over the bus each of them can be asked as well.
+            "hub_urls": [] if first.platform_tls else [f"http://127.0.0.1:{port}" for port in first.hub_ports],
             "programs": ["nats", *first.hub_names, "proxy", "runner"],
             "supervisor_socket": str(root / "supervisor" / "supervisor.sock"),
             "log_directory": str(root / "log"),

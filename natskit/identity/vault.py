@@ -1,7 +1,7 @@
 """Where an identity's files are read and written: as they are, or sealed with age (c2sp.org/age).
 
 A folder is encrypted when it holds ``age-identity.age``: an age X25519 identity, which is itself encrypted with a
-passphrase. Opening that takes scrypt about a second, and up to a GiB of memory, and is done once in a process. Every
+passphrase. Opening that takes scrypt a second or two, and up to a GiB of memory, and is done once in a process. Every
 file X with a secret in it is then ``X.age``, encrypted to that identity; JWTs, certificates and the index are no
 secrets, and stay as they are. It is age's own format, so that the keys can be read without natskit too::
 

@@ -184,7 +184,8 @@ class Cluster(Site):
         """Whether both hubs know of the third server."""
         async with httpx.AsyncClient() as http:
             server_id = (await http.get(f"http://127.0.0.1:{self.monitor_port}/varz")).json()["server_id"]
-        return all(server_id in self.log(name) for name in self.hubs)
+        said = [[line for line in self.log(name).splitlines() if server_id in line][-1:] for name in self.hubs]
+        return all(last and "nats-servers are there" in last[0] for last in said)
 
     def start_one(self, name: str) -> None:
         command = [str(Path(sys.executable).with_name("nats-server")), "-c", str(self.root / f"{name}.conf")]
@@ -244,6 +245,7 @@ async def test_a_server_that_was_cut_off_comes_back(cluster: Cluster) -> None:
 
 async def test_a_server_that_was_restarted_is_heard_although_it_is_far(cluster: Cluster) -> None:
     """It is another one to the hubs, and the last to answer: they must not go on without it."""
+    await eventually(cluster.all_known, "both hubs have found it again, after the test before this one")
     email, account_id, cookie = await person(cluster, await cluster.admin())
     before = {name: cluster.log(name).count("nats-servers do not answer") for name in cluster.hubs}
     cluster.servers["c"].kill()

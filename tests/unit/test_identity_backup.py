@@ -8,7 +8,6 @@ import re
 import shutil
 import stat
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import nkeys
@@ -16,24 +15,17 @@ import pyrage
 import pytest
 
 from natskit.errors import IdentityError
-from natskit.identity import Identity, claims, nsc, passphrase, vault
+from natskit.identity import Identity, claims, nsc, vault
 from natskit.identity.backup import backup, restore
 from natskit.identity.tls import ensure_host_certificate
 from natskit.identity.vault import KEY
 
+pytestmark = pytest.mark.usefixtures("given")
+
 NOW = 1_800_000_000
-PASSPHRASE = "correct horse battery staple"  # noqa: S105
 RUNNER = "5f0c6f0e-7a3e-4c8e-9d5b-0c1f2e3d4a5b"
 USER_CONFIG = re.compile(r"\s*(?:(?:[-]{3,}.*[-]{3,}\r?\n)([\w\-.=]+)(?:\r?\n[-]{3,}.*[-]{3,}(\r?\n|\Z)))")
 """How NATS clients find the JWT and the seed in a creds file: ``userConfigRE`` of jwt v2, creds_utils.go."""
-
-
-@pytest.fixture(autouse=True)
-def given(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The passphrase in the environment, and forgotten afterwards."""
-    monkeypatch.setenv(passphrase.VARIABLE, PASSPHRASE)
-    yield
-    passphrase._given.clear()
 
 
 def complete(directory: Path) -> Path:
@@ -66,9 +58,10 @@ def test_a_backup_of_a_plain_identity_is_encrypted_and_restores_it(tmp_path: Pat
         restore(file, restored)
 
 
-def test_an_encrypted_identity_stays_encrypted_in_its_backup(tmp_path: Path) -> None:
+def test_an_encrypted_identity_stays_encrypted_in_its_backup(tmp_path: Path, key: Path) -> None:
     directory, file, restored = tmp_path / "identity", tmp_path / "backup.age", tmp_path / "restored"
-    vault.encrypt(directory)
+    directory.mkdir(mode=0o700)
+    shutil.copy(key, directory / KEY)
     complete(directory)
     backup(directory, file)
     restored.mkdir(mode=0o755)  # an empty folder, which others may read

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +21,15 @@ from natskit.errors import IdentityError
 from natskit.identity import Identity, passphrase, vault
 from natskit.identity.tls import ensure_ca, ensure_host_certificate
 from natskit.identity.vault import KEY, Vault
+from tests.unit.conftest import PASSPHRASE
+
+pytestmark = pytest.mark.usefixtures("given")
 
 NOW = 1_800_000_000
-PASSPHRASE = "correct horse battery staple"  # noqa: S105
 RUNNER = "5f0c6f0e-7a3e-4c8e-9d5b-0c1f2e3d4a5b"
 SECRETS = {"keys/a.nk": "SUA", "keys/creds/b.creds": "creds", "tls/c.key": "PRIVATE", "routes/tls/d.key": "KEY"}
 STEPS = ("open", "fsync", "replace", "unlink")
 """What changes a disk: a process that is killed is killed before one of these, or after it."""
-
-
-@pytest.fixture(autouse=True)
-def given(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The passphrase in the environment, and forgotten afterwards."""
-    monkeypatch.setenv(passphrase.VARIABLE, PASSPHRASE)
-    yield
-    passphrase._given.clear()
-
-
-@pytest.fixture(scope="module")
-def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A key that is unlocked already: scrypt takes a second."""
-    directory = tmp_path_factory.mktemp("key")
-    directory.chmod(0o700)
-    os.environ[passphrase.VARIABLE] = PASSPHRASE
-    vault.encrypt(directory)
-    return directory / KEY
 
 
 def small(directory: Path, key: Path | None = None) -> Path:
@@ -116,17 +100,6 @@ def test_killed_at_any_moment_nothing_is_lost_and_doing_it_again_completes_it(tm
                 break
             step += 1
         assert step > 4 * len(SECRETS)
-
-
-def test_killed_when_only_the_key_is_made(tmp_path: Path) -> None:
-    """After the lock, a file, its content, and its name."""
-    directory = small(tmp_path / "identity")
-    assert killed(5, lambda: vault.encrypt(directory))
-    assert (directory / KEY).exists()
-    assert {name: (directory / name).read_text() for name in SECRETS} == SECRETS
-    assert vault.encrypt(directory) == len(SECRETS)
-    assert vault.plain_secrets(directory) == []
-    assert contents(directory) == SECRETS
 
 
 def test_what_a_killed_writer_left_of_a_secret_is_removed(tmp_path: Path, key: Path) -> None:
