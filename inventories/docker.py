@@ -41,7 +41,7 @@ def _machines() -> dict[str, list[tuple[str, dict[str, Any]]]]:
             "platform_control": str(_control),
             "proxy_port": 443,
             "hub_count": 1,
-            "nats_jetstream_max_file": 1024**3,  # all machines share this one's disk
+            "nats_jetstream_max_file": 2 * 1024**3,  # all machines share this one's disk
         }
         place = f"@docker/{name}"
         if container["State"]["Status"] != "running":
