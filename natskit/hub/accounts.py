@@ -73,9 +73,12 @@ class Accounts:
             raise RpcError("invalid_params", f"{email[:80]!r} is no e-mail address")
         taken = self._state.account_by_email(email)
         check(taken[1] if taken else None)
+        if taken and self._state.is_known_to(issuer, taken[0]):
+            # An address goes to another person sooner or later; who it is, the issuer says by its subject.
+            raise RpcError("conflict", f"{email[:80]!r} is the account of somebody whom {made_by} calls otherwise")
         # In this order: who finds the account made, by another hub at this moment, finds whose it is, too.
         account_id = await self._reserve(email_key(email), taken[0] if taken else str(uuid.uuid4()))
-        await self._reserve(external_key(issuer, subject), account_id)
+        await self._reserve(external_key(issuer, subject), account_id, issuer)
         fresh = Account(email=email, password_hash="", made_by=made_by, created_at=time.time())
         account = await self._state.accounts.change(account_id, lambda old: old or fresh)
         assert isinstance(account, Account)
@@ -87,7 +90,7 @@ class Accounts:
                 raise
         return account_id, account, account == fresh
 
-    async def _reserve(self, key: str, account_id: str) -> str:
+    async def _reserve(self, key: str, account_id: str, issuer: str = "") -> str:
         """Claim a key for an account, unless another one that exists has it; whose it is then."""
 
         def mutate(old: AccountRecord | None) -> AccountRecord:
@@ -95,7 +98,7 @@ class Accounts:
                 return old
             if isinstance(old, EmailClaim) and key.startswith("email."):  # taken over, as by an administrator
                 return old.model_copy(update={"taken_at": time.time()})
-            return EmailClaim(account_id=account_id)
+            return EmailClaim(account_id=account_id, issuer=issuer)
 
         claim = await self._state.accounts.change(key, mutate)
         assert isinstance(claim, EmailClaim)
@@ -147,15 +150,24 @@ class Accounts:
         await self._state.accounts.change(email_key(email), lambda old: None if old == claim else old)
         return {"account_id": account_id, "email": email, "projects": sorted(gone)}
 
-    async def end_sessions(self, account_id: str, keep: str | None = None, **fields: Any) -> None:
+    async def end_sessions(
+        self, account_id: str, keep: str | None = None, verified: str | None = None, **fields: Any
+    ) -> None:
         """End every session of an account, except ``keep``, with one write, which also changes ``fields``.
 
-        Connections are cut a little later, so that whoever asked on one gets the answer.
+        ``keep`` has to be alive, and ``verified`` the hash of the password, when it is written: whoever was locked out
+        a moment ago, by another hub, cannot undo that. Raises :class:`RpcError`. Connections are cut a little later, so
+        that whoever asked on one gets the answer.
         """
 
         def mutate(old: AccountRecord | None) -> AccountRecord:
             if not isinstance(old, Account):
                 raise RpcError("not_found", "the account is gone")
+            if verified is not None and old.password_hash != verified:
+                raise RpcError("conflict", "the password was changed meanwhile; sign in again")
+            session = self._state.sessions.get(keep) if keep else None
+            if keep and (session is None or not old.lets_in(keep, session)):
+                raise RpcError("forbidden", "the session has ended; sign in again")
             return old.model_copy(update={"session_epoch": old.session_epoch + 1, "kept_session": keep or "", **fields})
 
         await self._state.accounts.change(account_id, mutate)
@@ -182,6 +194,8 @@ class Accounts:
         Raises :class:`RpcError` if the current password is wrong. One at a time for each account: the threads that
         look at passwords are there for everybody.
         """
+        if new == current:
+            raise RpcError("invalid_params", "the new password is the one you have: choose another")
         if account_id in self._changing:
             raise RpcError("unavailable", "the password is being changed already; try again in a moment")
         self._changing.add(account_id)
@@ -190,7 +204,7 @@ class Accounts:
                 raise RpcError("forbidden", "the current password is wrong")
             hashed = await self._passwords.hash(new)
             end = self.end_sessions if keep is None else self.sign_out
-            await end(account_id, keep, password_hash=hashed, one_time=False)
+            await end(account_id, keep, verified=account.password_hash, password_hash=hashed, one_time=False)
         finally:
             self._changing.discard(account_id)
 

@@ -92,9 +92,8 @@ class Backends:
                 raise RpcError("forbidden", "the account is disabled")
 
         try:
-            return await self._accounts.of_external(
-                made_by, subject or email.strip().lower(), email, made_by=made_by, check=check
-            )
+            who = f"id {subject}" if subject else f"email {email.strip().lower()}"
+            return await self._accounts.of_external(made_by, who, email, made_by=made_by, check=check)
         except RpcError as error:
             self._audit.record_of_stranger(
                 "backend_session", reason=error.kind, by=made_by, email=email, address=address

@@ -49,6 +49,8 @@ class EmailClaim(Record):
     """
 
     account_id: str
+    issuer: str = ""
+    """Who says so, where it is somebody who signs in elsewhere."""
     taken_at: float = 0
     """When it was taken over, so that this is a write, which whoever removes the claim at that moment loses to."""
 

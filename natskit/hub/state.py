@@ -131,6 +131,11 @@ class State:
         account = self.account(claim.account_id)
         return (claim.account_id, account) if account else None
 
+    def is_known_to(self, issuer: str, account_id: str) -> bool:
+        """Whether an issuer, or a backend, has a name for this account already."""
+        claims = (entry.value for entry in self.accounts.entries.values() if isinstance(entry.value, EmailClaim))
+        return any(claim.issuer == issuer and claim.account_id == account_id for claim in claims)
+
     def all_accounts(self) -> list[tuple[str, Account]]:
         """Every account."""
         return [(k, e.value) for k, e in self.accounts.entries.items() if isinstance(e.value, Account)]

@@ -91,6 +91,19 @@ async def test_an_id_of_the_site_outlives_an_email(site: Site) -> None:
     assert other.json()["account_id"] != first["account_id"]
 
 
+async def test_an_address_that_somebody_else_has_by_now_is_not_the_account_of_before(site: Site) -> None:
+    email = person()
+    assert (await ask(site, {"id": "one", "email": email})).json()["made"]
+    for wanted in ({"id": "two", "email": email}, {"email": email}):
+        for path in ("session", "ticket"):
+            answer = await ask(site, wanted, path=path, hub="hub-2")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (409, "conflict")
+    assert (await ask(site, {"id": "one", "email": email}, hub="hub-2")).status_code == 200
+    plain = person()
+    assert (await ask(site, {"email": plain})).json()["made"]
+    assert (await ask(site, {"id": plain, "email": person()})).json()["email"] != plain
+
+
 async def test_a_backend_has_the_accounts_that_it_made(site: Site) -> None:
     admin, email, theirs = await site.admin(), person(), person()
     made = await call(admin, "hub.admin", "account_add", email=email, password=PASSWORD)

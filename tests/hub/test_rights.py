@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
@@ -158,3 +159,42 @@ async def test_a_session_slides_up_to_its_end_without_dropping_the_connection(si
     for stolen in (cookie, renewed, cookie_of(answer)):
         for name in site.hubs:
             assert (await site.http(name, "GET", "/api/session", cookie=stolen)).status_code == 401
+
+
+async def test_who_was_locked_out_meanwhile_cannot_undo_it(site: Site) -> None:
+    """By a call that began before, through either hub: with a stolen cookie, or with the password of before."""
+    admin = await site.admin()
+    email, _, cookie = await person(site, admin)
+    over = asyncio.Event()
+
+    async def keep_me(hub: str) -> None:
+        while not over.is_set():
+            with contextlib.suppress(RpcError, KeyError):
+                await ask(site, hub, cookie, "end_all_sessions", keep_this=True)
+
+    loops = [asyncio.create_task(keep_me(hub)) for hub in (*site.hubs, *site.hubs)]
+    try:
+        for _ in range(20):  # while they are at it
+            await ask(site, "hub-1", cookie, "ping")
+        await call(admin, "hub.admin", "account_sign_out", email=email)
+        for hub in site.hubs:
+            assert (await site.http(hub, "GET", "/api/session", cookie=cookie)).status_code == 401
+    finally:
+        over.set()
+        await asyncio.gather(*loops)
+    for hub in site.hubs:
+        assert (await site.http(hub, "GET", "/api/session", cookie=cookie)).status_code == 401
+
+    for number in range(3):
+        old, theirs, ours = (f"{word} password {number}" for word in ("their first", "their next", "the admin's"))
+        await call(admin, "hub.admin", "account_set_password", email=email, password=old)
+        _, cookie = await site.sign_in("hub-1", email, old)
+        with pytest.raises(RpcError, match="the one you have"):
+            await ask(site, "hub-1", cookie, "change_password", current_password=old, new_password=old)
+        attempts = [
+            ask(site, hub, cookie, "change_password", current_password=old, new_password=theirs) for hub in site.hubs
+        ]
+        reset = call(admin, "hub.admin", "account_set_password", email=email, password=ours)
+        await asyncio.gather(*attempts, reset, return_exceptions=True)
+        for hub in site.hubs:
+            await site.sign_in(hub, email, ours)
