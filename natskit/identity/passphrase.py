@@ -33,7 +33,7 @@ def withdraw() -> None:
     """Take the variables out of this process's environment; they are remembered here."""
     for name in (VARIABLE, COMMAND, NEW_VARIABLE):
         value = os.environ.pop(name, None)
-        if value is not None:
+        if value:  # set to nothing is not set
             _given[name] = value
     descriptor = os.environ.pop(DESCRIPTOR, None)
     if descriptor is not None:
