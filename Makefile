@@ -54,7 +54,7 @@ security: ## How hardened the units of the cluster are, by systemd's own score
 
 test: lint console ## Everything: unit, real servers, real browser, eight machines in Docker
 	@scripts/chromium
-	@$(BIN)/pytest $(TESTS)
+	@scripts/tests $(TESTS)
 
 lint: .venv/dev ## Format check, lint, strict types
 	@$(BIN)/ruff format --check --quiet . || { echo "run: $(BIN)/ruff format ." >&2; exit 1; }

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from natskit.permissions import PROBE_BUCKET
+from natskit.permissions import BUCKETS
 from natskit.runner.agent_unit import unit_of
 from tests.cluster.load import Target
 from tests.cluster.site import RUNNERS, Cluster, docker
@@ -75,10 +75,11 @@ class Machines(Cluster):
         return found
 
     def state_max_bytes(self) -> dict[str, int]:
-        """How large the streams of the state may become, as a nats-server says."""
+        """How large the buckets of the state may become, as a nats-server says."""
+        buckets = {f"KV_{bucket}" for bucket in BUCKETS}
         found = self.varz("nats-1", "jsz?streams=true&accounts=true&config=true")["account_details"]
         streams = [stream for account in found for stream in account.get("stream_detail", [])]
-        return {s["name"]: s["config"]["max_bytes"] for s in streams if s["name"] != f"KV_{PROBE_BUCKET}"}
+        return {s["name"]: s["config"]["max_bytes"] for s in streams if s["name"] in buckets}
 
     def busiest(self) -> str:
         """The machine of the nats-server with the most browsers."""
