@@ -43,12 +43,12 @@ class Accounts:
 
     async def add(self, email: str, password: str | None) -> dict[str, Any]:
         """Make an account. Without a password a one-time password is made up and returned."""
-        email = email.strip()
-        if not _EMAIL.fullmatch(email):
-            raise RpcError("invalid_params", f"{email[:80]!r} is no e-mail address")
+        email = _checked(email)
         given = one_time_password() if password is None else password
         hashed = await self._passwords.hash(given)
-        account_id = await self._claim(email)
+        account_id = await self._reserve(email_key(email), str(uuid.uuid4()))
+        if self._state.account(account_id) is not None:
+            raise RpcError("conflict", f"there is already an account with the e-mail {email!r}")
         account = Account(email=email, password_hash=hashed, one_time=password is None, created_at=time.time())
         await self._state.accounts.change(account_id, lambda old: old or account)
         return {"account_id": account_id, "email": email} | ({"password": given} if password is None else {})
@@ -68,9 +68,7 @@ class Accounts:
         if found is not None:
             check(found[1])
             return (*found, False)
-        email = email.strip()
-        if not _EMAIL.fullmatch(email):
-            raise RpcError("invalid_params", f"{email[:80]!r} is no e-mail address")
+        email = _checked(email)
         taken = self._state.account_by_email(email)
         check(taken[1] if taken else None)
         if taken and self._state.is_known_to(issuer, taken[0]):
@@ -91,12 +89,15 @@ class Accounts:
         return account_id, account, account == fresh
 
     async def _reserve(self, key: str, account_id: str, issuer: str = "") -> str:
-        """Claim a key for an account, unless another one that exists has it; whose it is then."""
+        """Claim a key for an account, unless another one that exists has it; whose it is then.
+
+        A claim of an e-mail whose account was never written (a hub died in between) is taken over.
+        """
 
         def mutate(old: AccountRecord | None) -> AccountRecord:
             if isinstance(old, EmailClaim) and self._state.account(old.account_id) is not None:
                 return old
-            if isinstance(old, EmailClaim) and key.startswith("email."):  # taken over, as by an administrator
+            if isinstance(old, EmailClaim) and key.startswith("email."):
                 return old.model_copy(update={"taken_at": time.time()})
             return EmailClaim(account_id=account_id, issuer=issuer)
 
@@ -218,17 +219,8 @@ class Accounts:
         assert isinstance(account, Account)
         return account
 
-    async def _claim(self, email: str) -> str:
-        """Reserve the e-mail; a claim whose account was never written (a hub died in between) is taken over."""
-        fresh = str(uuid.uuid4())
 
-        def mutate(old: AccountRecord | None) -> AccountRecord:
-            if isinstance(old, EmailClaim):
-                if self._state.account(old.account_id) is not None:
-                    raise RpcError("conflict", f"there is already an account with the e-mail {email!r}")
-                return old.model_copy(update={"taken_at": time.time()})
-            return EmailClaim(account_id=fresh)
-
-        claim = await self._state.accounts.change(email_key(email), mutate)
-        assert isinstance(claim, EmailClaim)
-        return claim.account_id
+def _checked(email: str) -> str:
+    if not is_email(email):
+        raise RpcError("invalid_params", f"{email.strip()[:80]!r} is no e-mail address")
+    return email.strip()

@@ -42,7 +42,7 @@ async def register(caller: Caller, version: str) -> dict[str, Any]:
     theirs is that of another runner, which this one has replaced."""
     await _seen(caller, version=version)
     state = caller.hub.state
-    mine = {p: e.value for p, e in state.projects.entries.items() if e.value.runner_id == caller.id}
+    mine = state.projects_on(caller.id)
     wanted = [p for p, project in mine.items() if project.desired == "running"]
     locked_out = [p for p in wanted if mine[p].public_key and state.rights(Holder("project", p)) is None]
     return {"projects": wanted, "need_keys": locked_out}

@@ -174,7 +174,7 @@ class Projects:
         if self._state.runner_key(project.runner_id) is not None:
             await self._runner(str(project.runner_id), "delete_project", project_id)
         members = self._state.members_of(project_id)
-        owners = {member for member in members if self._is_owner(member, project_id)}
+        owners = self._state.owners_of(project_id)
         for account_id in members - owners:
             await self._drop(account_id, project_id)
         # The owner, who waits for the answer and may ask again if none comes, is cut with this, and listed until then.
@@ -395,7 +395,7 @@ class Projects:
     def _place_or_none(self) -> str | None:
         """The runner with the fewest running projects among those alive."""
         alive = [
-            (sum(1 for e in self._state.projects.entries.values() if e.value.runner_id == runner_id), runner_id)
+            (len(self._state.projects_on(runner_id)), runner_id)
             for runner_id in self._state.runners.entries
             if self._state.is_alive(runner_id)
         ]

@@ -37,7 +37,6 @@ class Runners:
         for runner_id, entry in sorted(self._state.known_runners.items(), key=lambda item: item[1].name):
             seen = self._state.runners.get(runner_id)
             heard = seen is not None and seen.last_seen > 0
-            mine = [e.value for e in self._state.projects.entries.values() if e.value.runner_id == runner_id]
             rows.append(
                 {
                     "runner_id": runner_id,
@@ -47,7 +46,7 @@ class Runners:
                     "heartbeat_age": max(0.0, now - seen.last_seen) if seen and heard else None,
                     "version": seen.version if seen and heard else None,
                     "running": len(seen.running) if seen else 0,
-                    "projects": len(mine),
+                    "projects": len(self._state.projects_on(runner_id)),
                 }
             )
         return rows

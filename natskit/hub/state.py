@@ -117,19 +117,11 @@ class State:
 
     def account_by_email(self, email: str) -> tuple[str, Account] | None:
         """An account by its e-mail, in any case."""
-        claim = self.accounts.get(email_key(email))
-        if not isinstance(claim, EmailClaim):
-            return None
-        account = self.account(claim.account_id)
-        return (claim.account_id, account) if account else None
+        return self._claimed(email_key(email))
 
     def account_by_external(self, issuer: str, subject: str) -> tuple[str, Account] | None:
         """The account of somebody who is known elsewhere (:func:`external_key`)."""
-        claim = self.accounts.get(external_key(issuer, subject))
-        if not isinstance(claim, EmailClaim):
-            return None
-        account = self.account(claim.account_id)
-        return (claim.account_id, account) if account else None
+        return self._claimed(external_key(issuer, subject))
 
     def is_known_to(self, issuer: str, account_id: str) -> bool:
         """Whether an issuer, or a backend, has a name for this account already."""
@@ -151,6 +143,10 @@ class State:
     def memberships_of(self, account_id: str) -> set[str]:
         """The projects that an account has a membership of, also if there is no such project any more."""
         return set(self._projects_of.get(account_id, ()))
+
+    def projects_on(self, runner_id: str) -> dict[str, Project]:
+        """The projects whose files a runner has."""
+        return {p: e.value for p, e in self.projects.entries.items() if e.value.runner_id == runner_id}
 
     def members_of(self, project_id: str) -> set[str]:
         """The accounts that may use a project."""
@@ -197,22 +193,16 @@ class State:
                 name = f"browser.{holder.id}.{holder.session_id}.{digest}"
                 return Rights(tags, name, live[0].expires_at, "")
             case "project":
-                keys = self._project_keys(self.projects.get(holder.id))
-                if not keys:
-                    return None
-                return _fixed_rights("project", holder.id, public_key if public_key in keys else keys[0])
+                return _agent_rights(holder, self._project_keys(self.projects.get(holder.id)), public_key)
             case "runner":
-                keys = self._runner_keys(holder.id)
-                if not keys:
-                    return None
-                return _fixed_rights("runner", holder.id, public_key if public_key in keys else keys[0])
+                return _agent_rights(holder, self._runner_keys(holder.id), public_key)
 
     def is_valid(self, holder: Holder, name: str) -> bool:
         """Whether a connection of this holder, with this name, has what it would get now."""
         if holder.kind == "project":
             return name in self._project_names(holder.id, self.projects.get(holder.id))
         if holder.kind == "runner":
-            return name in {_fixed_rights("runner", holder.id, key).name for key in self._runner_keys(holder.id)}
+            return name in self._runner_names(holder.id)
         rights = self.rights(holder)
         return rights is not None and rights.name == name
 
@@ -227,6 +217,13 @@ class State:
         """The names of the connections of all sessions of an account, except those of the session ``but``."""
         digest = self._account_tags(account_id)[1]
         return {f"browser.{account_id}.{s}.{digest}" for s in self._sessions_of.get(account_id, ()) if s != but}
+
+    def _claimed(self, key: str) -> tuple[str, Account] | None:
+        claim = self.accounts.get(key)
+        if not isinstance(claim, EmailClaim):
+            return None
+        account = self.account(claim.account_id)
+        return (claim.account_id, account) if account else None
 
     # ---- indexes; called before the view takes the change
 
@@ -256,6 +253,9 @@ class State:
         if not keys or project.runner_key not in ("", *keys):
             return []
         return [key for key in (project.public_key, project.next_key) if key]
+
+    def _runner_names(self, runner_id: str) -> set[str]:
+        return {_fixed_rights("runner", runner_id, key).name for key in self._runner_keys(runner_id)}
 
     def _project_names(self, project_id: str, project: Project | None) -> set[str]:
         return {_fixed_rights("project", project_id, key).name for key in self._project_keys(project)}
@@ -317,15 +317,20 @@ class State:
         old, known = self.runners.get(key), self.known_runners.get(key)
         before, after = (set(record.revoked_keys if record else ()) for record in (old, new))
         if known is not None and known.public_key in after - before:
-            mine = [(p, e.value) for p, e in self.projects.entries.items() if e.value.runner_id == key]
-            names = [self._project_names(project_id, project) for project_id, project in mine]
-            own = {_fixed_rights("runner", key, one).name for one in (known.public_key, known.retiring_key) if one}
-            self._locked_out(own.union(*names))
+            mine = self.projects_on(key).items()
+            self._locked_out(self._runner_names(key).union(*(self._project_names(p, project) for p, project in mine)))
 
 
 def _parse_account(key: str, data: bytes) -> AccountRecord:
     model: type[Record] = EmailClaim if key.startswith(("email.", "external.")) else Account
     return model.model_validate_json(data)  # type: ignore[return-value]
+
+
+def _agent_rights(holder: Holder, keys: list[str], public_key: str) -> Rights | None:
+    """Those of a project or a runner that came with ``public_key``, by one of the ``keys`` it may come with."""
+    if holder.kind == "browser" or not keys:
+        return None
+    return _fixed_rights(holder.kind, holder.id, public_key if public_key in keys else keys[0])
 
 
 def _fixed_rights(kind: Literal["project", "runner"], identifier: str, public_key: str) -> Rights:
