@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -12,6 +12,9 @@ from natskit.hub.projects import iso
 from natskit.hub.sessions import SignedIn
 from natskit.identity.claims import COOKIE
 from natskit.permissions import inbox_prefix
+
+if TYPE_CHECKING:
+    from natskit.hub.app import Hub
 
 NATS_PATH = "/nats"
 
@@ -56,6 +59,21 @@ def description(signed_in: SignedIn) -> dict[str, Any]:
         "nats": {"path": NATS_PATH, "inbox_prefix": inbox_prefix("browser", session.account_id)},
         "expires_at": iso(session.expires_at),
     }
+
+
+def note_sign_in(hub: Hub, signed_in: SignedIn, via: str | None = None) -> None:
+    """Count a sign-in, and put it into the audit; ``via`` is how, if not by a password."""
+    session = signed_in.session
+    hub.metrics.sign_ins.labels("ok").inc()
+    hub.audit.record_of_account(
+        "sign_in",
+        account=session.account_id,
+        via=via,
+        session_id=signed_in.session_id,
+        email=signed_in.account.email,
+        address=session.address,
+        user_agent=session.user_agent,
+    )
 
 
 def max_age(signed_in: SignedIn) -> int:

@@ -18,9 +18,11 @@ from natskit.hub.answers import (
     description,
     json_object,
     max_age,
+    note_sign_in,
     read_body,
     set_session_cookie,
 )
+from natskit.hub.sessions import SignedIn
 from natskit.identity.claims import COOKIE
 from natskit.rpc import RpcError
 
@@ -116,19 +118,7 @@ class Doors:
             return _page(403, f"You cannot come in here: {error}.")
         except StateError:
             return _page(503, "This is not possible at this moment. Try again in a while.")
-        self._hub.metrics.sign_ins.labels("ok").inc()
-        self._hub.audit.record_of_account(
-            "sign_in",
-            account=signed_in.session.account_id,
-            via=f"ticket of {signed_in.session.via}",
-            session_id=signed_in.session_id,
-            email=signed_in.account.email,
-            address=address,
-            user_agent=agent,
-        )
-        response = RedirectResponse("/", 303)
-        set_session_cookie(response, signed_in.cookie, max_age(signed_in))
-        return response
+        return self._let_in(signed_in, f"ticket of {signed_in.session.via}")
 
     async def oidc_start(self, _: Request) -> Response:
         """To the provider."""
@@ -154,12 +144,16 @@ class Doors:
             )
         except OidcError as error:
             self._hub.metrics.sign_ins.labels("refused").inc()
-            response: Response = _page(error.status, str(error))
+            response = _page(error.status, str(error))
         else:
-            self._hub.metrics.sign_ins.labels("ok").inc()
-            response = RedirectResponse("/", 303)
-            set_session_cookie(response, signed_in.cookie, max_age(signed_in))
+            response = self._let_in(signed_in, "oidc")
         _set_flow_cookie(response, "", 0)
+        return response
+
+    def _let_in(self, signed_in: SignedIn, via: str) -> Response:
+        note_sign_in(self._hub, signed_in, via)
+        response = RedirectResponse("/", 303)
+        set_session_cookie(response, signed_in.cookie, max_age(signed_in))
         return response
 
     async def _of_backend(self, request: Request) -> tuple[str, dict[str, Any]]:

@@ -20,6 +20,7 @@ from natskit.hub.answers import (
     description,
     json_object,
     max_age,
+    note_sign_in,
     read_body,
     set_session_cookie,
 )
@@ -81,15 +82,7 @@ class Pages:
         except RpcError as error:
             self._refused(request, "limit", "-", email)
             raise RefusedError(503, error.kind, error.message, error.data.get("retry_after")) from None
-        self._hub.audit.record_of_account(
-            "sign_in",
-            account=signed_in.session.account_id,
-            session_id=signed_in.session_id,
-            email=signed_in.account.email,
-            address=address_of(request),
-            user_agent=agent_of(request),
-        )
-        self._hub.metrics.sign_ins.labels("ok").inc()
+        note_sign_in(self._hub, signed_in)
         log.info("signed in: account %s from %s", signed_in.session.account_id, address_of(request))
         return self._signed_in(signed_in)
 

@@ -108,8 +108,8 @@ class Oidc:
     async def finish(self, query: dict[str, str], cookie: str, address: str, user_agent: str) -> SignedIn:
         """The session of whom the provider sent back. Raises :class:`OidcError`."""
         try:
-            account_id, account = await self._account(query, cookie, address)
-            signed_in = await self._sessions.open(account_id, account, address, user_agent, "oidc")
+            found = await self._account(query, cookie, address)
+            return await self._sessions.open(*found, address, user_agent, "oidc")
         except OidcError as error:
             log.info("sign-in at %s refused: %s %s", self.settings.issuer, error.reason, error.detail)
             self._refused(error.reason, error.account_id, address, user_agent, error.detail)
@@ -120,16 +120,6 @@ class Oidc:
         except (RpcError, StateError) as error:
             log.warning("sign-in at %s failed: %s", self.settings.issuer, error)
             raise OidcError(503, "unavailable", "This is not possible at this moment. Try again in a while.") from None
-        self._audit.record_of_account(
-            "sign_in",
-            account=account_id,
-            via="oidc",
-            session_id=signed_in.session_id,
-            email=account.email,
-            address=address,
-            user_agent=user_agent,
-        )
-        return signed_in
 
     async def _account(self, query: dict[str, str], cookie: str, address: str) -> tuple[str, Account]:
         flow = unseal(cookie, self._cookie_key)
