@@ -50,6 +50,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from natskit.errors import ConnectionLostError, NatskitError, StateError
+from natskit.jetstream import STREAM_NOT_FOUND
 from natskit.permissions import BUCKETS, PROBE_BUCKET, inbox_prefix
 
 ANSWER_SECONDS = 3
@@ -59,9 +60,7 @@ MAX_LAG = 100
 """Raft entries a replica may be behind although it is current, which is told by what its leader has applied so far."""
 LOOKS = 10
 """How often a stream is looked at: while it is written to, a majority is now and then ahead of the last replica."""
-"""As for the state's buckets: five would cost each write two more acknowledgements, for the loss of a second server."""
 
-_STREAM_NOT_FOUND = 10059
 _KEY = re.compile(r"[-_=/a-zA-Z0-9]+(\.[-_=/a-zA-Z0-9]+)*")
 
 
@@ -124,7 +123,7 @@ class Gate:
             if name and found != name:
                 raise StateError(f"{url} is {found}, not {name}: its own URL has to be the first")
             info = await _ask(client, f"$JS.API.STREAM.INFO.KV_{PROBE_BUCKET}", b"", url)
-            if info.get("error", {}).get("err_code") == _STREAM_NOT_FOUND:
+            if info.get("error", {}).get("err_code") == STREAM_NOT_FOUND:
                 return  # the hubs make it, and come after the first nats-servers: there is nothing to lose yet
             _check(info, f"stream KV_{PROBE_BUCKET}")
             value = secrets.token_hex(16)
@@ -162,7 +161,7 @@ class Gate:
         problems: list[str] = []
         for _ in range(LOOKS):
             info = await _ask(client, f"$JS.API.STREAM.INFO.KV_{bucket}", b"", url)
-            if info.get("error", {}).get("err_code") == _STREAM_NOT_FOUND:
+            if info.get("error", {}).get("err_code") == STREAM_NOT_FOUND:
                 # The hubs make the state's buckets, and come after the first nats-server.
                 return []
             _check(info, f"stream KV_{bucket}")

@@ -11,11 +11,11 @@ from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import nats.errors
 from nats.aio.msg import Msg
 
 from natskit.connection import Connection
-from natskit.errors import ConnectionLostError, StateError
+from natskit.errors import ConnectionLostError
+from natskit.jetstream import STREAM_NOT_FOUND, JetStreamError, api
 from natskit.permissions import AUDIT_STREAM
 
 BATCH = 500
@@ -23,7 +23,6 @@ REQUEST_SECONDS = 5.0
 FOLLOW_SECONDS = 0.5
 """How often the stream is asked for what is new."""
 
-_STREAM_NOT_FOUND = 10059
 _CHANGEABLE = ("max_age", "max_bytes", "num_replicas")
 
 
@@ -49,13 +48,17 @@ async def apply(connection: Connection, wanted: Mapping[str, int]) -> list[str]:
 
     A hub makes the stream, so one that is not there yet has what the settings say. Raises :class:`StateError`.
     """
-    info = await _api(connection, f"STREAM.INFO.{AUDIT_STREAM}", {})
-    if info is None:
+    try:
+        info = await api(connection, f"STREAM.INFO.{AUDIT_STREAM}", {}, REQUEST_SECONDS)
+    except JetStreamError as error:
+        if error.code != STREAM_NOT_FOUND:
+            raise
         return []
     config = info["config"]
     changed = [key for key in _CHANGEABLE if config[key] != wanted[key]]
     if changed:
-        await _api(connection, f"STREAM.UPDATE.{AUDIT_STREAM}", config | {key: wanted[key] for key in changed})
+        wanted_config = config | {key: wanted[key] for key in changed}
+        await api(connection, f"STREAM.UPDATE.{AUDIT_STREAM}", wanted_config, REQUEST_SECONDS)
     return changed
 
 
@@ -97,17 +100,3 @@ def _event(data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         event = None
     return event if isinstance(event, dict) else {"kind": "unreadable", "outcome": "failed", "account": "-"}
-
-
-async def _api(connection: Connection, verb: str, body: Mapping[str, Any]) -> dict[str, Any] | None:
-    try:
-        answer = await connection.request(f"$JS.API.{verb}", json.dumps(body).encode(), timeout=REQUEST_SECONDS)
-    except nats.errors.Error as error:
-        raise StateError(f"{verb}: {type(error).__name__}") from error
-    parsed: dict[str, Any] = json.loads(answer.data)
-    refusal = parsed.get("error")
-    if refusal and refusal.get("err_code") == _STREAM_NOT_FOUND:
-        return None
-    if refusal:
-        raise StateError(f"{verb}: {refusal.get('description', 'failed')}")
-    return parsed

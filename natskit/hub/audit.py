@@ -36,6 +36,8 @@ from natskit.connection import Connection
 from natskit.errors import StateError
 from natskit.hub.metrics import Metrics
 from natskit.hub.program import AuditSettings
+from natskit.hub.projects import iso
+from natskit.jetstream import NAME_IN_USE, JetStreamError, api
 from natskit.permissions import AUDIT_STREAM
 
 log = logging.getLogger(__name__)
@@ -59,7 +61,6 @@ LONGEST = 256
 MOST_BYTES = 8192
 """Of an event; no event of ours comes near."""
 
-_NAME_IN_USE = 10058
 _TOO_LARGE = 10054
 
 
@@ -126,7 +127,7 @@ class Audit:
             self._metrics.audit.labels("dropped").inc()
             return
         identifier = f"{self._hub}.{self._run}.{self._count}"
-        body = _encode({"time": _iso(time.time()), "id": identifier, **event, "hub": self._hub})
+        body = _encode({"time": iso(time.time()), "id": identifier, **event, "hub": self._hub})
         subject = f"audit.{_token(event['kind'])}.{_token(event['account'])}"
         self._waiting.append((subject, identifier, body))
         self._something.set()
@@ -246,11 +247,11 @@ def stream_config(max_age_seconds: int, max_bytes: int, replicas: int) -> dict[s
 
 async def ensure_stream(connection: Connection, config: Mapping[str, Any]) -> None:
     """Make the stream if there is none; one that is there stays as it is. Raises :class:`StateError`."""
-    subject = f"$JS.API.STREAM.CREATE.{AUDIT_STREAM}"
-    answer = await connection.request(subject, json.dumps(config).encode(), timeout=WRITE_SECONDS)
-    error = json.loads(answer.data).get("error")
-    if error and error.get("err_code") != _NAME_IN_USE:
-        raise StateError(f"the stream {AUDIT_STREAM} cannot be made: {error.get('description')}")
+    try:
+        await api(connection, f"STREAM.CREATE.{AUDIT_STREAM}", config)
+    except JetStreamError as error:
+        if error.code != NAME_IN_USE:
+            raise
 
 
 async def _store(connection: Connection, subject: str, identifier: str, body: bytes) -> bool:
@@ -280,8 +281,3 @@ def _plain(value: Any) -> Any:
 def _token(text: str) -> str:
     """A token of a subject."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", text)[:64] or "-"
-
-
-def _iso(seconds: float) -> str:
-    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-    return f"{whole}.{int(seconds * 1000) % 1000:03d}Z"

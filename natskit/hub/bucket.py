@@ -26,6 +26,7 @@ from natskit.connection import Connection
 from natskit.errors import StateError
 from natskit.hub.program import StateSettings
 from natskit.hub.records import Record
+from natskit.jetstream import NAME_IN_USE, REQUEST_SECONDS, STREAM_NOT_FOUND, JetStreamError, api
 from natskit.permissions import PROBE_BUCKET
 from natskit.rpc import RpcError
 
@@ -37,7 +38,6 @@ HEARTBEAT_SECONDS = 0.5
 """How often the server says that the consumer is alive; three missed ones start the watch over. A consumer lives on one
 server of a cluster and dies with it, and until that is noticed the view may miss that somebody was locked out."""
 CHECK_SECONDS = 5.0
-REQUEST_SECONDS = 3.0
 LAG_SECONDS = 0.2
 """How far behind another hub's writes a view may be; usually it is a millisecond or two."""
 MARKER_TTL = "1h"
@@ -48,19 +48,11 @@ KEPT_ROOM = 1 / 8
 in a full stream nobody could be signed out or locked out."""
 
 _WRONG_LAST_SEQUENCE = (10071, 10164)
-_STREAM_NOT_FOUND = 10059
-_NAME_IN_USE = 10058
 _NO_ROOM = 10077
 
 
 class ConflictError(StateError):
     """Somebody else wrote the key first."""
-
-
-class _ApiError(StateError):
-    def __init__(self, subject: str, error: dict[str, Any]) -> None:
-        super().__init__(f"{subject}: {error.get('description', 'failed')}")
-        self.code = error.get("err_code", 0)
 
 
 @dataclass(frozen=True)
@@ -105,27 +97,19 @@ async def _stream(connection: Connection, bucket: str, wanted: dict[str, Any]) -
         "allow_direct": True,
     } | wanted
     try:
-        info = await _api(connection, f"STREAM.INFO.{stream}", {})
-    except _ApiError as error:
-        if error.code != _STREAM_NOT_FOUND:
+        info = await api(connection, f"STREAM.INFO.{stream}", {})
+    except JetStreamError as error:
+        if error.code != STREAM_NOT_FOUND:
             raise
         try:
-            return await _api(connection, f"STREAM.CREATE.{stream}", config)
-        except _ApiError as refused:
-            if refused.code != _NAME_IN_USE:  # another hub made it at the same moment
+            return await api(connection, f"STREAM.CREATE.{stream}", config)
+        except JetStreamError as refused:
+            if refused.code != NAME_IN_USE:  # another hub made it at the same moment
                 raise
-            info = await _api(connection, f"STREAM.INFO.{stream}", {})
+            info = await api(connection, f"STREAM.INFO.{stream}", {})
     # The platform has become a cluster, or has shrunk: what there is already is copied, or given up.
     changed = {key: config[key] for key in ("num_replicas", "max_bytes") if info["config"].get(key) != config[key]}
-    return await _api(connection, f"STREAM.UPDATE.{stream}", info["config"] | changed) if changed else info
-
-
-async def _api(connection: Connection, verb: str, body: dict[str, Any]) -> dict[str, Any]:
-    answer = await connection.request(f"$JS.API.{verb}", json.dumps(body).encode(), timeout=REQUEST_SECONDS)
-    parsed: dict[str, Any] = json.loads(answer.data)
-    if "error" in parsed:
-        raise _ApiError(verb, parsed["error"])
-    return parsed
+    return await api(connection, f"STREAM.UPDATE.{stream}", info["config"] | changed) if changed else info
 
 
 class Bucket(Generic[RecordT]):
@@ -337,7 +321,7 @@ class Bucket(Generic[RecordT]):
             "num_replicas": 1,
         }
         self._heard = asyncio.get_running_loop().time()
-        created = await _api(
+        created = await api(
             self._connection, f"CONSUMER.CREATE.KV_{self.name}", {"stream_name": f"KV_{self.name}", "config": config}
         )
         if created.get("num_pending", 0) == 0 and self._delivered == 0:
@@ -359,7 +343,7 @@ class Bucket(Generic[RecordT]):
                 return
             if loop.time() - checked >= CHECK_SECONDS and self._fill is None:
                 checked = loop.time()
-                info = await _api(self._connection, f"STREAM.INFO.KV_{self.name}", {})
+                info = await api(self._connection, f"STREAM.INFO.KV_{self.name}", {})
                 self._note_room(info)
                 state = info["state"]
                 was_ahead, ahead = ahead, int(state["last_seq"]) != self.applied
