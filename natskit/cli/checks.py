@@ -8,7 +8,6 @@ import json
 import ssl
 import time
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import httpx
@@ -17,7 +16,7 @@ from nats.aio.msg import Msg
 from natskit.cli.platform import Platform
 from natskit.cli.supervisor import Process, processes
 from natskit.client import Client
-from natskit.connection import NatsServers, connect
+from natskit.connection import connect
 from natskit.errors import NatskitError
 from natskit.permissions import inbox_prefix
 
@@ -106,12 +105,10 @@ async def _servers(platform: Platform) -> list[Part]:
     """Each nats-server, asked over the bus by the operator's user of the NATS account SYS."""
     names: list[str] = platform["nats"]
     label = {name: "nats" if len(names) == 1 else name for name in names}
-    ca_file = platform["nats_ca_file"]
-    servers = NatsServers(urls=platform["nats_urls"], ca_file=Path(ca_file) if ca_file else None)
     found: dict[str, dict[str, Any]] = {name: {} for name in names}
     try:
         connection = await connect(
-            servers,
+            platform.nats_servers,
             name="natskit status",
             inbox_prefix=inbox_prefix("admin"),
             creds=platform.creds("sys_admin"),

@@ -19,7 +19,7 @@ from natskit.errors import ConnectionLostError, SettingsError
 
 if TYPE_CHECKING:
     from natskit.client import Client
-    from natskit.connection import CredsText
+    from natskit.connection import CredsText, NatsServers
 
 T = TypeVar("T")
 
@@ -55,6 +55,14 @@ class Platform:
         return await Client.admin(
             self["nats_urls"], creds, ca_file=ca_file, name=name, patience=patience, said_by=os_user()
         )
+
+    @property
+    def nats_servers(self) -> NatsServers:
+        """Where its nats-servers are, and by which CA they are known."""
+        from natskit.connection import NatsServers
+
+        ca_file = self["nats_ca_file"]
+        return NatsServers(urls=self["nats_urls"], ca_file=Path(ca_file) if ca_file else None)
 
     def creds(self, user: str) -> CredsText:
         """The creds of a user of the operator, sealed or not. Raises :class:`IdentityError`."""

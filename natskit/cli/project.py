@@ -179,17 +179,7 @@ def rotate_keys(directory: str, name: str | None, every: bool, as_json: bool) ->
     async def work(client: Client) -> list[dict[str, Any]]:
         if name is not None:
             return [await _rotate(client, (await find_project(client, name))["project_id"])]
-        running = [p for p in await client.call_hub("project_list") if p["desired"] == "running"]
-        room = asyncio.Semaphore(ROTATED_AT_ONCE)
-
-        async def one(project_id: str) -> dict[str, Any]:
-            async with room:
-                try:
-                    return await _rotate(client, project_id)
-                except NatskitError as error:
-                    return {"project_id": project_id, "rotated": False, "error": str(error)}
-
-        return list(await asyncio.gather(*(one(p["project_id"]) for p in running)))
+        return await rotate_all(client)
 
     done = with_client(directory, work)
     failed = [row for row in done if row.get("error")]
@@ -202,6 +192,21 @@ def rotate_keys(directory: str, name: str | None, every: bool, as_json: bool) ->
         click.echo(f"{rotated} of {len(done)} have a new key." if every else _one_rotated(done[0]))
     if failed:
         raise NatskitError(f"{len(failed)} of {len(done)} projects keep their key: do it again, or stop and start them")
+
+
+async def rotate_all(client: Client) -> list[dict[str, Any]]:
+    """Give every project that runs a new key; what came of each, with an ``error`` for those that keep theirs."""
+    running = [p for p in await client.call_hub("project_list") if p["desired"] == "running"]
+    room = asyncio.Semaphore(ROTATED_AT_ONCE)
+
+    async def one(project_id: str) -> dict[str, Any]:
+        async with room:
+            try:
+                return await _rotate(client, project_id)
+            except NatskitError as error:
+                return {"project_id": project_id, "rotated": False, "error": str(error)}
+
+    return list(await asyncio.gather(*(one(p["project_id"]) for p in running)))
 
 
 async def _rotate(client: Client, project_id: str) -> dict[str, Any]:

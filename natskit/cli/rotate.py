@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from natskit.cli.platform import Platform, call_hub, json_option, show_json, show_table
+from natskit.cli.platform import Platform, json_option, show_json, show_table, with_client
+from natskit.cli.project import rotate_all
 from natskit.errors import NatskitError
 from natskit.identity.rotation import KINDS, Kind
 
@@ -256,14 +257,12 @@ def _run(platform: Platform, identity: Identity, work: Callable[[Servers], Await
 
 @asynccontextmanager
 async def _open(platform: Platform, identity: Identity) -> AsyncIterator[Servers]:
-    from natskit.connection import CredsText, NatsServers
+    from natskit.connection import CredsText
     from natskit.resolver import open_servers
 
-    ca_file = platform["nats_ca_file"]
-    there = NatsServers(urls=platform["nats_urls"], ca_file=Path(ca_file) if ca_file else None)
     lazy = [name for name, kind in platform["resolvers"].items() if kind == "cache"]
     creds = CredsText(identity.creds("SYS", "admin"))
-    async with open_servers(there, creds, platform["nats"], lazy) as servers:
+    async with open_servers(platform.nats_servers, creds, platform["nats"], lazy) as servers:
         yield servers
 
 
@@ -340,13 +339,8 @@ class _Live:
         return Counter(str(each.get("authorized_user", "")).partition(".")[0] for each in self._all(identity))
 
     def renew_projects(self) -> None:
-        directory = str(self._platform.directory)
-        failed = []
-        for project in call_hub(directory, "project_list"):
-            try:
-                call_hub(directory, "rotate_project_keys", project_id=project["project_id"])
-            except NatskitError as error:
-                failed.append(f"{project['project_id']} ({error})")
+        done = with_client(str(self._platform.directory), rotate_all)
+        failed = [f"{row['project_id']} ({row['error']})" for row in done if row.get("error")]
         if failed:
             raise NatskitError(
                 f"{len(failed)} projects keep the keys they have: {', '.join(failed[:5])}: stop them, or see what "
