@@ -12,7 +12,7 @@ from natskit import client, rpc
 BROWSER = Path(__file__).parents[2] / "web" / "src" / "natskit.js"
 
 
-@pytest.mark.parametrize("name", ["REPEATABLE", "CUTTING"])
+@pytest.mark.parametrize("name", ["REPEATABLE", "CUTTING", "OVER_HTTP"])
 def test_the_clients_have_the_same_list(name: str) -> None:
     found = re.search(rf"const {name} = new Set\(\[(.*?)\]\)", BROWSER.read_text(), re.DOTALL)
     assert found is not None
@@ -27,3 +27,4 @@ def test_each_is_a_method_of_the_hub_or_of_projects() -> None:
     }
     assert known >= client.REPEATABLE
     assert known >= client.CUTTING
+    assert known >= client.OVER_HTTP

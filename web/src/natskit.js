@@ -122,7 +122,9 @@ export async function doors() {
  * @returns {Promise<any>} rejects with a {@link NatskitError}
  */
 export async function askOverHttp(method, params = {}) {
-  return result(await http("POST", "/api/rpc", { jsonrpc: "2.0", id: 1, method, params }));
+  // Done twice, only a changed password would be wrong the second time.
+  const again = method !== "change_password";
+  return result(await http("POST", "/api/rpc", { jsonrpc: "2.0", id: 1, method, params }, again));
 }
 
 /**
@@ -448,8 +450,9 @@ export class Client {
   }
 }
 
-/** @param {string} method @param {string} path @param {unknown} [body] @returns {Promise<any>} */
-async function http(method, path, body) {
+/** @param {string} method @param {string} path @param {unknown} [body] @param {boolean} [again] whether it may be
+ * asked for once more, when it is not known what became of it @returns {Promise<any>} */
+async function http(method, path, body, again = true) {
   const ask = () =>
     fetch(path, {
       method,
@@ -460,9 +463,8 @@ async function http(method, path, body) {
         : { headers: { "content-type": "application/json" }, body: JSON.stringify(body) }),
     });
   // Once more: browsers give up what is on its way when the machine gets another network, or loses one it did not use.
-  // All that is asked for over HTTP can be done twice; only a changed password would be wrong the second time.
   const answer = await ask()
-    .catch((error) => (isChangeOfPassword(body) ? Promise.reject(error) : pause(NETWORK_PAUSE).then(ask)))
+    .catch((error) => (again ? pause(NETWORK_PAUSE).then(ask) : Promise.reject(error)))
     .catch(() => {
       throw new NatskitError("unavailable", "the site cannot be reached: is the network up?");
     });
@@ -474,11 +476,6 @@ async function http(method, path, body) {
     answer.status === 429 ? "too many attempts: wait a moment, then try again" : `the site answered ${answer.status}`;
   const retryAfter = Number(answer.headers.get("retry-after")) || undefined;
   throw new NatskitError(code, message ?? fallback, { status: answer.status, retryAfter });
-}
-
-/** @param {unknown} body */
-function isChangeOfPassword(body) {
-  return typeof body === "object" && body !== null && "method" in body && body.method === "change_password";
 }
 
 /**
