@@ -6,12 +6,10 @@ import asyncio
 import json
 import signal
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import nats.errors
 import pytest
-import pytest_asyncio
 
 from natskit import trail
 from natskit.cli.audit import row
@@ -28,18 +26,9 @@ BACKENDS = {"shop": {"sha256": "0" * 64}}
 """A wrong token is refused, and noted, without a look at the state."""
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
-    site = Site(tmp_path_factory.mktemp("hub"))
-    try:
-        site.start_server()
-        for name in ("hub-1", "hub-2"):
-            site.start_hub(name, backends=BACKENDS)
-        for name in site.hubs:
-            await site.healthy(name)
-        yield site
-    finally:
-        await site.close()
+@pytest.fixture(scope="module")
+def hub_settings() -> dict[str, Any]:
+    return {"backends": BACKENDS}
 
 
 async def found(connection: Connection, **wanted: Any) -> list[dict[str, Any]]:

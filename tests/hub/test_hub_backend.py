@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
 
 from natskit import trail
 from natskit.hub.backend import TOKEN_PREFIX, digest, new_token
@@ -25,18 +23,9 @@ BACKENDS["root"]["accounts"] = "all"
 BACKENDS["inside"]["networks"] = ["10.0.0.0/8", "192.0.2.1"]
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
-    site = Site(tmp_path_factory.mktemp("hub"))
-    try:
-        site.start_server()
-        for name in ("hub-1", "hub-2"):
-            site.start_hub(name, backends=BACKENDS)
-        for name in site.hubs:
-            await site.healthy(name)
-        yield site
-    finally:
-        await site.close()
+@pytest.fixture(scope="module")
+def hub_settings() -> dict[str, Any]:
+    return {"backends": BACKENDS}
 
 
 async def ask(

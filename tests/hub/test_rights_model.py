@@ -18,7 +18,7 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,6 +78,16 @@ class Principal:
     connect: Callable[[], RawClient]
     rights: Callable[[], Rights | None]
     clients: list[RawClient] = field(default_factory=list)
+
+    def allowed(self, tried: Rights) -> Iterator[Rights]:
+        """What each of its connections may do of this; those that were cut are forgotten."""
+        for client in list(self.clients):
+            try:
+                now = allowed(client, tried)
+            except (ClosedError, OSError):
+                self.clients.remove(client)
+            else:
+                yield now
 
 
 @dataclass
@@ -266,12 +276,7 @@ class World:
         tried = self.model.everything()
         for principal in [*self.live, *self.dead]:
             expected = principal.rights() or Rights()
-            for client in list(principal.clients):
-                try:
-                    now = allowed(client, tried)
-                except (ClosedError, OSError):
-                    principal.clients.remove(client)
-                    continue
+            for now in principal.allowed(tried):
                 extra = (now.publish - expected.publish) | (now.subscribe - expected.subscribe)
                 assert not extra, f"{principal.name} has {extra} again, after {' → '.join(self.history)}"
 
@@ -644,12 +649,7 @@ class World:
     def _difference(self, principal: Principal, tried: Rights) -> str:
         """What a principal may do and should not, or the other way round; empty when all is as it should be."""
         expected, difference = principal.rights(), ""
-        for client in list(principal.clients):
-            try:
-                now = allowed(client, tried)
-            except (ClosedError, OSError):
-                principal.clients.remove(client)
-                continue
+        for now in principal.allowed(tried):
             if expected is None:
                 difference = "is still connected"
             elif now != expected:
