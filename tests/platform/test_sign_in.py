@@ -17,7 +17,7 @@ from playwright.sync_api import BrowserContext, Page, expect
 from tests.oidc.provider import Provider
 from tests.platform.conftest import BACKEND_TOKEN
 from tests.platform.site import REPOSITORY, LocalSite, World, free_ports, wait_for
-from tests.platform.test_console import browser, context, page  # noqa: F401
+from tests.platform.test_console import browser, context, page, visit  # noqa: F401
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,7 +55,7 @@ def is_in(page: Page, email: str) -> None:  # noqa: F811
 
 
 def test_at_an_openid_provider(page: Page, site: LocalSite) -> None:  # noqa: F811
-    page.goto(site.url)
+    visit(page, site.url)
     page.get_by_role("link", name="Sign in with Example").click()
     page.fill("[name=login]", "ada")
     page.fill("[name=password]", "any")
