@@ -110,9 +110,11 @@ class Connection(NatsClient):
         before_connect: BeforeConnect | None = None,
         on_status: OnStatus | None = None,
         ca_file: Path | None = None,
+        longest_pause: float = LONGEST_PAUSE,
     ) -> None:
         super().__init__()
         self._ca_file = ca_file
+        self._longest_pause = longest_pause
         self._before_connect = before_connect
         self._on_status = on_status
         self._came_back: list[Callable[[], None]] = []
@@ -210,11 +212,11 @@ class Connection(NatsClient):
             old.close()  # type: ignore[no-untyped-call]
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(old.wait_closed(), 1)  # type: ignore[no-untyped-call]
-        self.options["reconnect_time_wait"] = _pause(s.reconnects)
+        self.options["reconnect_time_wait"] = self._pause(s.reconnects)
         # A connection that is cut as soon as it is accepted counts as an attempt that failed.
         self._cut_short = self._cut_short + 1 if time.monotonic() - self._connected_at < SHORT_LIFE else 0
         if self._cut_short > FREE_RETURNS:
-            await asyncio.sleep(_pause(self._cut_short - FREE_RETURNS))
+            await asyncio.sleep(self._pause(self._cut_short - FREE_RETURNS))
         self._report("connecting")
         try:
             headers = await self._before_connect() if self._before_connect else {}
@@ -288,6 +290,10 @@ class Connection(NatsClient):
         finally:
             del transport.readline
 
+    def _pause(self, attempts: int) -> float:
+        pause = min(self._longest_pause, 0.1 * 2 ** min(attempts, 10))
+        return random.uniform(pause / 2, pause)
+
     def _report(self, status: Status) -> None:
         if status == "connected":
             self._connected_at = time.monotonic()
@@ -316,11 +322,6 @@ class Connection(NatsClient):
         self._report("closed")
 
 
-def _pause(attempts: int) -> float:
-    pause = min(LONGEST_PAUSE, 0.1 * 2 ** min(attempts, 10))
-    return random.uniform(pause / 2, pause)
-
-
 async def connect(
     servers: NatsServers,
     *,
@@ -330,14 +331,17 @@ async def connect(
     before_connect: BeforeConnect | None = None,
     on_status: OnStatus | None = None,
     timeout: float | None = None,  # noqa: ASYNC109 - the first attempt's whole budget, cleaned up here
+    longest_pause: float = LONGEST_PAUSE,
 ) -> Connection:
     """Connect and stay connected. Without a ``timeout``, the first connect is tried until it succeeds.
+
+    ``longest_pause`` is the longest time between two attempts, in seconds.
 
     Raises :class:`ConnectionLostError` when the timeout is over, and :class:`NatskitError` at once for what no attempt
     can make good: an unreadable file, a malformed URL.
     """
     _check_files(creds, servers.ca_file)
-    connection = Connection(before_connect, on_status, servers.ca_file)
+    connection = Connection(before_connect, on_status, servers.ca_file, longest_pause)
     options: dict[str, Any] = {}
     if servers.ca_file is not None:
         try:

@@ -260,9 +260,10 @@ class NatsSettings(Part):
     """JetStream domain that keeps them. Source: mqtt.js_domain."""
 
     # ---- who may connect
-    nats_auth_timeout: Annotated[float, Field(gt=0, le=30), Unit("seconds")] = 5
+    nats_auth_timeout: Annotated[float, Field(gt=0, le=30), Unit("seconds")] = 3
     """How long a client may take to say who it is, the auth callout included. Not the server's 2: after a restart
-    thousands of clients wait for the same two hubs. Source: authorization.timeout, tls.timeout."""
+    thousands of clients wait for the same two hubs, which turn away within 1.5 s whom they cannot serve; and not more:
+    who is let in a moment before the hubs are back waits for all of it. Source: authorization.timeout, tls.timeout."""
     nats_resolver: Literal["full", "cache", "memory"] = "full"
     """Where the JWTs of NATS accounts are: full keeps all of them on disk and exchanges them with other servers; cache
     keeps those in use and asks a full one for the others; memory has those of this platform in its configuration.

@@ -48,6 +48,9 @@ log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 5.0
 SWEEP_SECONDS = 60.0
+RETURN_SECONDS = 0.25
+"""The longest pause between two attempts to reach nats-server. Hubs are few, and whoever nats-server lets in before one
+is back waits for the whole ``nats_auth_timeout``."""
 
 
 class Hub:
@@ -178,7 +181,11 @@ class Hub:
 
     async def _connect(self, name: str, creds: Path) -> Connection:
         return await connect(
-            self.program.nats, name=f"{self.program.name}-{name}", inbox_prefix=inbox_prefix("hub"), creds=creds
+            self.program.nats,
+            name=f"{self.program.name}-{name}",
+            inbox_prefix=inbox_prefix("hub"),
+            creds=creds,
+            longest_pause=RETURN_SECONDS,
         )
 
     async def _ask(self, subject: str, body: bytes, seconds: float) -> bytes:

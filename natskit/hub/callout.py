@@ -33,7 +33,7 @@ SUBJECT = "$SYS.REQ.USER.AUTH"
 QUEUE = "hub"
 
 PATIENCE_SECONDS = 1.5
-"""nats-server waits two seconds (``auth_timeout``) for the answer."""
+"""nats-server waits for the answer as long as ``nats_auth_timeout`` says: three seconds."""
 YOUNG_SECONDS = 3
 """Who presents a JWT this soon after it was made may know of it before this hub's view does."""
 SLICE_SECONDS = 0.005
