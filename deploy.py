@@ -2,7 +2,7 @@
 
 from pyinfra import host, inventory
 
-from roles import hub, nats, platform, proxy, runner, service
+from roles import hub, nats, platform, proxy, runner, service, streams
 from roles.files import stage
 
 settings, site = platform.validate(host, inventory)
@@ -12,6 +12,8 @@ service.install(settings)
 stage(name="The nats-servers", what="hubs need them")
 if "nats" in host.groups:
     nats.deploy(settings, site, identity)
+stage(name="The streams", what="hubs may not make them")
+streams.deploy(settings, site, identity)
 stage(name="The hubs", what="everybody else is let in by them")
 if "hub" in host.groups:
     hub.deploy(settings, site, identity, runner.known_runners(site, identity))

@@ -138,8 +138,6 @@ def program_file(settings: Settings, site: Topology, runners: dict[str, dict[str
             },
             "authorization_ttl_seconds": settings.hub_authorization_ttl,
             "password": {"argon2_concurrency": settings.hub_password_concurrency},
-            "state": {"replicas": site.replicas, "max_bytes": settings.hub_state_max_bytes},
-            "audit": {"max_age_seconds": settings.hub_audit_days * 86_400, "max_bytes": settings.hub_audit_bytes},
             "backends": {name: backend.model_dump() for name, backend in settings.hub_backends.items()},
             "oidc": _oidc(settings, site, directory),
             "api_packages": settings.hub_api_packages,

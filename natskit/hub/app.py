@@ -18,12 +18,11 @@ import nats.errors
 import uvicorn
 
 from natskit.connection import Connection, connect, request
-from natskit.errors import IdentityError, SettingsError, StateError
+from natskit.errors import IdentityError, SettingsError
 from natskit.hub import https
 from natskit.hub.accounts import Accounts
 from natskit.hub.audit import Audit
 from natskit.hub.backend import Backends
-from natskit.hub.bucket import ensure_probe_bucket
 from natskit.hub.callout import Callout
 from natskit.hub.connections import Connections
 from natskit.hub.http import Pages
@@ -75,7 +74,7 @@ class Hub:
     def __init__(self, program: HubProgram) -> None:
         self.program = program
         self.metrics = Metrics()
-        self.audit = Audit(program.name, program.state.replicas, program.audit, self.metrics)
+        self.audit = Audit(program.name, self.metrics)
         self._started = time.time()
         self.ready = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -93,7 +92,6 @@ class Hub:
         platform = self._nats["platform"]
         self.state = State(
             platform,
-            self.program.state,
             self.program.runners,
             locked_out=lambda names: self.connections.cut_now(names),
             ended=lambda names: self.connections.cut_ended(names),
@@ -119,10 +117,6 @@ class Hub:
         self._spawn(self.state.follow())
         for bucket in self.state.buckets:
             await bucket.current.wait()
-        try:
-            await ensure_probe_bucket(platform, self.program.state.replicas)
-        except (StateError, nats.errors.Error) as error:  # a deploy will notice; what people ask for goes on
-            log.warning("the bucket of natskit.gate: %s", error)
         self._spawn(self.connections.run())
         self._spawn(self._sweep())
         await self._callout.start()
