@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import time
 import uuid
@@ -173,7 +174,8 @@ async def test_what_is_written_while_the_bucket_is_read_is_seen(server: Site) ->
             number = 0
             while not stop.is_set():
                 number += 1
-                await writer.change(key, lambda _, n=number: None if n % 3 == 0 else runner(str(n)))
+                value = None if number % 3 == 0 else runner(str(number))
+                await writer.change(key, functools.partial(lambda new, _: new, value))
 
         writing = [asyncio.create_task(write(key)) for key in keys]
         try:
