@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from pyinfra import host, logger, state
+from pyinfra import host, inventory, logger, state
 from pyinfra.api.exceptions import OperationError
 from pyinfra.operations import python
 
@@ -22,9 +22,8 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
     Once in a deploy, when it comes to the first host of hubs that can be reached: with ``--serial`` the hosts of nats
     are done by then.
     """
-    reached = {found.name for found in state.activated_hosts}
-    hubs = [hub.platform_name for hub in site.hub if hub.platform_name in reached]
-    if host.name not in hubs[:1]:
+    hubs = [other for other in inventory if "hub" in other.groups and other in state.activated_hosts]
+    if host not in hubs[:1]:
         return
     python.call(
         name="Make the streams as the inventory says",
