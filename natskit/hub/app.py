@@ -155,6 +155,8 @@ class Hub:
             problems.append("starting, or stopping")
         elif not self.state.current:
             problems.append("the view of the state is not current")
+        if hasattr(self, "state"):
+            problems += [bucket.problem for bucket in self.state.buckets if bucket.problem]
         return problems
 
     def gauges(self) -> dict[str, float]:

@@ -93,6 +93,8 @@ class Bucket(Generic[RecordT]):
         self.entries: dict[str, Entry[RecordT]] = {}
         self.applied = 0
         self.current = asyncio.Event()
+        self.problem = ""
+        """Why the view is not current, in words; empty when it is, or is about to be."""
         self._connection = connection
         self._parse = parse
         self._on_change = on_change
@@ -122,19 +124,20 @@ class Bucket(Generic[RecordT]):
     async def follow(self) -> None:
         """Follow the bucket until cancelled."""
         undo = self._connection.on_reconnect(self._start_over)
-        said, pause = "", 0.0
+        pause = 0.0
         try:
             while True:
                 self._amiss.clear()
                 try:
                     created = await self._watch()
-                    said, pause = "", 0.0
+                    self.problem, pause = "", 0.0
                     await self._guard(created)
                 except (StateError, nats.errors.Error, OSError, ValueError) as error:
                     reason = str(error) or type(error).__name__
-                    log.log(logging.DEBUG if reason == said else logging.WARNING, "bucket %s: %s", self.name, reason)
+                    level = logging.DEBUG if reason == self.problem else logging.WARNING
+                    log.log(level, "bucket %s: %s", self.name, reason)
                     self.current.clear()
-                    said, pause = reason, min(LONGEST_PAUSE, 2 * pause + 0.1)
+                    self.problem, pause = reason, min(LONGEST_PAUSE, 2 * pause + 0.1)
                     await asyncio.sleep(pause)
                 self.current.clear()
                 await self._unsubscribe()
