@@ -22,5 +22,7 @@ if "proxy" in host.groups:
     proxy.deploy(settings, site, identity)
 if "runner" in host.groups:
     runner.deploy(settings, site, identity)
+stage(name="What was replaced", what="all programs are those of this version")
+nats.end_earlier_rights(site, identity)
 service.tidy(settings)
 platform.describe(site, identity)

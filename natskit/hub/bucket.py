@@ -39,8 +39,8 @@ RecordT = TypeVar("RecordT", bound=Record)
 CHECK_SECONDS = 0.5
 """How often the stream's leader is asked for its last sequence. What it had then has to be in the view at the next
 look: a lost message may say that somebody was locked out."""
-ANSWER_SECONDS = 2.0
-"""How long the leader may take for that; then the view is not current."""
+ANSWER_SECONDS = 1.0
+"""How long the leader may take for that; then the view is not current, a second and a half after what it missed."""
 LONGEST_PAUSE = 2.0
 LAG_SECONDS = 0.2
 """How far behind another hub's writes a view may be; usually it is a millisecond or two."""

@@ -125,6 +125,20 @@ def account_claims(
     return {"iat": issued_at, "name": name, "sub": subject, "nats": nats}
 
 
+def with_rights_of(wanted: Claims, earlier: Claims) -> Claims:
+    """A NATS account whose scopes also allow what they allowed ``earlier``, for the keys that it still has."""
+    keys = [key for key in earlier.get("nats", {}).get("signing_keys") or [] if isinstance(key, dict)]
+    templates = {key["key"]: key["template"] for key in keys}
+    out: Claims = json.loads(_json(wanted))
+    for scope in out["nats"].get("signing_keys", []):
+        before = templates.get(scope["key"], {}) if isinstance(scope, dict) else {}
+        for list_ in ("pub", "sub"):
+            if subjects := before.get(list_, {}).get("allow"):
+                allowed = {*subjects, *scope["template"][list_].get("allow", ())}
+                scope["template"][list_] = {"allow": sorted(allowed)}
+    return out
+
+
 def user_claims(*, subject: str, name: str, issuer_account: str, permissions: Permissions, issued_at: int) -> Claims:
     """A user with permissions of its own, signed by a signing key without a scope."""
     nats = {"type": "user", "version": 2, "issuer_account": issuer_account, **_template(permissions)}
