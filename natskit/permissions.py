@@ -93,6 +93,13 @@ def _probe_publish() -> tuple[str, ...]:
 _MAKE_STREAMS = tuple(f"$JS.API.STREAM.{verb}.{stream}" for stream in STREAMS for verb in ("INFO", "CREATE", "UPDATE"))
 """The control machine makes the streams and changes them. Nobody has DELETE, PURGE, MSG.DELETE or RESTORE."""
 
+SYSTEM_SERVICES = ("$SYS.REQ.SERVER.PING", "$SYS.REQ.SERVER.PING.CONNZ", "$SYS.REQ.SERVER.*.KICK")
+"""What PLATFORM imports from SYS: hubs look which servers there are, list PLATFORM's connections, and cut some.
+
+Hubs have no user in SYS: on a cluster, any request there with ``$JS.API.ACCOUNT.PURGE.{NATS account}`` as its reply
+subject makes the answering server delete all streams of that NATS account. What is imported is answered in PLATFORM,
+where JetStream refuses that (tests/nats/test_streams.py)."""
+
 _SERVICE_VERBS = ("PING", "INFO", "STATS")
 
 SCOPES: Mapping[Role, Permissions] = {
@@ -130,6 +137,7 @@ SCOPES: Mapping[Role, Permissions] = {
             "_INBOX.admin.>",
             *(subject for bucket in BUCKETS for subject in _state_publish(bucket)),
             "audit.>",
+            *SYSTEM_SERVICES,
         ),
         subscribe=(
             "hub.api.* hub",
@@ -160,11 +168,7 @@ SCOPES: Mapping[Role, Permissions] = {
 }
 """The scoped signing keys of the NATS account PLATFORM, by role."""
 
-SYSTEM_SCOPES: Mapping[Literal["hub", "admin"], Permissions] = {
-    "hub": Permissions(
-        publish=("$SYS.REQ.SERVER.PING", "$SYS.REQ.SERVER.PING.CONNZ", "$SYS.REQ.SERVER.*.KICK"),
-        subscribe=("_INBOX.hub.>",),
-    ),
+SYSTEM_SCOPES: Mapping[Literal["admin"], Permissions] = {
     "admin": Permissions(
         publish=(
             "$SYS.REQ.SERVER.PING",
@@ -176,7 +180,7 @@ SYSTEM_SCOPES: Mapping[Literal["hub", "admin"], Permissions] = {
         subscribe=("_INBOX.admin.>",),
     ),
 }
-"""The scoped signing keys of the NATS account SYS: list and kick connections, and push and compare claims."""
+"""The scoped signing keys of the NATS account SYS: look at the servers, and push and compare claims."""
 
 CALLOUT = Permissions(
     publish=("$SYS._INBOX.>", "_INBOX.>"),

@@ -17,7 +17,7 @@ from roles import build, service, tls
 from roles.files import checked_file, private_directory
 from roles.program import Program
 
-CREDS = ("SYS", "AUTH", "PLATFORM")
+CREDS = ("AUTH", "PLATFORM")
 OIDC_SECRET = "oidc-secret.key"  # noqa: S105
 
 
@@ -81,6 +81,8 @@ def _deploy_one(
         unit={"user": owner, "directory": str(directory), "reload_command": "/bin/kill -HUP $MAINPID"},
     )
     service.run(settings, program, restart_on=files, reload_on=[keys, *certificate])
+    # What hubs of an older version had.
+    pyinfra_files.file(name=f"Leave {name} no creds for SYS", path=str(directory / "sys.creds"), present=False)
 
 
 def _oidc_files(settings: Settings, directory: Path) -> list[tuple[str, str, Path]]:

@@ -98,7 +98,7 @@ class Hub:
             changed=lambda names: self.connections.cut_soon(names),
             changes_per_minute=self.program.share_changes_per_minute,
         )
-        self.connections = Connections(self._nats["sys"], self.state, self.tokens.platform_account, self.metrics)
+        self.connections = Connections(platform, self.state, self.tokens.platform_account, self.metrics)
         self.sessions = Sessions(
             self.state, self.tokens, self._passwords, self.program.session, self.connections.cut_now
         )
@@ -173,7 +173,7 @@ class Hub:
 
     def _creds(self) -> dict[str, Path]:
         creds = self.program.creds
-        return {"platform": creds.platform, "sys": creds.sys, "auth": creds.auth}
+        return {"platform": creds.platform, "auth": creds.auth}
 
     async def _connect(self, name: str, creds: Path) -> Connection:
         return await connect(

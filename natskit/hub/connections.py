@@ -56,7 +56,7 @@ FEW = 64
 
 
 class Connections:
-    """Lists and cuts connections, through the hub's user in the NATS account SYS."""
+    """Lists and cuts connections, through services of the NATS account SYS that PLATFORM imports."""
 
     def __init__(self, connection: Connection, state: State, platform_account: str, metrics: Metrics) -> None:
         self._connection = connection

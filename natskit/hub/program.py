@@ -37,7 +37,6 @@ class HttpSettings(_Part):
 class CredsFiles(_Part):
     """The creds file of the hub in each NATS account."""
 
-    sys: Path
     auth: Path
     platform: Path
 

@@ -18,14 +18,13 @@ from natskit.errors import ClaimsError, IdentityError
 from natskit.identity import claims, nkey, rotation
 from natskit.identity.files import check_private, locked
 from natskit.identity.vault import Vault, refuse_half_encrypted
-from natskit.permissions import CALLOUT, SCOPES, SYSTEM_SCOPES, Permissions, check_id
+from natskit.permissions import CALLOUT, SCOPES, SYSTEM_SCOPES, SYSTEM_SERVICES, Permissions, check_id
 
 __all__ = ["HubKeys", "Identity"]
 
 OPERATOR = "natskit"
 NATS_ACCOUNTS = ("SYS", "AUTH", "PLATFORM")
 STATIC_USERS = (
-    ("SYS", "hub"),
     ("SYS", "admin"),
     ("AUTH", "hub"),
     ("PLATFORM", "hub"),
@@ -97,6 +96,7 @@ class Identity:
                 _refuse_half_written(directory)
                 identity = cls(directory, {}, {}, write=write)
             before = json.dumps(identity._index)
+            _forget_unused(identity._index)
             rotation.forget_cookie_keys(identity._index, now)
             if _create_missing(identity._index, identity._seeds) or json.dumps(identity._index) != before:
                 identity._save_keys()
@@ -388,6 +388,8 @@ class Identity:
             issued_at=now,
             scopes=scopes,
             jetstream=name == "PLATFORM",
+            exports=SYSTEM_SERVICES if name == "SYS" else (),
+            imports=[(self.account_public_key("SYS"), s) for s in SYSTEM_SERVICES] if name == "PLATFORM" else (),
             revoked=account.get("revoked"),
         )
 
@@ -443,6 +445,13 @@ def _create_missing(index: dict[str, Any], seeds: dict[str, str]) -> bool:
         ensure(users, f"{account_name}/{user}", "user")
     index.setdefault("runners", {})
     return len(seeds) != before
+
+
+def _forget_unused(index: dict[str, Any]) -> None:
+    """Leave out what an older version made: hubs had a user in SYS."""
+    if index:
+        index["accounts"]["SYS"]["signing"].pop("hub", None)
+        index["users"].pop("SYS/hub", None)
 
 
 def _read_index(files: Vault, known: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -122,7 +122,7 @@ class Site:
         folder.mkdir(mode=0o700, exist_ok=True)
         port = self.hubs[name][1] if name in self.hubs else free_port()
         creds = {}
-        for account in ("SYS", "AUTH", "PLATFORM"):
+        for account in ("AUTH", "PLATFORM"):
             path = folder / f"{account.lower()}.creds"
             _write(path, self.identity.creds(account, "hub"))
             creds[account.lower()] = str(path)

@@ -21,9 +21,9 @@ from tests.platform.site import LocalSite, World
 
 STAYS_CONNECTED = {"hub-keys": False, "project-keys": True, "nats-account": True, "operator-signing-key": False}
 REFUSED = {
-    "hub-keys": {"hub SYS", "hub AUTH", "hub PLATFORM", "project", "runner"},
+    "hub-keys": {"hub AUTH", "hub PLATFORM", "project", "runner"},
     "project-keys": {"project", "runner"},
-    "nats-account": {"hub SYS", "hub PLATFORM", "admin"},
+    "nats-account": {"hub PLATFORM", "admin"},
     "operator-signing-key": set(),
 }
 """Of the creds that were there before."""

@@ -65,7 +65,7 @@ class World:
         self._use(identity, "" if not self.accounts else identity.creds("SYS", "admin"))
         self.hub = {
             "keys": identity.hub_keys(),
-            "creds": [identity.creds(account, "hub") for account in ("SYS", "AUTH", "PLATFORM")],
+            "creds": [identity.creds(account, "hub") for account in ("AUTH", "PLATFORM")],
             "runner": identity.runner_creds(RUNNER, now=self.now)[0],
             "runners": {identity.runner_creds(RUNNER, now=self.now)[1], *identity.retiring_runners.values()},
         }
@@ -151,9 +151,9 @@ def keys(directory: Path) -> dict[str, str]:
 
 
 EXCHANGED = {
-    "hub-keys": {"AUTH: hub", "PLATFORM: browser", "PLATFORM: project", "PLATFORM: runner", "SYS/hub", "AUTH/hub",
+    "hub-keys": {"AUTH: hub", "PLATFORM: browser", "PLATFORM: project", "PLATFORM: runner", "AUTH/hub",
                  "PLATFORM/hub"},
-    "nats-account": {"PLATFORM: hub", "PLATFORM: admin", "PLATFORM: probe", "SYS: hub", "SYS: admin", "SYS/hub",
+    "nats-account": {"PLATFORM: hub", "PLATFORM: admin", "PLATFORM: probe", "SYS: admin",
                      "SYS/admin", "PLATFORM/hub", "PLATFORM/admin", "PLATFORM/probe"},
     "project-keys": {RUNNER},
     "operator-signing-key": {"operator"},
