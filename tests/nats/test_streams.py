@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
+import nats
 import pytest
 import pytest_asyncio
 
 from natskit.connection import Connection
 from natskit.errors import StateError
+from natskit.identity import Identity
 from natskit.jetstream import api
-from natskit.permissions import AUDIT_STREAM, BUCKETS, PROBE_BUCKET, SCOPES, STREAMS
+from natskit.permissions import AUDIT_STREAM, BUCKETS, PROBE_BUCKET, SCOPES, STREAMS, SYSTEM_SERVICES
 from natskit.streams import StreamSettings, apply, differences, wanted
 from tests.hub.site import NO_TLS, Site, eventually
+from tests.nats.test_gate import NAMES, Cluster, ask
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -160,12 +165,50 @@ def _publishable() -> list[tuple[str, list[bytes]]]:
     """Where a hub may publish to what JetStream hears, with bodies for which the answer is a message, or an error."""
     out = []
     for subject in SCOPES["hub"].publish:
-        if not subject.startswith(("$", "audit.")) or any(b in subject for b in ("projects", "memberships", "runners")):
+        if not subject.startswith(("$KV.", "$JS.", "audit.")) or any(
+            b in subject for b in ("projects", "memberships", "runners")
+        ):
             continue
         by_sequence = [b'{"seq": 1}', b'{"last_by_subj": "$KV.accounts.empty"}', b'{"last_by_subj": "audit.x.-"}', b"{"]
         consumer = [b'{"stream_name":"KV_accounts","config":{"deliver_subject":"$JS.API.STREAM.DELETE.AUDIT"}}']
         out.append((subject.replace("*", "x").replace(">", "empty"), [b"", b"{}", *by_sequence, *consumer]))
     return out
+
+
+async def test_a_reply_subject_gives_a_hub_no_other_nats_account(tmp_path: Path) -> None:
+    """On a cluster, a server that answers in SYS asks the others' JetStream so: a user of SYS can delete everything."""
+    identity = Identity.ensure(tmp_path / "identity", now=int(time.time()))
+    cluster = Cluster(tmp_path, identity, NAMES)
+    try:
+        for name in NAMES:
+            cluster.start(name)
+        await cluster.make_bucket()
+        hub = await cluster.connect("hub", "nats-1")
+        purge = f"$JS.API.ACCOUNT.PURGE.{identity.account_public_key('PLATFORM')}"
+        probe, wish = await cluster.connect("probe", "nats-2"), f"$JS.API.STREAM.INFO.KV_{PROBE_BUCKET}"
+        for reply in (purge, "$JS.API.META.LEADER.STEPDOWN", f"$JS.API.STREAM.DELETE.KV_{PROBE_BUCKET}"):
+            for subject in SYSTEM_SERVICES:
+                await hub.publish(subject.replace("*", hub._server_info["server_id"]), b"{}", reply=reply)
+        heard: asyncio.Queue[Any] = asyncio.Queue()
+        await hub.subscribe("_INBOX.hub.answers", cb=heard.put)
+        for _ in range(3):
+            await hub.publish(SYSTEM_SERVICES[0], b"", reply="_INBOX.hub.answers")
+            for _ in NAMES:  # each server has answered what it was asked before
+                await asyncio.wait_for(heard.get(), 5)
+        assert "error" not in await ask(probe, wish)
+        creds = str(identity.creds_path("SYS", "admin"))
+        system = await nats.connect(cluster.url("nats-1"), user_credentials=creds, inbox_prefix="_INBOX.admin")
+        await system.publish(SYSTEM_SERVICES[0], b"", reply=purge)
+
+        async def gone() -> bool:
+            return "error" in await ask(probe, wish)
+
+        await eventually(gone, "what a user of SYS can do")
+        for client in (hub, probe, system):
+            await client.close()
+    finally:
+        for name in NAMES:
+            cluster.stop(name)
 
 
 async def _asked(site: Site) -> int:

@@ -56,7 +56,7 @@ async def _answers(browser: Client, project_id: str, of: str) -> bool:
 
 def creds(site: LocalSite, project_id: str) -> dict[str, str]:
     """What everybody holds at this moment."""
-    hub = {f"hub {account}": site.read("hub-1", f"{account.lower()}.creds") for account in ("SYS", "AUTH", "PLATFORM")}
+    hub = {f"hub {account}": site.read("hub-1", f"{account.lower()}.creds") for account in ("AUTH", "PLATFORM")}
     admin = Path(site.info["creds"]["platform_admin"]).read_text()
     projects = {"project": site.project_creds(project_id), "runner": site.read("runner", "runner.creds")}
     return hub | projects | {"admin": admin}
