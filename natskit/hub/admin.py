@@ -135,7 +135,7 @@ async def stop_project(caller: Caller, project_id: str) -> dict[str, Any]:
 async def rotate_project_keys(caller: Caller, project_id: str) -> dict[str, Any]:
     """Give a project that runs a new key, without stopping it; ``rotated`` is false for one that does not run."""
     await caller.hub.projects.find(project_id)
-    return {"project_id": project_id, "rotated": await caller.hub.projects.rotate_keys(project_id)}
+    return {"project_id": project_id, "rotated": await caller.hub.projects.keys.rotate(project_id)}
 
 
 @admin_methods.method()

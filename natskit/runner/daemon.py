@@ -188,7 +188,9 @@ class Runner:
         while True:
             running = [one.project_id for one in self._running()]
             try:
-                await self._call_hub("heartbeat", running=running)
+                answer = await self._call_hub("heartbeat", running=running)
+                for project_id in set(answer.get("need_keys", ())) & set(running):
+                    self._spawn(self._bring_back(self.project(project_id), needs_key=True))
             except RpcError as error:
                 log.info("heartbeat: %s", error)
                 self._register.set()
