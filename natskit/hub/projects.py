@@ -329,10 +329,14 @@ class Projects:
         await self._state.memberships.change(f"{account_id}.{project_id}", lambda _: None)
 
     async def _part(self, account_id: str, project_id: str) -> None:
-        """Take a project from an account that others go on with. The key first: should this hub die in between, whoever
-        asks again finds the rest to do."""
+        """Take a project from an account that others go on with.
+
+        The key first: should this hub die in between, whoever asks again finds the rest to do. And once more after it,
+        for a key that the project was given in between.
+        """
         await self.keys.refuse(project_id)
         await self._drop(account_id, project_id)
+        await self.keys.refuse(project_id)
 
     async def _hand_over(self, project_id: str, account_id: str, heir: str) -> None:
         owner = Membership(role="owner", since=time.time())
