@@ -143,9 +143,10 @@ class Connection(NatsClient):
         """Connect anew, with these creds. What is on its way may be lost, as when a connection breaks."""
         self._user_credentials = str(creds)
         self._setup_nkeys_jwt_connect()
-        with contextlib.suppress(nats.errors.Error, TimeoutError):
-            await self.flush(1)
-        await self.force_reconnect()
+        if self.is_connected:  # else its next attempt uses them
+            with contextlib.suppress(nats.errors.Error, TimeoutError):
+                await self.flush(1)
+            await self.force_reconnect()
 
     async def ask(self, subject: str, body: bytes, wait: float) -> Msg:
         """One request, one answer. Raises what ``request`` of nats-py raises, which asks in one inbox for all.

@@ -53,10 +53,18 @@ def list_accounts(directory: str, as_json: bool) -> None:
         show_json(accounts)
         return
     rows = [
-        [a["email"], a["account_id"], _state(a), str(a["projects"]), str(a["sessions"]), a["created_at"][:10]]
+        [
+            a["email"],
+            a["account_id"],
+            _state(a),
+            str(a["projects"]),
+            str(a["sessions"]),
+            a["made_by"],
+            a["created_at"][:10],
+        ]
         for a in accounts
     ]
-    columns = ["e-mail", "account", "state", "projects", "sessions", "since"]
+    columns = ["e-mail", "account", "state", "projects", "sessions", "made by", "since"]
     show_table(columns, rows, "No accounts yet. Add one: natskit account add ada@example.org")
 
 

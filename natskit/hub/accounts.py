@@ -118,10 +118,11 @@ class Accounts:
         return found
 
     async def disable(self, email: str, disabled: bool) -> dict[str, Any]:
-        """Keep a person out, or let them in again. Their sessions end."""
+        """Keep a person out, or let them in again. Their sessions end, and with them the keys of their projects."""
         account_id, account = await self.by_email(email)
         if disabled:
             await self.sign_out(account_id, disabled=True)
+            await self._projects.refuse_keys(account_id)
         else:
             await self._update(account_id, disabled=False)
         return {"account_id": account_id, "email": account.email, "disabled": disabled}

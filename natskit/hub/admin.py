@@ -9,7 +9,7 @@ from pydantic import Field
 
 from natskit.hub.caller import Caller
 from natskit.hub.projects import iso
-from natskit.rpc import Methods
+from natskit.rpc import Methods, RpcError
 
 admin_methods: Methods[Caller] = Methods()
 
@@ -30,6 +30,7 @@ async def account_list(caller: Caller) -> list[dict[str, Any]]:
             "email": account.email,
             "disabled": account.disabled,
             "must_change_password": account.one_time,
+            "made_by": account.made_by or "administrator",
             "projects": len(state.projects_of(account_id)),
             "sessions": len(state.sessions_of(account_id)),
             "created_at": iso(account.created_at),
@@ -47,8 +48,15 @@ async def account_disable(caller: Caller, email: str, disabled: bool = True) -> 
 
 @admin_methods.method()
 async def account_set_password(caller: Caller, email: str, password: str | None = None) -> dict[str, Any]:
-    """Set a password, or make up a one-time password; every session of the account ends."""
+    """Set a password, or make up a one-time password; every session of the account ends. Refused for an account that
+    was made where its person signs in: with a password here, it would be open to whoever has that as well."""
     account_id, account = await caller.hub.accounts.by_email(email)
+    if account.made_by:
+        raise RpcError(
+            "invalid_state",
+            f"{account.email} signs in by {account.made_by} and has no password here: change it there; to end its "
+            "sessions: natskit account sign-out; to keep it out: natskit account disable",
+        )
     made_up = await caller.hub.accounts.set_password(account_id, password)
     return {"account_id": account_id, "email": account.email} | ({"password": made_up} if made_up else {})
 
@@ -135,7 +143,7 @@ async def stop_project(caller: Caller, project_id: str) -> dict[str, Any]:
 async def rotate_project_keys(caller: Caller, project_id: str) -> dict[str, Any]:
     """Give a project that runs a new key, without stopping it; ``rotated`` is false for one that does not run."""
     await caller.hub.projects.find(project_id)
-    return {"project_id": project_id, "rotated": await caller.hub.projects.rotate_keys(project_id)}
+    return {"project_id": project_id, "rotated": await caller.hub.projects.keys.rotate(project_id)}
 
 
 @admin_methods.method()

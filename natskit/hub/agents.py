@@ -39,39 +39,37 @@ async def list_collaborators(caller: Caller) -> list[dict[str, Any]]:
 @runner_methods.method()
 async def register(caller: Caller, version: str) -> dict[str, Any]:
     """A runner has started, or is back: which projects should run there, and which of those need a new key if they do:
-    theirs is that of another runner, which this one has replaced."""
+    theirs is that of another runner, which this one has replaced, or somebody has left who may have copied it."""
     await _seen(caller, version=version)
-    state = caller.hub.state
-    mine = state.projects_on(caller.id)
+    mine = caller.hub.state.projects_on(caller.id)
     wanted = [p for p, project in mine.items() if project.desired == "running"]
-    locked_out = [p for p in wanted if mine[p].public_key and state.rights(Holder("project", p)) is None]
-    return {"projects": wanted, "need_keys": locked_out}
+    return {"projects": wanted, "need_keys": caller.hub.projects.keys.missing(caller.id)}
 
 
 @runner_methods.method()
 async def heartbeat(caller: Caller, running: list[str]) -> dict[str, Any]:
-    """A runner is alive."""
+    """A runner is alive. Which of its projects need a new key, if they run."""
     await _seen(caller, running=running[:10_000])
-    return {}
+    return {"need_keys": caller.hub.projects.keys.missing(caller.id)}
 
 
 @runner_methods.method()
 async def project_credentials(caller: Caller, project_id: str, public_key: str) -> dict[str, Any]:
     """The JWT of a project's agent, whose key the runner has just made; the key before it is dead from now on."""
-    return await _credentials(caller, project_id, public_key, caller.hub.projects.set_public_key)
+    return await _credentials(caller, project_id, public_key, caller.hub.projects.keys.use)
 
 
 @runner_methods.method()
 async def next_project_credentials(caller: Caller, project_id: str, public_key: str) -> dict[str, Any]:
     """The same for an agent that runs: the key before it is good until :func:`project_uses_next_key`."""
-    return await _credentials(caller, project_id, public_key, caller.hub.projects.set_next_key)
+    return await _credentials(caller, project_id, public_key, caller.hub.projects.keys.use_as_well)
 
 
 @runner_methods.method()
 async def project_uses_next_key(caller: Caller, project_id: str, public_key: str) -> dict[str, Any]:
     """The agent was told of its new key: once it has come with it, the old one is dead."""
     await _own_project(caller, project_id)
-    await caller.hub.projects.use_next_key(project_id, public_key)
+    await caller.hub.projects.keys.use_alone(project_id, public_key)
     return {}
 
 

@@ -51,8 +51,11 @@ STOP_SECONDS = 2.0
 MINUTE = 60.0
 STRANGERS = 20
 """Events of a kind, a minute and hub, that those who are not signed in can cause; others are counted."""
-REPEATS = 60
-"""Events a minute and hub of one account doing one thing; more are counted."""
+REPEATS = 5
+"""Events a minute and hub of one account doing one thing to the same account or project; more are counted."""
+NAMED = 1000
+"""Accounts and projects that one account may do one thing to in a minute and hub, and each is named; more are counted.
+Some 300 KB: who adds decoys hides nothing among fewer, and does not fill the stream with more."""
 LONGEST = 256
 """Characters of a text in an event: an address, a user agent, an e-mail."""
 _TOO_LARGE = 10054
@@ -70,7 +73,7 @@ class Audit:
         self._something = asyncio.Event()
         self._lost = 0
         self._strangers = Throttle(each=1, total=STRANGERS)
-        self._accounts = Throttle(each=REPEATS, total=QUEUE)
+        self._accounts = Throttle(each=REPEATS, total=NAMED)
 
     def record(self, kind: str, *, account: str = "-", outcome: str = "ok", **fields: Any) -> None:
         """Note an event that concerns an account. Never waits and never fails; fields without a value are left out."""
@@ -82,13 +85,14 @@ class Audit:
         """Note that somebody was refused who may try as often as they like: once a minute for each address, account
         and reason."""
         event = {"kind": kind, "outcome": "refused", "account": account, "reason": reason, "address": address, **fields}
-        if self._strangers.take((kind, reason, account, address), event):
+        if self._strangers.take((kind,), (reason, account, address), event):
             self._put(event)
 
     def record_of_account(self, kind: str, *, account: str, outcome: str = "ok", **fields: Any) -> None:
-        """Note what a signed-in account did, :data:`REPEATS` times a minute."""
+        """Note what a signed-in account did, :data:`REPEATS` times a minute for each that it was done to."""
         event = {"kind": kind, "outcome": outcome, "account": account, **fields}
-        if self._accounts.take((kind, outcome, account), event):
+        whom = tuple(str(fields.get(name) or "") for name in ("target", "email", "project_id", "session_id"))
+        if self._accounts.take((kind, outcome, account), whom, event):
             self._put(event)
 
     def gauges(self) -> dict[str, float]:
@@ -171,27 +175,28 @@ class Audit:
 
 
 class Throttle:
-    """Lets the first ``each`` events of a key through in a minute, and ``total`` keys of a kind; counts the rest.
+    """Lets the first ``each`` events of a key through in a minute, and ``total`` keys of a group; counts the rest.
 
-    A key begins with the kind.
+    A group is a kind of event, and whatever else its events have in common.
     """
 
     def __init__(self, each: int, total: int) -> None:
         self._each, self._total = each, total
         self._seen: dict[tuple[str, ...], _Repeated] = {}
-        self._beyond: dict[str, _Repeated] = {}
-        self._keys: Counter[str] = Counter()
+        self._beyond: dict[tuple[str, ...], _Repeated] = {}
+        self._keys: Counter[tuple[str, ...]] = Counter()
 
-    def take(self, key: tuple[str, ...], event: Event) -> bool:
+    def take(self, group: tuple[str, ...], key: tuple[str, ...], event: Event) -> bool:
         """Whether the event is to be written now."""
-        found = self._seen.get(key)
-        if found is None and self._keys[key[0]] >= self._total:
-            plain = {"kind": event["kind"], "outcome": event["outcome"], "account": "-", "reason": "more, from many"}
-            self._beyond.setdefault(key[0], _Repeated(plain)).times += 1
+        found = self._seen.get(group + key)
+        if found is None and self._keys[group] >= self._total:
+            account = event.get("account", "-") if event.get("account") in group else "-"
+            plain = {"kind": event["kind"], "outcome": event["outcome"], "account": account}
+            self._beyond.setdefault(group, _Repeated(plain | {"reason": "more than are named"})).times += 1
             return False
         if found is None:
-            self._keys[key[0]] += 1
-            found = self._seen[key] = _Repeated()
+            self._keys[group] += 1
+            found = self._seen[group + key] = _Repeated()
         found.times += 1
         if found.times <= self._each:
             return True

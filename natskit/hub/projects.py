@@ -13,8 +13,9 @@ from typing import Any
 
 from natskit.connection import Connection, to_json
 from natskit.errors import ConnectionLostError, NatskitError
+from natskit.hub.project_keys import AT_ONCE, NO_KEYS, ProjectKeys
 from natskit.hub.records import Account, Membership, Project, ProjectState
-from natskit.hub.state import Holder, State
+from natskit.hub.state import State
 from natskit.permissions import check_id
 from natskit.rpc import RpcError, decode_response, encode_request
 
@@ -25,11 +26,6 @@ RUNNER_SECONDS = 30.0
 """A runner answers when the project's process was started or has ended."""
 READY_SECONDS = 20.0
 PROJECT_SECONDS = 15.0
-NEW_KEY_SECONDS, NEW_KEY_PAUSE = 4.0, 0.05
-"""An agent that was told of its new key comes back within a second; less than the runner waits for the hub."""
-AT_ONCE = 8
-"""Projects of an account that is removed, worked on at the same time."""
-NO_KEYS = {"public_key": "", "next_key": "", "runner_key": ""}
 
 
 class Projects:
@@ -43,8 +39,8 @@ class Projects:
         is_connected: Callable[[str], Awaitable[bool]],
         most: int,
     ) -> None:
+        self.keys = ProjectKeys(state, self._runner, is_connected)
         self._state = state
-        self._is_connected = is_connected
         self._connection = connection
         self._ask = ask
         self._most = most
@@ -159,14 +155,15 @@ class Projects:
         await self._announce(member for member in self._state.members_of(project_id) if member != account_id)
 
     async def unshare(self, project_id: str, account_id: str) -> None:
-        """Take the project from a collaborator, whose connections are cut."""
+        """Take the project from a collaborator, whose connections are cut, and refuse the key it may have copied."""
         membership = await self._state.memberships.find(f"{account_id}.{project_id}")
         if membership is None:
             raise RpcError("not_found", "that account is no collaborator of the project")
         if membership.role == "owner":
             raise RpcError("invalid_state", "the owner cannot leave a project; delete it instead")
-        await self._drop(account_id, project_id)
+        await self._part(account_id, project_id)
         await self._announce(self._state.members_of(project_id) | {account_id})
+        await self.keys.renew([project_id])
 
     async def delete(self, project_id: str) -> None:
         """Stop a project, remove its files, and forget it. On a host whose runner is not let in, they stay."""
@@ -203,7 +200,7 @@ class Projects:
             async with room:
                 if not self._is_owner(account_id, project_id) or self.get_or_none(project_id) is None:
                     members = self._state.members_of(project_id)
-                    await self._drop(account_id, project_id)
+                    await self._part(account_id, project_id)
                     await self._announce(members)
                     return
                 owned.add(project_id)
@@ -212,8 +209,21 @@ class Projects:
                 else:
                     await self._hand_over(project_id, account_id, heir)
 
-        await asyncio.gather(*(leave(project_id) for project_id in self._state.memberships_of(account_id)))
+        left = list(self._state.memberships_of(account_id))
+        await asyncio.gather(*(leave(project_id) for project_id in left))
+        await self.keys.renew(left)
         return owned
+
+    async def refuse_keys(self, account_id: str) -> None:
+        """Refuse the keys of all projects an account may use, which it may have copied; the projects go on."""
+        room, used = asyncio.Semaphore(AT_ONCE), list(self._state.projects_of(account_id))
+
+        async def refuse(project_id: str) -> None:
+            async with room:
+                await self.keys.refuse(project_id)
+
+        await asyncio.gather(*(refuse(project_id) for project_id in used))
+        await self.keys.renew(used)
 
     async def move(self, project_id: str, runner_id: str) -> None:
         """Start it on another runner from now on. Its files stay where they are. Raises :class:`RpcError`."""
@@ -268,51 +278,6 @@ class Projects:
         await self._update(project_id, **fields)
         await self._announce(self._state.members_of(project_id))
 
-    async def set_public_key(self, project_id: str, public_key: str) -> None:
-        """The key of the agent that may speak as the project; the one before is cut."""
-        await self._update(project_id, public_key=public_key, next_key="", runner_key=self._key_of_runner(project_id))
-
-    async def set_next_key(self, project_id: str, public_key: str) -> None:
-        """A key that the agent may come with as well, until :meth:`use_next_key`."""
-        if not self._state.rights(Holder("project", project_id)):
-            await self.set_public_key(project_id, public_key)  # there is nothing to keep
-        else:
-            await self._update(project_id, next_key=public_key)
-
-    async def use_next_key(self, project_id: str, public_key: str) -> None:
-        """Once an agent is connected with the next key, the one before it is cut, and refused.
-
-        Raises :class:`RpcError` if none comes; both keys are good then.
-        """
-        if self.get(project_id).public_key == public_key:
-            return
-        rights = self._state.rights(Holder("project", project_id), public_key)
-        if rights is None or rights.public_key != public_key:
-            raise RpcError("conflict", "the project was given another key meanwhile")
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + NEW_KEY_SECONDS
-        while not await self._is_connected(rights.name):
-            if loop.time() > deadline:
-                raise RpcError("timeout", f"the agent did not come back with its new key within {NEW_KEY_SECONDS:g} s")
-            await asyncio.sleep(NEW_KEY_PAUSE)
-
-        def promote(old: Project | None) -> Project:
-            if old is None or public_key not in (old.public_key, old.next_key):
-                raise RpcError("conflict", "the project was given another key meanwhile")
-            made_by = self._key_of_runner(project_id)
-            return old.model_copy(update={"public_key": public_key, "next_key": "", "runner_key": made_by})
-
-        await self._state.projects.change(project_id, promote)
-
-    async def rotate_keys(self, project_id: str) -> bool:
-        """Give the agent of a project that runs a new key; it goes on. Returns false if it does not run: a project
-        that is started gets a new key anyway. Raises :class:`RpcError`."""
-        project = self.get(project_id)
-        if project.desired != "running" or project.runner_id is None:
-            return False
-        await self._runner(project.runner_id, "rotate_project_keys", project_id)
-        return True
-
     async def call(self, project_id: str, method: str, params: dict[str, Any]) -> Any:
         """Call a method of a running project's agent."""
         if self.get(project_id).state != "running":
@@ -360,18 +325,25 @@ class Projects:
         for account_id in accounts:
             await self._connection.publish(f"events.account.{account_id}.projects", body)
 
-    def _key_of_runner(self, project_id: str) -> str:
-        return self._state.runner_key(self.get(project_id).runner_id) or ""
-
     async def _drop(self, account_id: str, project_id: str) -> None:
         await self._state.memberships.change(f"{account_id}.{project_id}", lambda _: None)
+
+    async def _part(self, account_id: str, project_id: str) -> None:
+        """Take a project from an account that others go on with.
+
+        The key first: should this hub die in between, whoever asks again finds the rest to do. And once more after it,
+        for a key that the project was given in between.
+        """
+        await self.keys.refuse(project_id)
+        await self._drop(account_id, project_id)
+        await self.keys.refuse(project_id)
 
     async def _hand_over(self, project_id: str, account_id: str, heir: str) -> None:
         owner = Membership(role="owner", since=time.time())
         await self._state.memberships.change(
             f"{heir}.{project_id}", lambda old: old if old is not None and old.role == "owner" else owner
         )
-        await self._drop(account_id, project_id)
+        await self._part(account_id, project_id)
         await self._announce(self._state.members_of(project_id))
 
     def _is_owner(self, account_id: str, project_id: str) -> bool:

@@ -180,6 +180,12 @@ class Runner:
                     await project.start()
         self._report(project.project_id, project.state, project.detail)
 
+    def _renew(self, need_keys: set[str]) -> None:
+        """Give new keys to agents whose own are refused, unless that is being done."""
+        for project in self._running():
+            if project.project_id in need_keys and not project.lock.locked():
+                self._spawn(self._bring_back(project, needs_key=True))
+
     async def _stop_unwanted(self, project: ProjectAgent) -> None:
         async with project.lock:
             await project.stop()
@@ -188,7 +194,8 @@ class Runner:
         while True:
             running = [one.project_id for one in self._running()]
             try:
-                await self._call_hub("heartbeat", running=running)
+                answer = await self._call_hub("heartbeat", running=running)
+                self._renew(set(answer.get("need_keys", ())))
             except RpcError as error:
                 log.info("heartbeat: %s", error)
                 self._register.set()

@@ -13,7 +13,7 @@ import pytest
 from natskit import trail
 from natskit.hub.backend import TOKEN_PREFIX, digest, new_token
 from natskit.identity.claims import COOKIE
-from natskit.rpc import encode_request
+from natskit.rpc import RpcError, encode_request
 from tests.hub.conftest import PASSWORD
 from tests.hub.site import ORIGIN, Site, call
 
@@ -106,6 +106,17 @@ async def test_a_backend_has_the_accounts_that_it_made(site: Site) -> None:
     await call(admin, "hub.admin", "account_disable", email=theirs)
     for path in ("session", "ticket"):
         assert (await ask(site, {"email": theirs}, backend="forum", path=path)).status_code == 403
+
+
+async def test_its_accounts_have_no_password_and_get_none(site: Site) -> None:
+    admin, email = await site.admin(), person()
+    opened = (await ask(site, {"email": email})).json()
+    with pytest.raises(RpcError, match=rf"{email} signs in by backend shop and has no password here.*disable"):
+        await call(admin, "hub.admin", "account_set_password", email=email)
+    answer = await site.http("hub-1", "GET", "/api/session", cookie=opened["cookie"]["value"])
+    assert answer.status_code == 200, "nobody was signed out"
+    (row,) = [row for row in await call(admin, "hub.admin", "account_list") if row["email"] == email]
+    assert (row["made_by"], row["must_change_password"]) == ("backend shop", False)
 
 
 async def test_who_has_no_token_gets_nothing(site: Site) -> None:

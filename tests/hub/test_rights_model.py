@@ -450,8 +450,11 @@ class World:
         return "the runner"
 
     async def _beat(self) -> bool:
+        """What a runner says every few seconds, and what it does about the answer."""
         with suppress(nats.errors.Error, RpcError):
-            await call(self._runner, f"hub.runner.{self.site.runner_id}", "heartbeat", running=[])
+            answer = await call(self._runner, f"hub.runner.{self.site.runner_id}", "heartbeat", running=[])
+            for project_id in answer["need_keys"]:
+                await self._new_key(project_id)
             return True
         return False
 
@@ -539,6 +542,9 @@ class World:
             project.members.append(account_id)
         else:
             project.members.remove(account_id)
+            # The hub that refused the key may have died before it had the runner make another.
+            if not self.model.revoked:
+                await eventually(self._beat, "the runner was told whose key is missing")
         return f"{what} {project.project_id[:8]} {account_id[:8]}, {hub}"
 
     async def _start_hub(self, name: str) -> str:
@@ -559,8 +565,9 @@ class World:
         """The runner that starts no process: what it is told, it says has happened."""
         request = json.loads(message.data)
         project_id = request["params"]["project_id"]
-        if request["method"] == "start_project":
+        if request["method"] in ("start_project", "rotate_project_keys"):
             await self._new_key(project_id)
+        if request["method"] == "start_project":
             mine = f"hub.runner.{self.site.runner_id}"
             await call(self._runner, mine, "project_state", project_id=project_id, state="running")
         await message.respond(json.dumps({"jsonrpc": "2.0", "id": request["id"], "result": {}}).encode())

@@ -219,7 +219,8 @@ async def test_another_nats_account_is_deleted_everywhere_and_only_when_nobody_u
     with pytest.raises(NatskitError, match="no nats-server has a NATS account OTHER: there are TENANT"):
         await deletable(admin, machines.identity, "OTHER")
     connected = await machines.connect("n2", creds)
-    await eventually(lambda: _has_jetstream(connected), "JetStream has a leader")
+    # A round of raft takes 4 to 9 s, and two servers that stand at the same moment need another one.
+    await eventually(lambda: _has_jetstream(connected), "JetStream has a leader", seconds=60)
     await connected.jetstream().add_stream(name="orders", subjects=["orders.>"])
     assert await deletable(admin, machines.identity, "TENANT") == (
         public,

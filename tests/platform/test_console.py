@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Error, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Error, Page, Request, Route, expect, sync_playwright
 
 from tests.platform.site import Site, World
 
@@ -246,6 +247,18 @@ def test_the_page_survives_the_end_of_its_session(page: Page, site: Site) -> Non
     sign_in(page, site, email, password)
     site.natskit("account", "disable", email)
     expect(page.locator("#sign-in-error")).to_contain_text("signed out")
+
+
+def test_a_site_that_does_not_answer_shows_the_sign_in_form_and_why(page: Page, site: Site) -> None:
+    held: list[Route] = []
+    page.route("**/api/session", lambda route: held.append(route))  # taken, and never answered
+    visit(page, site.url)
+    expect(page.locator("#email")).to_be_visible()
+    expect(page.locator("#sign-in-error")).to_contain_text("the site cannot be reached")
+    assert len(held) == 2
+    for one in held:  # an aborted one answers to nothing any more
+        with contextlib.suppress(Error):
+            one.abort()
 
 
 def test_sessions_are_seen_and_ended(page: Page, browser: Browser, site: Site) -> None:

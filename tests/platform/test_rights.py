@@ -57,6 +57,24 @@ def test_keys_of_projects_are_rotated(site: Site, world: World) -> None:
     site.natskit("project", "delete", stopped, "--yes")
 
 
+def test_a_project_goes_on_without_the_key_that_a_guest_has_copied(site: Site, world: World) -> None:
+    email = f"guest@{site.domain}"
+    site.natskit("account", "add", email, "--password-stdin", stdin=PASSWORD)
+    project = site.natskit_json("project", "create", world.email_a, "Shared")["project_id"]
+    agent = ["exec", project, "--", "sh", "-c", "echo $PPID"]
+    process = site.natskit("exec", project, "--start", *agent[2:]).stdout
+    for lose in (["project", "unshare", project, email], ["account", "disable", email]):
+        site.natskit("project", "share", project, email)
+        copied = site.project_creds(project)
+        site.tcp(copied).close()
+        site.natskit(*lose)
+        with pytest.raises((ClosedError, ConnectionError)):
+            site.tcp(copied)
+        assert site.natskit(*agent).stdout == process, "it goes on"
+        site.tcp(site.project_creds(project)).close()
+    site.natskit("project", "delete", project, "--yes")
+
+
 def test_sessions_of_a_program(site: Site) -> None:
     made = site.natskit_json("account", "add", f"program@{site.domain}")
 

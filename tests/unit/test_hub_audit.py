@@ -51,10 +51,27 @@ def test_a_thousand_strangers_cause_no_more_than_a_few_events_a_minute() -> None
     assert waiting(trail)[-1][1]["count"] == 1000 - audit.STRANGERS
 
 
+def test_each_account_that_something_was_shared_with_is_named() -> None:
+    trail, _ = new()
+    for number in range(audit.NAMED - 1):
+        trail.record_of_account("share_project", account="a", target=f"decoy {number}", project_id="p")
+    for _ in range(audit.REPEATS + 7):
+        trail.record_of_account("share_project", account="a", target="the one", project_id="p")
+    named = [event["target"] for _, event in waiting(trail)]
+    assert named.count("the one") == audit.REPEATS
+    assert len(set(named)) == audit.NAMED
+    trail.record_of_account("share_project", account="b", target="the one", project_id="p")
+    trail.record_of_account("share_project", account="a", target="one more", project_id="p")
+    written = len(waiting(trail))
+    trail._put_summaries()
+    counted = [(e["account"], e.get("target"), e["count"]) for _, e in waiting(trail)[written:]]
+    assert counted == [("a", "the one", 7), ("a", None, 1)]
+
+
 @given(st.lists(st.integers(0, 30), max_size=300))
 def test_nothing_is_counted_twice_or_forgotten(keys: list[int]) -> None:
     throttle = Throttle(each=2, total=5)
-    written = sum(throttle.take(("kind", str(key)), {"kind": "kind", "outcome": "refused"}) for key in keys)
+    written = sum(throttle.take(("kind",), (str(key),), {"kind": "kind", "outcome": "refused"}) for key in keys)
     assert written + sum(event["count"] for event in throttle.due()) == len(keys)
     assert written <= 2 * 5
     assert throttle.due() == []

@@ -26,7 +26,12 @@ const files = new Files(() => client, () => selected);
 const sessions = new Sessions(() => client);
 
 async function start() {
-  const current = await session().catch(() => null);
+  let current;
+  try {
+    current = await session();
+  } catch (error) {
+    element("sign-in-error").textContent = error instanceof Error ? error.message : String(error);
+  }
   if (current) await enter(current);
   else show("sign-in");
   const { oidc } = await doors().catch(() => ({ oidc: null }));

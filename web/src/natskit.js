@@ -23,6 +23,8 @@ const LONGEST_PAUSE = 3_000;
 /** Methods of the hub that always change what the caller may do. */
 const CUTTING = new Set(["create_project", "delete_project"]);
 const NETWORK_PAUSE = 300;
+/** Milliseconds that reading over HTTP may take, body included; a browser alone waits for minutes, before a blank page. */
+const READING = 5_000;
 /** Methods of the hub and of projects that do the same thing when they are done twice. */
 const REPEATABLE = new Set([
   "ping",
@@ -458,6 +460,7 @@ async function http(method, path, body, again = true) {
       method,
       credentials: "same-origin",
       cache: "no-store",
+      ...(method === "GET" ? { signal: AbortSignal.timeout(READING) } : {}),
       ...(body === undefined
         ? {}
         : { headers: { "content-type": "application/json" }, body: JSON.stringify(body) }),
@@ -469,9 +472,9 @@ async function http(method, path, body, again = true) {
       throw new NatskitError("unavailable", "the site cannot be reached: is the network up?");
     });
   if (answer.status === 204) return undefined;
-  const content = await answer.json().catch(() => ({}));
-  if (answer.ok) return content;
-  const { code = "unavailable", message } = content.error ?? {};
+  const content = await answer.json().catch(() => undefined);
+  if (answer.ok && content !== undefined) return content;
+  const { code = "unavailable", message } = content?.error ?? {};
   const fallback =
     answer.status === 429 ? "too many attempts: wait a moment, then try again" : `the site answered ${answer.status}`;
   const retryAfter = Number(answer.headers.get("retry-after")) || undefined;
