@@ -14,7 +14,7 @@ import nats
 import pytest
 import pytest_asyncio
 
-from natskit.connection import Connection
+from natskit.connection import Connection, NatsServers, connect
 from natskit.errors import StateError
 from natskit.identity import Identity
 from natskit.jetstream import api
@@ -173,6 +173,40 @@ def _publishable() -> list[tuple[str, list[bytes]]]:
         consumer = [b'{"stream_name":"KV_accounts","config":{"deliver_subject":"$JS.API.STREAM.DELETE.AUDIT"}}']
         out.append((subject.replace("*", "x").replace(">", "empty"), [b"", b"{}", *by_sequence, *consumer]))
     return out
+
+
+async def test_one_copy_becomes_three_when_the_servers_are_there(tmp_path: Path) -> None:
+    """A server that is away is no reason to wait, unless there is something to change."""
+    cluster = Cluster(tmp_path, Identity.ensure(tmp_path / "identity", now=int(time.time())), NAMES)
+    try:
+        for name in NAMES:
+            cluster.start(name)
+        await cluster.make_bucket()
+        servers = NatsServers(urls=[cluster.url(name) for name in NAMES])
+        creds = cluster.identity.creds_path("PLATFORM", "admin")
+        admin = await connect(servers, name="admin", inbox_prefix="_INBOX.admin", creds=creds, timeout=10)
+        one, three = StreamSettings(replicas=1), StreamSettings(replicas=3)
+        await apply(admin, one)
+        lines = [*(f"KV_{bucket}: num_replicas" for bucket in (*BUCKETS, PROBE_BUCKET)), "AUDIT: num_replicas"]
+        assert await apply(admin, three) == lines
+        assert await differences(admin, three) == []
+
+        async def copied() -> dict[str, Any] | None:
+            found = (await infos(admin))["AUDIT"]["cluster"]
+            return found if [copy["current"] for copy in found["replicas"]] == [True, True] else None
+
+        copies = await eventually(copied, "there are three copies", 30)
+        assert copies is not None
+        cluster.stop(next(name for name in NAMES if name != copies["leader"]))
+
+        async def answers() -> bool:
+            return await differences(admin, three) == []
+
+        await eventually(answers, "with one server away nothing is to be done", 30)
+        await admin.close()
+    finally:
+        for name in NAMES:
+            cluster.stop(name)
 
 
 async def test_a_reply_subject_gives_a_hub_no_other_nats_account(tmp_path: Path) -> None:
