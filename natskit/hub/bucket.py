@@ -41,7 +41,7 @@ CHECK_SECONDS = 0.5
 look: a lost message may say that somebody was locked out."""
 ANSWER_SECONDS = 1.0
 """How long the leader may take for that; then the view is not current, a second and a half after what it missed."""
-LONGEST_PAUSE = 2.0
+LONGEST_PAUSE = 0.5
 LAG_SECONDS = 0.2
 """How far behind another hub's writes a view may be; usually it is a millisecond or two."""
 MARKER_TTL = "1h"
@@ -138,7 +138,9 @@ class Bucket(Generic[RecordT]):
                     log.log(level, "bucket %s: %s", self.name, reason)
                     self.current.clear()
                     self.problem, pause = reason, min(LONGEST_PAUSE, 2 * pause + 0.1)
-                    await asyncio.sleep(pause)
+                    with contextlib.suppress(TimeoutError):  # no pause for a connection that is back
+                        async with asyncio.timeout(pause):
+                            await self._amiss.wait()
                 self.current.clear()
                 await self._unsubscribe()
         finally:
