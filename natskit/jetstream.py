@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 REQUEST_SECONDS = 3.0
 STREAM_NOT_FOUND = 10059
-NAME_IN_USE = 10058
 
 
 class JetStreamError(StateError):

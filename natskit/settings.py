@@ -144,7 +144,7 @@ class HubSettings(_Role):
     hub_api_packages: Packages = []
     """Python packages that add methods to the hub (README, "Your own API")."""
     hub_audit_days: Annotated[int, Field(ge=1, le=3650), Unit("days")] = 365
-    """What happened longer ago is forgotten by the audit; after a change, `natskit ready` brings it into effect."""
+    """What happened longer ago is forgotten by the audit."""
     hub_audit_bytes: Annotated[int, Field(ge=1024**2), Unit("bytes")] = 512 * 1024**2
     """Bytes of the audit, which nats-server sets aside; beyond, the oldest events go. One takes about 400."""
     hub_backends: Annotated[dict[BackendName, BackendSettings], Structured] = {}
