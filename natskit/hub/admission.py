@@ -17,21 +17,23 @@ IN_FLIGHT = 1000
 IN_FLIGHT_EACH = 50
 """Requests being worked on for one caller, so that one cannot use up the room of all."""
 
-SHARE = 0.25
-"""The part of a hub's time that one caller may use for long."""
 BURST_SECONDS = 1.0
-"""The time of a hub that one caller may use at once: some 5,000 small requests."""
-CALL_SECONDS = 200e-6
-"""What a small request costs: 0.1 to 0.2 ms, measured."""
+"""The time of a hub that one caller may use at once: some 16,000 small requests."""
+CALL_SECONDS = 60e-6
+"""What a small request costs, measured (bench, row 4)."""
 BYTE_SECONDS = 30e-9
-"""What a byte of a request or an answer costs at the most: JSON of nothing but brackets; text costs a tenth."""
+"""What a byte of a request costs at the most, to read JSON of nothing but brackets; text costs a tenth."""
+ANSWER_BYTE_SECONDS = 80e-9
+"""What a byte of an answer costs, as measured for a list of 1,500 projects."""
 MOST_CALLERS = 10_000
 
 
 class Admission:
     """The requests that one hub works on, and what each caller has used. Keys name callers."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, share: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """``share`` is the part of the hub's time that one caller may use for long."""
+        self._share = share
         self._clock = clock
         self._in_flight = 0
         self._each: dict[str, int] = {}
@@ -40,7 +42,7 @@ class Admission:
 
     def enter(self, key: str, size: int) -> RpcError | None:
         """Take a request of ``size`` bytes, until :meth:`leave`; or why not."""
-        wait = self._paid.get(key, 0.0) - self._clock() - BURST_SECONDS / SHARE
+        wait = self._paid.get(key, 0.0) - self._clock() - BURST_SECONDS / self._share
         if wait > 0:
             seconds = math.ceil(wait)
             return RpcError(
@@ -52,7 +54,7 @@ class Admission:
             return RpcError(
                 "unavailable", f"too many requests {whose} are being worked on; try again in a moment", retry_after=1
             )
-        self.charge(key, size, CALL_SECONDS)
+        self.charge(key, CALL_SECONDS + size * BYTE_SECONDS)
         self._each[key] = mine + 1
         self._in_flight += 1
         return None
@@ -64,9 +66,9 @@ class Admission:
         if left:
             self._each[key] = left
 
-    def charge(self, key: str, size: int, seconds: float = 0.0) -> None:
-        """Count ``size`` bytes and ``seconds`` to a caller."""
+    def charge(self, key: str, seconds: float) -> None:
+        """Count some of the hub's time to a caller."""
         now = self._clock()
         if len(self._paid) >= MOST_CALLERS:
             self._paid = {caller: until for caller, until in self._paid.items() if until > now}
-        self._paid[key] = max(now, self._paid.get(key, 0.0)) + (seconds + size * BYTE_SECONDS) / SHARE
+        self._paid[key] = max(now, self._paid.get(key, 0.0)) + seconds / self._share

@@ -21,7 +21,7 @@ from nats.micro.service import Endpoint, EndpointConfig, Service, ServiceConfig
 from natskit.connection import Connection
 from natskit.errors import NatskitError, StateError
 from natskit.hub.admin import admin_methods
-from natskit.hub.admission import Admission
+from natskit.hub.admission import ANSWER_BYTE_SECONDS, Admission
 from natskit.hub.agents import project_methods, runner_methods
 from natskit.hub.audited import record_call
 from natskit.hub.caller import Caller
@@ -61,7 +61,7 @@ class Services:
             "admin": admin_methods,
         }
         self._tasks: set[asyncio.Task[None]] = set()
-        self._admission = Admission()
+        self._admission = Admission(hub.program.caller_share)
         self._looked_at = 0
         self._beginning = asyncio.Lock()
         self._service: Service | None = None
@@ -189,7 +189,7 @@ class Services:
                 async with asyncio.timeout(METHOD_SECONDS):
                     result = await self._tables[kind].call(caller, request)
             answer = encode_result(request.id, result)
-            self._admission.charge(caller.key, len(answer))
+            self._admission.charge(caller.key, len(answer) * ANSWER_BYTE_SECONDS)
         except Exception as caught:
             error = _as_rpc_error(caught, request)
             outcome, answer = error.kind, encode_error(request.id, error)

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from natskit.hub import admission
-from natskit.hub.admission import BURST_SECONDS, BYTE_SECONDS, CALL_SECONDS, SHARE, Admission
+from natskit.hub.admission import BURST_SECONDS, BYTE_SECONDS, CALL_SECONDS, Admission
+
+SHARE = 0.25
 
 
 class Clock:
@@ -24,7 +26,7 @@ def spent(size: int) -> float:
 @given(st.lists(st.tuples(st.floats(0, 2), st.integers(0, 1 << 20)), max_size=200))
 def test_one_uses_its_share_and_no_more(asked: list[tuple[float, int]]) -> None:
     clock, used = Clock(), 0.0
-    some = Admission(clock)
+    some = Admission(SHARE, clock)
     for pause, size in asked:
         clock.now += pause
         if some.enter("a", size) is None:
@@ -38,8 +40,8 @@ def test_one_uses_its_share_and_no_more(asked: list[tuple[float, int]]) -> None:
 
 def test_whoever_is_refused_is_told_when_to_come_back_and_is_taken_then() -> None:
     clock = Clock()
-    some = Admission(clock)
-    some.charge("a", 100 << 20)
+    some = Admission(SHARE, clock)
+    some.charge("a", 3.2)
     refusal = some.enter("a", 0)
     assert refusal is not None
     assert (refusal.kind, refusal.data) == ("unavailable", {"retry_after": 9})
@@ -49,7 +51,7 @@ def test_whoever_is_refused_is_told_when_to_come_back_and_is_taken_then() -> Non
 
 
 def test_one_has_not_more_than_its_number_on_the_way() -> None:
-    some = Admission(Clock())
+    some = Admission(SHARE, Clock())
     for _ in range(admission.IN_FLIGHT_EACH):
         assert some.enter("a", 0) is None
     refusal = some.enter("a", 0)
@@ -62,7 +64,7 @@ def test_one_has_not_more_than_its_number_on_the_way() -> None:
 
 def test_all_together_have_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "IN_FLIGHT", 3)
-    some = Admission(Clock())
+    some = Admission(SHARE, Clock())
     assert [some.enter(key, 0) for key in "abc"] == [None] * 3
     refusal = some.enter("d", 0)
     assert refusal is not None
@@ -72,10 +74,10 @@ def test_all_together_have_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_who_has_paid_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "MOST_CALLERS", 10)
     clock = Clock()
-    some = Admission(clock)
-    some.charge("owes", 100 << 20)
+    some = Admission(SHARE, clock)
+    some.charge("owes", 3.2)
     for number in range(100):
         clock.now += 0.01
-        some.charge(str(number), 0, CALL_SECONDS)
+        some.charge(str(number), CALL_SECONDS)
     assert len(some._paid) <= 10
     assert some.enter("owes", 0) is not None
