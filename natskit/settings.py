@@ -141,6 +141,10 @@ class HubSettings(_Role):
     hub_share_changes: Annotated[int, Field(ge=2), Unit("a minute")] = 10
     """How often a minute a project may be shared with, or taken from, the same account before sharing it again has to
     wait: each time cuts that account's connections, and its owner is not the one who notices."""
+    hub_caller_share: Annotated[float, Field(ge=0.01, le=100)] = 0.25
+    """The part of each hub's time that one account, project or runner may use for long; who asks for more is refused
+    with `unavailable` and `retry_after`. 0.25 is 4,000 small requests a second, or a list of 1,500 projects every
+    0.2 s. From 1 up nobody is kept from what a hub can do."""
     hub_api_packages: Packages = []
     """Python packages that add methods to the hub (README, "Your own API")."""
     hub_audit_days: Annotated[int, Field(ge=1, le=3650), Unit("days")] = 365

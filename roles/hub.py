@@ -146,6 +146,7 @@ def program_file(settings: Settings, site: Topology, runners: dict[str, dict[str
             "runners": runners,
             "max_projects_per_account": settings.hub_max_projects_per_account,
             "share_changes_per_minute": settings.hub_share_changes,
+            "caller_share": settings.hub_caller_share,
         }
     )
     return json.dumps(program.model_dump(mode="json"), indent=2) + "\n"

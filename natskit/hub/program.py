@@ -107,4 +107,6 @@ class HubProgram(_Part):
     runners: dict[str, RunnerEntry] = {}
     share_changes_per_minute: int = Field(default=10, ge=2)
     """How often a project may be shared with an account, or taken from it, before sharing it again has to wait."""
+    caller_share: float = Field(default=0.25, gt=0)
+    """The part of this hub's time that one caller may use for long."""
     max_projects_per_account: int = Field(default=MAX_PROJECTS_PER_ACCOUNT, ge=1, le=MAX_PROJECTS_PER_ACCOUNT)
