@@ -70,6 +70,7 @@ class State:
         self._changed = changed
         self.changes_of_one = Pace(changes_per_minute, time.monotonic)
         """By ``account.project``."""
+        self._held_off: set[tuple[str, str]] = set()
         self.changes_by_one = Pace(changes_per_minute * PROJECTS_AT_ONCE, time.monotonic)
         """By ``owner.account``."""
         self._tags: dict[str, tuple[list[str], str]] = {}
@@ -196,8 +197,30 @@ class State:
             case "runner":
                 return _agent_rights(holder, self._runner_keys(holder.id), public_key)
 
+    def hold_off(self, holder: Holder) -> set[str]:
+        """Do not let a holder in, whatever rights it has, until :meth:`let_in`; the names of its connections. This is
+        between this hub and whoever floods it, and no part of the state."""
+        self._held_off.add((holder.kind, holder.id))
+        match holder.kind:
+            case "browser":
+                return self.names_of_account(holder.id)
+            case "project":
+                return self._project_names(holder.id, self.projects.get(holder.id))
+            case "runner":
+                return self._runner_names(holder.id)
+
+    def let_in(self, holder: Holder) -> None:
+        """The end of :meth:`hold_off`."""
+        self._held_off.discard((holder.kind, holder.id))
+
+    def is_held_off(self, holder: Holder) -> bool:
+        """Whether a holder is kept out, for now, whatever rights it has."""
+        return (holder.kind, holder.id) in self._held_off
+
     def is_valid(self, holder: Holder, name: str) -> bool:
         """Whether a connection of this holder, with this name, has what it would get now."""
+        if self.is_held_off(holder):
+            return False
         if holder.kind == "project":
             return name in self._project_names(holder.id, self.projects.get(holder.id))
         if holder.kind == "runner":
