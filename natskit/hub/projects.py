@@ -146,17 +146,23 @@ class Projects:
 
     async def share(self, project_id: str, account_id: str) -> None:
         """Let another account use the project."""
-        if self._state.membership(account_id, project_id) is not None:
-            return
-        self._check_room(account_id)
         new = Membership(role="collaborator", since=time.time())
-        await self._state.memberships.change(f"{account_id}.{project_id}", lambda old: old or new)
+
+        def add(old: Membership | None) -> Membership:
+            if old is None:
+                self._check_room(account_id)
+            return old or new
+
+        await self._state.memberships.change(f"{account_id}.{project_id}", add)
         # Not to the newcomer: their connection is about to be cut, and tells them by coming back with the new right.
         await self._announce(member for member in self._state.members_of(project_id) if member != account_id)
 
     async def unshare(self, project_id: str, account_id: str) -> None:
         """Take the project from a collaborator, whose connections are cut, and refuse the key it may have copied."""
-        membership = await self._state.memberships.find(f"{account_id}.{project_id}")
+        membership = self._state.membership(account_id, project_id)
+        if membership is None:  # or it was shared a moment ago, through another hub
+            await self._state.memberships.confirm(f"{account_id}.{project_id}")
+            membership = self._state.membership(account_id, project_id)
         if membership is None:
             raise RpcError("not_found", "that account is no collaborator of the project")
         if membership.role == "owner":
@@ -247,7 +253,10 @@ class Projects:
         if not self._state.is_alive(runner_id):
             raise RpcError("unavailable", "the runner that has the project's files is not alive at this moment")
         if project.state == "running" and project.desired == "running":
-            return
+            await self._state.projects.confirm(project_id)  # it may have been stopped a moment ago
+            project = self.get(project_id)
+            if project.state == "running" and project.desired == "running":
+                return
         await self._update(project_id, desired="running", state="starting", detail="", runner_id=runner_id)
         await self._announce(self._state.members_of(project_id))
         try:
