@@ -140,7 +140,8 @@ class HubSettings(_Role):
     """nats-server's own end of the list of subjects of one session lies just above."""
     hub_share_changes: Annotated[int, Field(ge=2), Unit("a minute")] = 10
     """How often a minute a project may be shared with, or taken from, the same account before sharing it again has to
-    wait: each time cuts that account's connections, and its owner is not the one who notices."""
+    wait: each time cuts that account's connections, and its owner is not the one who notices. A project may be renamed
+    as often; its owner may delete projects, and take projects from one account, six times as often."""
     hub_api_packages: Packages = []
     """Python packages that add methods to the hub (README, "Your own API")."""
     hub_audit_days: Annotated[int, Field(ge=1, le=3650), Unit("days")] = 365

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 import unicodedata
 import uuid
@@ -77,19 +76,23 @@ class Projects:
         except NatskitError as error:
             raise RpcError("invalid_params", str(error)) from None
 
-    def check_pace(self, owner: str, project_id: str, account_id: str) -> None:
+    def check_pace_of_sharing(self, owner: str, project_id: str, account_id: str) -> None:
         """Raises :class:`RpcError` if an owner changes too often what another account may do: it is cut each time."""
-        state = self._state
-        seconds = max(
-            state.changes_of_one.wait(f"{account_id}.{project_id}"), state.changes_by_one.wait(f"{owner}.{account_id}")
-        )
-        if seconds > 0:
-            wait = math.ceil(seconds)
-            raise RpcError(
-                "limit",
-                f"what this account may do was changed too often in the last minute; try again in {wait} s",
-                retry_after=wait,
-            )
+        what = "what this account may do was changed"
+        self._state.changes_of_one.check(f"{account_id}.{project_id}", what)
+        self._state.changes_by_one.check(f"{owner}.{account_id}", what)
+
+    def check_pace_of_unsharing(self, owner: str, account_id: str) -> None:
+        """The same for taking projects from another account."""
+        self._state.unshared.check(f"{owner}.{account_id}", "projects were taken from this account")
+
+    def check_pace_of_deleting(self, owner: str) -> None:
+        """Raises :class:`RpcError` if an owner deletes too many projects: the others in them are cut each time."""
+        self._state.deleted.check(owner, "you deleted projects")
+
+    def check_pace_of_renaming(self, project_id: str) -> None:
+        """Raises :class:`RpcError` if a project changes its title too often: all its people are told each time."""
+        self._state.renamed.check(project_id, "this project was renamed")
 
     def describe(self, project_id: str, account_id: str | None = None) -> dict[str, Any]:
         """A project as the API shows it."""
