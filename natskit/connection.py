@@ -249,6 +249,9 @@ class Connection(NatsClient):
         # nats-py sends what is pending before it closes, and when that fails, because the server is gone, it leaves the
         # socket open and tells nobody.
         transport: Any = self._transport
+        if self._flush_queue is None:  # a URL that nats-py refuses: nothing was opened, and its own would fail
+            self._status = status
+            return
         if transport is not None and not self.is_closed:
             drain = transport.drain
 
@@ -373,10 +376,12 @@ async def connect(
         connecting.result()
     except BaseException as error:
         reason = connection._reason
-        await cancel([connecting])
+        try:
+            await cancel([connecting])
+        finally:
+            await connection.close()
         if isinstance(error, nats.errors.Error):
             raise NatskitError(f"{', '.join(servers.urls)}: {error}") from error
-        await connection.close()
         if isinstance(error, TimeoutError):
             raise ConnectionLostError(
                 f"no connection to {', '.join(servers.urls)} within {timeout} s" + (f": {reason}" if reason else "")
@@ -506,23 +511,22 @@ class _WebSocket(WebSocketTransport):
 
         self._client = aiohttp.ClientSession()
         try:
-            opened = await asyncio.wait_for(
-                self._client.ws_connect(
+            # Not ``wait_for``: with Python 3.11 it would forget a cancellation that comes with the connection.
+            async with asyncio.timeout(connect_timeout):
+                opened = await self._client.ws_connect(
                     uri if isinstance(uri, str) else uri.geturl(),
                     timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
                     headers=self._sent_headers,
                     max_msg_size=0,
                     **options,
-                ),
-                connect_timeout,
-            )
+                )
             if self._given_up:  # while the handshake was on its way
                 await opened.close()
                 raise ConnectionAbortedError("the connection was closed while it was being made")
             self._ws = opened
-        except BaseException:
-            await asyncio.shield(self._client.close())  # whoever cancels may do so twice
-            raise
+        finally:
+            if self._ws is None:
+                await asyncio.shield(self._client.close())  # whoever cancels may do so twice
 
     def writelines(self, payload: list[bytes]) -> None:
         self._pending.put_nowait(b"".join(payload))

@@ -15,8 +15,8 @@ Without it, this server has come back when it says so (``/healthz``), a value wr
 stream has a replica that is offline or behind. A nats-server may say that it is healthy and be wedged (nats-server
 #8519), so its word alone is not enough.
 
-The value goes into a bucket of the gate's own, which the hubs make, as the user ``probe``, which may do nothing else
-(:data:`natskit.permissions.SCOPES`). Its JetStream API (ADR-1, ADR-31 for DIRECT, ADR-8 for the layout of a KV bucket;
+The value goes into a bucket of the gate's own, as the user ``probe``, which may do nothing else (natskit/streams.py,
+:data:`natskit.permissions.SCOPES`). Its JetStream API (ADR-1, ADR-31 for DIRECT, ADR-8 for the layout of a KV bucket;
 docs.nats.io, "JetStream wire API Reference"):
 
 ====================================================  ================================================================
@@ -124,7 +124,7 @@ class Gate:
                 raise StateError(f"{url} is {found}, not {name}: its own URL has to be the first")
             info = await _ask(client, f"$JS.API.STREAM.INFO.KV_{PROBE_BUCKET}", b"", url)
             if info.get("error", {}).get("err_code") == STREAM_NOT_FOUND:
-                return  # the hubs make it, and come after the first nats-servers: there is nothing to lose yet
+                return  # it is made after the first nats-servers have been started: there is nothing to lose yet
             _check(info, f"stream KV_{PROBE_BUCKET}")
             value = secrets.token_hex(16)
             # Every server has its key, and so has every one who writes through it at the same time.
@@ -162,7 +162,7 @@ class Gate:
         for _ in range(LOOKS):
             info = await _ask(client, f"$JS.API.STREAM.INFO.KV_{bucket}", b"", url)
             if info.get("error", {}).get("err_code") == STREAM_NOT_FOUND:
-                # The hubs make the state's buckets, and come after the first nats-server.
+                # The state's buckets are made after the first nats-servers have been started.
                 return []
             _check(info, f"stream KV_{bucket}")
             problems = list(_problems(info.get("cluster") or {}, leaving))

@@ -54,30 +54,33 @@ class Permissions:
     """Where the role may connect (``STANDARD``, ``WEBSOCKET``); empty means anywhere."""
 
 
-def _kv_publish(bucket: str) -> tuple[str, ...]:
-    """What a nats-py KV client publishes to use one bucket: its stream's API, never another stream's."""
+STREAMS = (*(f"KV_{bucket}" for bucket in (*BUCKETS, PROBE_BUCKET)), AUDIT_STREAM)
+"""What :mod:`natskit.streams` makes, and nobody deletes."""
+
+
+def state_subject(bucket: str) -> str:
+    """Where nats-server publishes each change of a bucket once more, for the hubs: their key follows."""
+    return f"state.{bucket}."
+
+
+def _state_publish(bucket: str) -> tuple[str, ...]:
+    """What a hub publishes to use one bucket: write a key, read a message by its sequence, look at the stream.
+
+    No other verb, and nothing whose answer is a message as it was stored. nats-server does not ask whether somebody
+    may publish to the reply subject they name, and sends the answer there itself: with DIRECT.GET, or a consumer's
+    deliver subject, an empty message becomes the request ``STREAM.DELETE`` of any stream. The answers to these are JSON
+    that no such request takes (tests/nats/test_streams.py). Nor may a hub configure a stream, which makes it a copy of
+    any other (``sources``), or the voice of anybody (``republish``).
+    """
     stream = f"KV_{bucket}"
-    return (
-        f"$KV.{bucket}.>",
-        f"$JS.API.STREAM.INFO.{stream}",
-        f"$JS.API.STREAM.CREATE.{stream}",
-        f"$JS.API.STREAM.UPDATE.{stream}",
-        f"$JS.API.STREAM.MSG.GET.{stream}",
-        f"$JS.API.DIRECT.GET.{stream}.>",
-        f"$JS.API.DIRECT.GET.{stream}",
-        f"$JS.API.CONSUMER.CREATE.{stream}",
-        f"$JS.API.CONSUMER.CREATE.{stream}.>",
-        f"$JS.API.CONSUMER.INFO.{stream}.>",
-        f"$JS.API.CONSUMER.DELETE.{stream}.>",
-        f"$JS.FC.{stream}.>",
-    )
+    return f"$KV.{bucket}.>", f"$JS.API.STREAM.INFO.{stream}", f"$JS.API.STREAM.MSG.GET.{stream}"
 
 
 def _probe_publish() -> tuple[str, ...]:
     """What :mod:`natskit.gate` publishes: it uses its own bucket, and asks how the state's streams are.
 
-    It does not make the bucket, the hubs do: whoever may configure a stream can make it a copy of any other
-    (``sources``), or the voice of anybody (``republish``).
+    DIRECT.GET is for this server's own replica. It is safe here alone, on a nats-server's host, where the streams are
+    files anyway.
     """
     stream = f"KV_{PROBE_BUCKET}"
     return (
@@ -87,12 +90,15 @@ def _probe_publish() -> tuple[str, ...]:
     )
 
 
-_AUDIT_WRITE = ("audit.>", f"$JS.API.STREAM.CREATE.{AUDIT_STREAM}")
-"""A hub adds to the audit, and makes the stream where there is none; a stream that is there already is only described
-in the answer. Without UPDATE, DELETE, PURGE, MSG.DELETE and RESTORE nobody who takes a hub can shrink or rewrite it."""
+_MAKE_STREAMS = tuple(f"$JS.API.STREAM.{verb}.{stream}" for stream in STREAMS for verb in ("INFO", "CREATE", "UPDATE"))
+"""The control machine makes the streams and changes them. Nobody has DELETE, PURGE, MSG.DELETE or RESTORE."""
 
-_AUDIT_READ = tuple(f"$JS.API.{verb}.{AUDIT_STREAM}" for verb in ("STREAM.INFO", "STREAM.UPDATE", "DIRECT.GET"))
-"""The control machine reads it, and brings a changed retention into effect."""
+SYSTEM_SERVICES = ("$SYS.REQ.SERVER.PING", "$SYS.REQ.SERVER.PING.CONNZ", "$SYS.REQ.SERVER.*.KICK")
+"""What PLATFORM imports from SYS: hubs look which servers there are, list PLATFORM's connections, and cut some.
+
+Hubs have no user in SYS: on a cluster, any request there with ``$JS.API.ACCOUNT.PURGE.{NATS account}`` as its reply
+subject makes the answering server delete all streams of that NATS account. What is imported is answered in PLATFORM,
+where JetStream refuses that (tests/nats/test_streams.py)."""
 
 _SERVICE_VERBS = ("PING", "INFO", "STATS")
 
@@ -129,12 +135,9 @@ SCOPES: Mapping[Role, Permissions] = {
             "_INBOX.project.>",
             "_INBOX.runner.>",
             "_INBOX.admin.>",
-            "$JS.API.INFO",
-            *(subject for bucket in BUCKETS for subject in _kv_publish(bucket)),
-            f"$JS.API.STREAM.INFO.KV_{PROBE_BUCKET}",
-            f"$JS.API.STREAM.CREATE.KV_{PROBE_BUCKET}",
-            f"$JS.API.STREAM.UPDATE.KV_{PROBE_BUCKET}",
-            *_AUDIT_WRITE,
+            *(subject for bucket in BUCKETS for subject in _state_publish(bucket)),
+            "audit.>",
+            *SYSTEM_SERVICES,
         ),
         subscribe=(
             "hub.api.* hub",
@@ -142,6 +145,7 @@ SCOPES: Mapping[Role, Permissions] = {
             "hub.runner.* hub",
             "hub.admin hub",
             "_INBOX.hub.>",
+            *(f"{state_subject(bucket)}>" for bucket in BUCKETS),
             *(
                 subject
                 for verb in _SERVICE_VERBS
@@ -154,7 +158,8 @@ SCOPES: Mapping[Role, Permissions] = {
             "hub.admin",
             "projects.*.api",
             "projects.*.streams.*",
-            *_AUDIT_READ,
+            *_MAKE_STREAMS,
+            f"$JS.API.DIRECT.GET.{AUDIT_STREAM}",
             *(subject for verb in _SERVICE_VERBS for subject in (f"$SRV.{verb}", f"$SRV.{verb}.>")),
         ),
         subscribe=("_INBOX.admin.>",),
@@ -163,11 +168,7 @@ SCOPES: Mapping[Role, Permissions] = {
 }
 """The scoped signing keys of the NATS account PLATFORM, by role."""
 
-SYSTEM_SCOPES: Mapping[Literal["hub", "admin"], Permissions] = {
-    "hub": Permissions(
-        publish=("$SYS.REQ.SERVER.PING", "$SYS.REQ.SERVER.PING.CONNZ", "$SYS.REQ.SERVER.*.KICK"),
-        subscribe=("_INBOX.hub.>",),
-    ),
+SYSTEM_SCOPES: Mapping[Literal["admin"], Permissions] = {
     "admin": Permissions(
         publish=(
             "$SYS.REQ.SERVER.PING",
@@ -179,7 +180,7 @@ SYSTEM_SCOPES: Mapping[Literal["hub", "admin"], Permissions] = {
         subscribe=("_INBOX.admin.>",),
     ),
 }
-"""The scoped signing keys of the NATS account SYS: list and kick connections, and push and compare claims."""
+"""The scoped signing keys of the NATS account SYS: look at the servers, and push and compare claims."""
 
 CALLOUT = Permissions(
     publish=("$SYS._INBOX.>", "_INBOX.>"),

@@ -1,4 +1,4 @@
-"""Reading the audit, and bringing a changed retention of it into effect: what the control machine may, and no hub.
+"""Reading the audit: what the control machine may, and no hub.
 
 The stream is read by batches of direct gets (nats-server ADR-31): no consumer is made, and any replica answers.
 """
@@ -15,15 +15,12 @@ from nats.aio.msg import Msg
 
 from natskit.connection import Connection
 from natskit.errors import ConnectionLostError
-from natskit.jetstream import STREAM_NOT_FOUND, JetStreamError, api
 from natskit.permissions import AUDIT_STREAM
 
 BATCH = 500
 REQUEST_SECONDS = 5.0
 FOLLOW_SECONDS = 0.5
 """How often the stream is asked for what is new."""
-
-_CHANGEABLE = ("max_age", "max_bytes", "num_replicas")
 
 
 async def events(connection: Connection, since: float, *, follow: bool = False) -> AsyncIterator[dict[str, Any]]:
@@ -41,25 +38,6 @@ async def events(connection: Connection, since: float, *, follow: bool = False) 
             return
         if whole:
             await asyncio.sleep(FOLLOW_SECONDS)
-
-
-async def apply(connection: Connection, wanted: Mapping[str, int]) -> list[str]:
-    """Bring ``max_age`` (nanoseconds), ``max_bytes`` and ``num_replicas`` of the stream into effect; what was changed.
-
-    A hub makes the stream, so one that is not there yet has what the settings say. Raises :class:`StateError`.
-    """
-    try:
-        info = await api(connection, f"STREAM.INFO.{AUDIT_STREAM}", {}, REQUEST_SECONDS)
-    except JetStreamError as error:
-        if error.code != STREAM_NOT_FOUND:
-            raise
-        return []
-    config = info["config"]
-    changed = [key for key in _CHANGEABLE if config[key] != wanted[key]]
-    if changed:
-        wanted_config = config | {key: wanted[key] for key in changed}
-        await api(connection, f"STREAM.UPDATE.{AUDIT_STREAM}", wanted_config, REQUEST_SECONDS)
-    return changed
 
 
 async def _batch(connection: Connection, query: Mapping[str, Any]) -> tuple[list[tuple[int, dict[str, Any]]], bool]:
@@ -83,7 +61,7 @@ async def _batch(connection: Connection, query: Mapping[str, Any]) -> tuple[list
                     return found, True
                 case "503":
                     raise ConnectionLostError(
-                        f"the stream {AUDIT_STREAM} does not answer: no hub has made it yet, or JetStream is away"
+                        f"the stream {AUDIT_STREAM} does not answer: a deploy makes it, or JetStream is away"
                     )
                 case status:
                     raise ConnectionLostError(f"the stream {AUDIT_STREAM}: {status} {headers.get('Description', '')}")

@@ -17,7 +17,7 @@ from roles import build, service, tls
 from roles.files import checked_file, private_directory
 from roles.program import Program
 
-CREDS = ("SYS", "AUTH", "PLATFORM")
+CREDS = ("AUTH", "PLATFORM")
 OIDC_SECRET = "oidc-secret.key"  # noqa: S105
 
 
@@ -81,6 +81,8 @@ def _deploy_one(
         unit={"user": owner, "directory": str(directory), "reload_command": "/bin/kill -HUP $MAINPID"},
     )
     service.run(settings, program, restart_on=files, reload_on=[keys, *certificate])
+    # What hubs of an older version had.
+    pyinfra_files.file(name=f"Leave {name} no creds for SYS", path=str(directory / "sys.creds"), present=False)
 
 
 def _oidc_files(settings: Settings, directory: Path) -> list[tuple[str, str, Path]]:
@@ -138,14 +140,13 @@ def program_file(settings: Settings, site: Topology, runners: dict[str, dict[str
             },
             "authorization_ttl_seconds": settings.hub_authorization_ttl,
             "password": {"argon2_concurrency": settings.hub_password_concurrency},
-            "state": {"replicas": site.replicas, "max_bytes": settings.hub_state_max_bytes},
-            "audit": {"max_age_seconds": settings.hub_audit_days * 86_400, "max_bytes": settings.hub_audit_bytes},
             "backends": {name: backend.model_dump() for name, backend in settings.hub_backends.items()},
             "oidc": _oidc(settings, site, directory),
             "api_packages": settings.hub_api_packages,
             "runners": runners,
             "max_projects_per_account": settings.hub_max_projects_per_account,
             "share_changes_per_minute": settings.hub_share_changes,
+            "caller_share": settings.hub_caller_share,
         }
     )
     return json.dumps(program.model_dump(mode="json"), indent=2) + "\n"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from pyinfra import host
+from pyinfra import host, inventory, state
 from pyinfra.api import FactBase
 from pyinfra.api.exceptions import OperationError
 from pyinfra.operations import python
@@ -177,6 +178,32 @@ def _push(settings: Settings, identity: Identity) -> None:
     """A running server takes changed NATS accounts over the bus, without losing a connection."""
     if said := _resolver(settings, identity):
         raise OperationError(f"nats-server of {host.name} does not take the NATS accounts: {said[-300:]}")
+
+
+def end_earlier_rights(site: Topology, identity: Identity) -> None:
+    """Take from the NATS accounts what only programs of an older version needed.
+
+    Once in a deploy, when the last host of hubs that can be reached has its new ones.
+    """
+    hubs = [other for other in inventory if "hub" in other.groups and other in state.activated_hosts]
+    if host not in hubs[-1:]:
+        return
+    reached = [other.data.get("platform_name", other.name) for other in inventory if other in state.activated_hosts]
+    python.call(
+        name="End the rights that only programs of an older version had",
+        function=_end_earlier_rights,
+        servers=[server for server in site.nats if server.platform_name in reached],
+        identity=identity,
+        _if=lambda: identity.has_earlier_rights,
+    )
+
+
+def _end_earlier_rights(servers: list[Settings], identity: Identity) -> None:
+    identity.end_earlier_rights(now=int(time.time()))
+    for settings in servers:
+        # One that has them in its configuration is given another by the next deploy.
+        if settings.nats_resolver != "memory" and (said := _resolver(settings, identity)):
+            raise OperationError(f"{settings.platform_name} does not take the NATS accounts: {said[-300:]}")
 
 
 def _resolver(settings: Settings, identity: Identity, *words: str) -> str:

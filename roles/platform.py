@@ -128,11 +128,6 @@ def describe(site: Topology, identity: Identity) -> None:
         },
         "nats": [settings.platform_name for settings in site.nats],
         "hubs": [site.hub_label(settings, name) for settings in site.hub for name in settings.hub_names],
-        "audit": {
-            "max_age": site.hub[0].hub_audit_days * 86_400 * 1_000_000_000,
-            "max_bytes": site.hub[0].hub_audit_bytes,
-            "num_replicas": site.replicas,
-        },
         "first_account": site.hub[0].platform_first_account,
         "resolvers": {settings.platform_name: settings.nats_resolver for settings in site.nats},
         "authorization_ttl": site.hub[0].hub_authorization_ttl,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from natskit.cli.platform import Platform, call_hub, json_option, show_json, with_client
+from natskit.cli.platform import Platform, call_hub, json_option, show_json
 from natskit.errors import NatskitError
 
 if TYPE_CHECKING:
@@ -67,20 +67,7 @@ def ready(directory: str, timeout: float) -> None:
             if part.state != "ok":
                 _print_log(platform, part.name)
         raise NatskitError(f"the platform is not ready after {timeout:g} s: see what is failed above")
-    _apply_audit_retention(directory, platform)
     _welcome(platform, _first_account(directory, platform))
-
-
-def _apply_audit_retention(directory: str, platform: Platform) -> None:
-    """Hubs make the audit's stream and may not change it, so that none of them can be made to empty it."""
-    from natskit import trail
-
-    wanted = platform.content.get("audit")
-    if wanted is None:  # deployed by an older version
-        return
-    changed = with_client(directory, lambda client: trail.apply(client.connection, wanted))
-    if changed:
-        click.echo(f"The audit has a new {' and '.join(changed)}.")
 
 
 def _first_account(directory: str, platform: Platform) -> Path | None:

@@ -18,12 +18,11 @@ import nats.errors
 import uvicorn
 
 from natskit.connection import Connection, connect, request
-from natskit.errors import IdentityError, SettingsError, StateError
+from natskit.errors import IdentityError, SettingsError
 from natskit.hub import https
 from natskit.hub.accounts import Accounts
 from natskit.hub.audit import Audit
 from natskit.hub.backend import Backends
-from natskit.hub.bucket import ensure_probe_bucket
 from natskit.hub.callout import Callout
 from natskit.hub.connections import Connections
 from natskit.hub.http import Pages
@@ -75,7 +74,7 @@ class Hub:
     def __init__(self, program: HubProgram) -> None:
         self.program = program
         self.metrics = Metrics()
-        self.audit = Audit(program.name, program.state.replicas, program.audit, self.metrics)
+        self.audit = Audit(program.name, self.metrics)
         self._started = time.time()
         self.ready = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -93,14 +92,13 @@ class Hub:
         platform = self._nats["platform"]
         self.state = State(
             platform,
-            self.program.state,
             self.program.runners,
             locked_out=lambda names: self.connections.cut_now(names),
             ended=lambda names: self.connections.cut_ended(names),
             changed=lambda names: self.connections.cut_soon(names),
             changes_per_minute=self.program.share_changes_per_minute,
         )
-        self.connections = Connections(self._nats["sys"], self.state, self.tokens.platform_account, self.metrics)
+        self.connections = Connections(platform, self.state, self.tokens.platform_account, self.metrics)
         self.sessions = Sessions(
             self.state, self.tokens, self._passwords, self.program.session, self.connections.cut_now
         )
@@ -119,10 +117,6 @@ class Hub:
         self._spawn(self.state.follow())
         for bucket in self.state.buckets:
             await bucket.current.wait()
-        try:
-            await ensure_probe_bucket(platform, self.program.state.replicas)
-        except (StateError, nats.errors.Error) as error:  # a deploy will notice; what people ask for goes on
-            log.warning("the bucket of natskit.gate: %s", error)
         self._spawn(self.connections.run())
         self._spawn(self._sweep())
         await self._callout.start()
@@ -161,6 +155,8 @@ class Hub:
             problems.append("starting, or stopping")
         elif not self.state.current:
             problems.append("the view of the state is not current")
+        if hasattr(self, "state"):
+            problems += [bucket.problem for bucket in self.state.buckets if bucket.problem]
         return problems
 
     def gauges(self) -> dict[str, float]:
@@ -177,7 +173,7 @@ class Hub:
 
     def _creds(self) -> dict[str, Path]:
         creds = self.program.creds
-        return {"platform": creds.platform, "sys": creds.sys, "auth": creds.auth}
+        return {"platform": creds.platform, "auth": creds.auth}
 
     async def _connect(self, name: str, creds: Path) -> Connection:
         return await connect(

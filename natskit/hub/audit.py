@@ -1,7 +1,7 @@
 """The audit: who signed in, who was refused and why, who shared what with whom, which administrator did what.
 
-Every event is one message of the JetStream stream ``AUDIT``, which nobody but the control machine can change or read:
-hubs may publish to it and make it where there is none (natskit/permissions.py). The stream refuses the deletion of a
+Every event is one message of the JetStream stream ``AUDIT``, which nobody but the control machine can make, change or
+read: hubs may publish to it (natskit/permissions.py, natskit/streams.py). The stream refuses the deletion of a
 message and a purge (``deny_delete``, ``deny_purge``: once set, nats-server does not take them back), headers that
 replace earlier messages (``allow_rollup_hdrs``), and messages that expire by themselves (``allow_msg_ttl``).
 
@@ -26,7 +26,6 @@ import re
 import secrets
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,9 +34,7 @@ import nats.errors
 from natskit.connection import Connection
 from natskit.errors import StateError
 from natskit.hub.metrics import Metrics
-from natskit.hub.program import AuditSettings
 from natskit.hub.projects import iso
-from natskit.jetstream import NAME_IN_USE, JetStreamError, api
 from natskit.permissions import AUDIT_STREAM
 
 log = logging.getLogger(__name__)
@@ -61,20 +58,16 @@ NAMED = 1000
 Some 300 KB: who adds decoys hides nothing among fewer, and does not fill the stream with more."""
 LONGEST = 256
 """Characters of a text in an event: an address, a user agent, an e-mail."""
-MOST_BYTES = 8192
-"""Of an event; no event of ours comes near."""
-
 _TOO_LARGE = 10054
 
 
 class Audit:
     """The audit as one hub writes it."""
 
-    def __init__(self, hub: str, replicas: int, settings: AuditSettings, metrics: Metrics) -> None:
+    def __init__(self, hub: str, metrics: Metrics) -> None:
         self._hub = hub
         self._run = secrets.token_hex(4)
         self._count = 0
-        self._config = stream_config(settings.max_age_seconds, settings.max_bytes, replicas)
         self._metrics = metrics
         self._waiting: deque[tuple[str, str, bytes]] = deque()
         self._something = asyncio.Event()
@@ -147,17 +140,14 @@ class Audit:
             self._put_summaries()
 
     async def _write(self, connection: Connection) -> None:
-        pause, made = 0.0, False
+        pause = 0.0
         while True:
             await self._something.wait()
             try:
-                if not made:
-                    await ensure_stream(connection, self._config)
-                    made = True
                 await self._write_some(connection)
                 pause = 0.0
             except (StateError, nats.errors.Error, OSError, ValueError) as error:
-                pause, made = min(LONGEST_PAUSE, 2 * pause + 0.1), False
+                pause = min(LONGEST_PAUSE, 2 * pause + 0.1)
                 log.warning("the audit waits: %s", str(error) or type(error).__name__)
                 await asyncio.sleep(pause)
 
@@ -227,41 +217,14 @@ class _Repeated:
     times: int = 0
 
 
-def stream_config(max_age_seconds: int, max_bytes: int, replicas: int) -> dict[str, Any]:
-    """The stream as nats-server is told of it."""
-    return {
-        "name": AUDIT_STREAM,
-        "description": "natskit: who did what",
-        "subjects": ["audit.>"],
-        "storage": "file",
-        "retention": "limits",
-        "discard": "old",
-        "num_replicas": replicas,
-        "max_age": max_age_seconds * 1_000_000_000,
-        "max_bytes": max_bytes,
-        "max_msg_size": MOST_BYTES,
-        # An event whose acknowledgement was lost is written again; within this time it is recognised.
-        "duplicate_window": 600 * 1_000_000_000,
-        "deny_delete": True,
-        "deny_purge": True,
-        "allow_rollup_hdrs": False,
-        # How it is read: without a consumer, from any replica.
-        "allow_direct": True,
-    }
-
-
-async def ensure_stream(connection: Connection, config: Mapping[str, Any]) -> None:
-    """Make the stream if there is none; one that is there stays as it is. Raises :class:`StateError`."""
-    try:
-        await api(connection, f"STREAM.CREATE.{AUDIT_STREAM}", config)
-    except JetStreamError as error:
-        if error.code != NAME_IN_USE:
-            raise
-
-
 async def _store(connection: Connection, subject: str, identifier: str, body: bytes) -> bool:
     """Whether JetStream has the event; one it will never take is given up. Raises when it may work later."""
-    answer = await connection.request(subject, body, timeout=WRITE_SECONDS, headers={"Nats-Msg-Id": identifier})
+    try:
+        answer = await connection.request(subject, body, timeout=WRITE_SECONDS, headers={"Nats-Msg-Id": identifier})
+    except nats.errors.NoRespondersError:
+        raise StateError(
+            f"the stream {AUDIT_STREAM} does not answer: a deploy makes it, or JetStream is away"
+        ) from None
     error = json.loads(answer.data).get("error")
     if not error:
         return True

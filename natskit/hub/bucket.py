@@ -1,9 +1,11 @@
 """One KV bucket, held in memory and followed as it changes.
 
-nats-py's watcher does not survive a restart of nats-server (its consumer is in the server's memory), so this follows
-the bucket with a push consumer of its own and starts over whenever anything is amiss: after a reconnect, a gap in the
-consumer's sequence, a missed heartbeat, or a stream whose last sequence is ahead of the view. While it starts over
-the old view goes on answering, marked as not current.
+nats-server publishes each message that it has stored once more (:mod:`natskit.streams`), and a hub follows that with an
+ordinary subscription: a hub may make no consumer (natskit/permissions.py). Such a message may be lost, so its sequence
+has to be the next one, and the stream's leader is asked twice a second for its last. Whenever anything is amiss (a
+reconnect, a gap, a stream whose last sequence is ahead of the view, a leader that does not answer) the view starts
+over: it subscribes, then reads the whole bucket, message by message, from the leader. Meanwhile the old view goes on
+answering, marked as not current.
 """
 
 from __future__ import annotations
@@ -24,24 +26,30 @@ from nats.aio.subscription import Subscription
 
 from natskit.connection import Connection
 from natskit.errors import StateError
-from natskit.hub.program import StateSettings
+from natskit.hub import filling
 from natskit.hub.records import Record
-from natskit.jetstream import MESSAGE_NOT_FOUND, NAME_IN_USE, REQUEST_SECONDS, STREAM_NOT_FOUND, JetStreamError, api
-from natskit.permissions import PROBE_BUCKET
+from natskit.jetstream import MESSAGE_NOT_FOUND, REQUEST_SECONDS, STREAM_NOT_FOUND, JetStreamError, api
+from natskit.permissions import state_subject
 from natskit.rpc import RpcError
 
 log = logging.getLogger(__name__)
 
 RecordT = TypeVar("RecordT", bound=Record)
 
-HEARTBEAT_SECONDS = 0.5
-"""How often the server says that the consumer is alive; three missed ones start the watch over. A consumer lives on one
-server of a cluster and dies with it, and until that is noticed the view may miss that somebody was locked out."""
-CHECK_SECONDS = 5.0
+CHECK_SECONDS = 0.5
+"""How often the stream's leader is asked for its last sequence. What it had then has to be in the view at the next
+look: a lost message may say that somebody was locked out."""
+ANSWER_SECONDS = 1.0
+"""How long the leader may take for that; then the view is not current, a second and a half after what it missed."""
+LONGEST_PAUSE = 0.5
 LAG_SECONDS = 0.2
 """How far behind another hub's writes a view may be; usually it is a millisecond or two."""
 MARKER_TTL = "1h"
 """Delete markers go away by themselves; a hub that was away for longer reads the bucket anew anyhow."""
+
+MARKERS = 4096
+"""Delete markers that a view keeps, the newest: they spare whoever makes such a key again one question. nats-server
+refuses a write that expects no marker where there is one, and says its sequence (``_catch_up``)."""
 
 KEPT_ROOM = 1 / 8
 """The part of a bucket that is for changing and deleting what there is already, for which nats-server needs room too:
@@ -65,51 +73,10 @@ class Entry(Generic[RecordT]):
 
 @dataclass
 class _Fill(Generic[RecordT]):
-    entries: dict[str, Entry[RecordT]]
-    markers: dict[str, int]
+    """The newest of each key while the bucket is read, and what arrived meanwhile, by its sequence."""
 
-
-async def ensure_probe_bucket(connection: Connection, replicas: int) -> None:
-    """Make the bucket of :mod:`natskit.gate`, which may not do that itself, or give it another number of replicas.
-
-    Raises :class:`StateError`.
-    """
-    # Values of servers that are gone must not stand in the way: the oldest makes room.
-    await _stream(
-        connection,
-        PROBE_BUCKET,
-        {"num_replicas": replicas, "max_bytes": 1 << 20, "max_msg_size": 256, "discard": "old"},
-    )
-
-
-async def _stream(connection: Connection, bucket: str, wanted: dict[str, Any]) -> dict[str, Any]:
-    """The stream of a bucket: made, if it is not there, and with the replicas and the room it should have.
-
-    Raises :class:`StateError`.
-    """
-    stream = f"KV_{bucket}"
-    config = {
-        "name": stream,
-        "subjects": [f"$KV.{bucket}.>"],
-        # A full or read-only disk has to be noticed, by the probe as well.
-        "storage": "file",
-        "max_msgs_per_subject": 1,
-        "allow_direct": True,
-    } | wanted
-    try:
-        info = await api(connection, f"STREAM.INFO.{stream}", {})
-    except JetStreamError as error:
-        if error.code != STREAM_NOT_FOUND:
-            raise
-        try:
-            return await api(connection, f"STREAM.CREATE.{stream}", config)
-        except JetStreamError as refused:
-            if refused.code != NAME_IN_USE:  # another hub made it at the same moment
-                raise
-            info = await api(connection, f"STREAM.INFO.{stream}", {})
-    # The platform has become a cluster, or has shrunk: what there is already is copied, or given up.
-    changed = {key: config[key] for key in ("num_replicas", "max_bytes") if info["config"].get(key) != config[key]}
-    return await api(connection, f"STREAM.UPDATE.{stream}", info["config"] | changed) if changed else info
+    newest: dict[str, tuple[int, RecordT | None]]
+    arrived: list[int]
 
 
 class Bucket(Generic[RecordT]):
@@ -121,27 +88,27 @@ class Bucket(Generic[RecordT]):
         name: str,
         parse: Callable[[str, bytes], RecordT],
         on_change: Callable[[str, RecordT | None], None],
-        stored: StateSettings,
     ) -> None:
         self.name = name
         self.entries: dict[str, Entry[RecordT]] = {}
         self.applied = 0
         self.current = asyncio.Event()
+        self.problem = ""
+        """Why the view is not current, in words; empty when it is, or is about to be."""
         self._connection = connection
         self._parse = parse
         self._on_change = on_change
-        self._stored = stored
+        self._stream = f"KV_{name}"
+        self._max_bytes = 0
         self._is_full = False
         self._markers: dict[str, int] = {}
         self._fill: _Fill[RecordT] | None = None
-        self._fill_floor = 0
-        self._delivered = 0
-        self._heard = 0.0
         self._amiss = asyncio.Event()
         self._subscription: Subscription | None = None
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._changed: set[asyncio.Future[None]] = set()
         self._prefix = f"$KV.{name}."
+        self._followed = state_subject(name)
 
     def get(self, key: str) -> RecordT | None:
         """The value of a key, as this hub sees it."""
@@ -157,15 +124,23 @@ class Bucket(Generic[RecordT]):
     async def follow(self) -> None:
         """Follow the bucket until cancelled."""
         undo = self._connection.on_reconnect(self._start_over)
+        pause = 0.0
         try:
             while True:
                 self._amiss.clear()
                 try:
-                    await self._watch()
-                    await self._guard()
+                    created = await self._watch()
+                    self.problem, pause = "", 0.0
+                    await self._guard(created)
                 except (StateError, nats.errors.Error, OSError, ValueError) as error:
-                    log.warning("bucket %s: %s", self.name, str(error) or type(error).__name__)
-                    await asyncio.sleep(0.2)
+                    reason = str(error) or type(error).__name__
+                    level = logging.DEBUG if reason == self.problem else logging.WARNING
+                    log.log(level, "bucket %s: %s", self.name, reason)
+                    self.current.clear()
+                    self.problem, pause = reason, min(LONGEST_PAUSE, 2 * pause + 0.1)
+                    with contextlib.suppress(TimeoutError):  # no pause for a connection that is back
+                        async with asyncio.timeout(pause):
+                            await self._amiss.wait()
                 self.current.clear()
                 await self._unsubscribe()
         finally:
@@ -259,7 +234,7 @@ class Bucket(Generic[RecordT]):
         elif actual < expected:
             self._markers.pop(key, None)
         elif key not in self.entries and actual:
-            self._markers[key] = actual
+            self._mark(key, actual)
         else:
             await self.changed(0.05)
 
@@ -284,92 +259,87 @@ class Bucket(Generic[RecordT]):
             raise StateError(f"the state could not be written: {refusal.get('description')}")
         return int(ack["seq"])
 
-    def _note_room(self, info: dict[str, Any]) -> None:
-        self._is_full = info["state"]["bytes"] > info["config"]["max_bytes"] * (1 - KEPT_ROOM)
-
     def _no_room(self) -> RpcError:
         return RpcError(
             "limit",
-            f"the platform has no room for more {self.name} ({self._stored.max_bytes} bytes): whoever runs it has to "
-            "raise hub_state_max_bytes",
+            f"the platform has no room for more {self.name} ({self._max_bytes} bytes): whoever runs it has to raise "
+            "hub_state_max_bytes",
         )
 
     async def _reach(self, revision: int) -> None:
+        try:
+            await self._applied(revision, REQUEST_SECONDS)
+        except TimeoutError:
+            self._start_over()
+            raise StateError(f"the write to {self.name} was stored, but this hub has not seen it yet") from None
+
+    async def _applied(self, revision: int, seconds: float) -> None:
+        """Wait until the view has what was written as ``revision``. Raises :class:`TimeoutError`."""
         if self.applied >= revision:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((revision, future))
         try:
-            async with asyncio.timeout(REQUEST_SECONDS):
+            async with asyncio.timeout(seconds):
                 await future
-        except TimeoutError:
-            self._start_over()
-            raise StateError(f"the write to {self.name} was stored, but this hub has not seen it yet") from None
         finally:
             self._waiting = [item for item in self._waiting if item[1] is not future]
 
     # ---- following
 
-    async def _watch(self) -> None:
-        wanted = {
-            "num_replicas": self._stored.replicas,
-            "max_bytes": self._stored.max_bytes,
-            "max_msg_size": 64 * 1024,
-            "discard": "new",
-            "deny_delete": True,
-            "allow_rollup_hdrs": True,
-            "allow_msg_ttl": True,
-        }
-        info = await _stream(self._connection, self.name, wanted)
-        self._note_room(info)
-        deliver = self._connection.new_inbox()
-        self._fill, self._delivered = _Fill({}, {}), 0
-        self._fill_floor = int(info["state"]["last_seq"])
+    async def _watch(self) -> str:
+        """Subscribe, read the whole bucket, and be current; when the stream was made, which tells it from another."""
+        self._fill = _Fill({}, [])
         self._subscription = await self._connection.subscribe(
-            deliver, cb=self._on_message, pending_msgs_limit=-1, pending_bytes_limit=-1
+            f"{self._followed}>", cb=self._on_message, pending_msgs_limit=-1, pending_bytes_limit=-1
         )
-        config = {
-            "deliver_subject": deliver,
-            "deliver_policy": "last_per_subject",
-            "filter_subject": f"{self._prefix}>",
-            "ack_policy": "none",
-            "replay_policy": "instant",
-            "max_deliver": 1,
-            "flow_control": True,
-            "idle_heartbeat": int(HEARTBEAT_SECONDS * 1e9),
-            "mem_storage": True,
-            "num_replicas": 1,
-        }
-        self._heard = asyncio.get_running_loop().time()
-        created = await api(
-            self._connection, f"CONSUMER.CREATE.KV_{self.name}", {"stream_name": f"KV_{self.name}", "config": config}
-        )
-        if created.get("num_pending", 0) == 0 and self._delivered == 0:
-            self._filled()
+        await self._connection.flush(int(REQUEST_SECONDS))
+        info = await self._look()
+        first, last = int(info["state"]["first_seq"]), int(info["state"]["last_seq"])
+        await filling.read(self._connection, self._stream, f"{self._prefix}>", max(1, first), last, self._read)
+        self._filled(last)
+        # What was written meanwhile has to arrive: on a cluster, the leader's server hears of a subscription later.
+        stored = int((await self._look())["state"]["last_seq"])
+        try:
+            await self._applied(stored, ANSWER_SECONDS)
+        except TimeoutError:
+            raise StateError(f"the stream is at {stored}, the view at {self.applied}: starting over") from None
+        if not self._amiss.is_set():
+            self.current.set()
+        return str(info["created"])
 
-    async def _guard(self) -> None:
-        """Return when the watch has to start over."""
-        loop = asyncio.get_running_loop()
-        ahead = False
-        checked = loop.time()
+    async def _guard(self, created: str) -> None:
+        """Return when the view has to start over. Raises :class:`StateError` when the leader does not answer."""
+        stored = 0
         while True:
             with contextlib.suppress(TimeoutError):
                 # Not ``wait_for``: with Python 3.11 it would forget a cancellation that comes with the event.
-                async with asyncio.timeout(HEARTBEAT_SECONDS):
+                async with asyncio.timeout(CHECK_SECONDS):
                     await self._amiss.wait()
                 return
-            if loop.time() - self._heard > 3 * HEARTBEAT_SECONDS:
-                log.warning("bucket %s: no heartbeat, starting over", self.name)
+            before = self.applied
+            info = await self._look()
+            was_stored, stored = stored, int(info["state"]["last_seq"])
+            if self.applied < was_stored or stored < before or info["created"] != created:
+                log.warning("bucket %s: the stream is at %d, the view at %d", self.name, stored, self.applied)
                 return
-            if loop.time() - checked >= CHECK_SECONDS and self._fill is None:
-                checked = loop.time()
-                info = await api(self._connection, f"STREAM.INFO.KV_{self.name}", {})
-                self._note_room(info)
-                state = info["state"]
-                was_ahead, ahead = ahead, int(state["last_seq"]) != self.applied
-                if was_ahead and ahead:
-                    log.warning("bucket %s: the stream is at %s, the view at %s", self.name, state, self.applied)
-                    return
+
+    async def _look(self) -> dict[str, Any]:
+        """The stream, as its leader says. Raises :class:`StateError` when it is not as hubs need it."""
+        try:
+            info = await api(self._connection, f"STREAM.INFO.{self._stream}", {}, ANSWER_SECONDS)
+        except JetStreamError as error:
+            if error.code != STREAM_NOT_FOUND:
+                raise
+            raise StateError(f"there is no stream {self._stream}: a deploy makes it") from None
+        config = info["config"]
+        if (config.get("republish") or {}).get("dest") != f"{self._followed}>":
+            raise StateError(
+                f"the stream {self._stream} does not publish its changes on {self._followed}>: a deploy sees to that"
+            )
+        self._max_bytes = int(config["max_bytes"])
+        self._is_full = 0 < self._max_bytes * (1 - KEPT_ROOM) < info["state"]["bytes"]
+        return info
 
     def _start_over(self) -> None:
         self.current.clear()
@@ -385,71 +355,82 @@ class Bucket(Generic[RecordT]):
         if self._subscription is None or message._sid != self._subscription._id:
             return
         try:
-            await self._follow_message(message)
+            self._follow_message(message)
         except Exception:
             log.exception("bucket %s: a message was not understood, starting over", self.name)
             self._start_over()
 
-    async def _follow_message(self, message: Msg) -> None:
-        self._heard = asyncio.get_running_loop().time()
+    def _follow_message(self, message: Msg) -> None:
         headers = message.headers or {}
-        if headers.get("Status") == "100":
-            answer = message.reply or headers.get("Nats-Consumer-Stalled")
-            if answer:
-                await self._connection.publish(answer, b"")
-            elif headers.get("Nats-Last-Consumer", str(self._delivered)) != str(self._delivered):
-                self._start_over()
-            return
-        # $JS.ACK.{stream}.{consumer}.{deliveries}.{stream seq}.{consumer seq}.{time}.{pending}, or with a domain.
-        tokens = message.reply.split(".")
-        sequence, delivered, pending = int(tokens[-4]), int(tokens[-3]), int(tokens[-1])
-        if delivered != self._delivered + 1:
-            self._start_over()
-            return
-        self._delivered = delivered
-        self._take(message.subject[len(self._prefix) :], message.data, headers, sequence)
-        if pending == 0 and self._fill is not None:
-            self._filled()
-
-    def _take(self, key: str, data: bytes, headers: dict[str, str], sequence: int) -> None:
-        value: RecordT | None = None
-        if "KV-Operation" not in headers and "Nats-Marker-Reason" not in headers:
-            try:
-                value = self._parse(key, data)
-            except ValueError as error:
-                log.error("bucket %s: the value of %s is unreadable: %s", self.name, key, type(error).__name__)
+        key, sequence = message.subject[len(self._followed) :], int(headers["Nats-Sequence"])
         fill = self._fill
         if fill is not None:
-            if value is None:
-                fill.markers[key] = sequence
-            else:
-                fill.entries[key] = Entry(value, sequence)
-            return
+            fill.arrived.append(sequence)
+            self._note(fill, key, self._value(key, message.data, headers), sequence)
+        elif sequence == self.applied + 1:
+            self._take(key, self._value(key, message.data, headers), sequence)
+        elif sequence > self.applied:
+            log.warning("bucket %s: %d arrived after %d, starting over", self.name, sequence, self.applied)
+            self._start_over()
+
+    def _read(self, subject: str, data: bytes, headers: dict[str, str], sequence: int) -> None:
+        assert self._fill is not None
+        key = subject[len(self._prefix) :]
+        self._note(self._fill, key, self._value(key, data, headers), sequence)
+
+    def _value(self, key: str, data: bytes, headers: dict[str, str]) -> RecordT | None:
+        """What a message says; ``None`` if it is a delete marker, or unreadable."""
+        if "KV-Operation" in headers:
+            return None
+        try:
+            return self._parse(key, data)
+        except ValueError as error:
+            log.error("bucket %s: the value of %s is unreadable: %s", self.name, key, type(error).__name__)
+            return None
+
+    def _note(self, fill: _Fill[RecordT], key: str, value: RecordT | None, sequence: int) -> None:
+        if key not in fill.newest or fill.newest[key][0] < sequence:
+            fill.newest[key] = sequence, value
+
+    def _take(self, key: str, value: RecordT | None, sequence: int) -> None:
         self._on_change(key, value)
         if value is None:
             self.entries.pop(key, None)
-            self._markers[key] = sequence
+            self._mark(key, sequence)
         else:
             self.entries[key] = Entry(value, sequence)
             self._markers.pop(key, None)
         self._advance(sequence)
 
-    def _filled(self) -> None:
-        """The whole bucket was read: compare with the old view, then replace it."""
+    def _mark(self, key: str, sequence: int) -> None:
+        self._markers.pop(key, None)
+        self._markers[key] = sequence
+        if len(self._markers) > MARKERS:
+            del self._markers[next(iter(self._markers))]
+
+    def _filled(self, last: int) -> None:
+        """The whole bucket was read, up to ``last``: compare with the old view, then replace it.
+
+        Raises :class:`StateError` when what was written since has a gap.
+        """
         fill, self._fill = self._fill, None
         assert fill is not None
-        for key in [key for key in self.entries if key not in fill.entries]:
+        later = [sequence for sequence in fill.arrived if sequence > last]
+        if later != list(range(last + 1, last + 1 + len(later))):
+            raise StateError(f"a message after {last} was lost while the bucket was read: starting over")
+        entries = {key: Entry(value, seq) for key, (seq, value) in fill.newest.items() if value is not None}
+        for key in [key for key in self.entries if key not in entries]:
             self._on_change(key, None)
             del self.entries[key]
-        for key, entry in fill.entries.items():
+        for key, entry in entries.items():
             if self.get(key) != entry.value:
                 self._on_change(key, entry.value)
             self.entries[key] = entry
-        self._markers = fill.markers
-        newest = max((e.revision for e in fill.entries.values()), default=0)
+        self._markers = {}
+        for sequence, key in sorted((seq, key) for key, (seq, value) in fill.newest.items() if value is None):
+            self._mark(key, sequence)
         self.applied = 0
-        self.current.set()
-        self._advance(max(self._fill_floor, newest, max(fill.markers.values(), default=0)))
+        self._advance(last + len(later))
 
     def _advance(self, sequence: int) -> None:
         self.applied = max(self.applied, sequence)

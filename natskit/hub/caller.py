@@ -29,6 +29,11 @@ class Caller:
     """Known only over HTTP."""
 
     @property
+    def key(self) -> str:
+        """Its name among all callers."""
+        return f"{self.kind}.{self.id}"
+
+    @property
     def account(self) -> Account:
         """The calling account. Raises :class:`RpcError` if it was removed or disabled a moment ago."""
         account = self.hub.state.account(self.id)

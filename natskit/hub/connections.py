@@ -42,8 +42,8 @@ ENDED_SECONDS = 0.5
 BACK_SECONDS = 0.25
 """By then a client that was cut is back: natskit's clients wait for 0.1 s, and connecting takes a few milliseconds."""
 AGAIN_SECONDS = (0.5, 2.0)
-"""After a change: by the first every hub's view has it, and by the second each hub knows if its own has not (three
-heartbeats of :mod:`natskit.hub.bucket`); what was authorised meanwhile is found."""
+"""After a change: by the first every hub's view has it, and by the second each hub knows if its own has not
+(:mod:`natskit.hub.bucket` looks every half second); what was authorised meanwhile is found."""
 EVERY_SECONDS = 30.0
 NEW_SECONDS = 1.0
 """How often it is looked which servers there are; one that was cut off has connections nobody could cut."""
@@ -56,7 +56,7 @@ FEW = 64
 
 
 class Connections:
-    """Lists and cuts connections, through the hub's user in the NATS account SYS."""
+    """Lists and cuts connections, through services of the NATS account SYS that PLATFORM imports."""
 
     def __init__(self, connection: Connection, state: State, platform_account: str, metrics: Metrics) -> None:
         self._connection = connection

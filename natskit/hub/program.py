@@ -37,7 +37,6 @@ class HttpSettings(_Part):
 class CredsFiles(_Part):
     """The creds file of the hub in each NATS account."""
 
-    sys: Path
     auth: Path
     platform: Path
 
@@ -55,20 +54,6 @@ class PasswordSettings(_Part):
     argon2_concurrency: int = Field(default=1, ge=1, le=64)
     time_cost: int = Field(default=3, ge=1)
     memory_kib: int = Field(default=65536, ge=8)
-
-
-class StateSettings(_Part):
-    """Replicas of the KV buckets: 3 on a cluster, 1 on one machine; and the bytes each of them may have."""
-
-    replicas: int = Field(default=1, ge=1, le=5)
-    max_bytes: int = Field(default=128 * 1024**2, ge=1024)
-
-
-class AuditSettings(_Part):
-    """How much of the audit is kept: what is older goes, and so does the oldest beyond ``max_bytes``."""
-
-    max_age_seconds: int = Field(default=365 * 86400, ge=3600)
-    max_bytes: int = Field(default=512 * 1024**2, ge=1024**2)
 
 
 class BackendEntry(_Part):
@@ -116,8 +101,6 @@ class HubProgram(_Part):
     session: SessionSettings = SessionSettings()
     authorization_ttl_seconds: int = Field(default=900, ge=10)
     password: PasswordSettings = PasswordSettings()
-    state: StateSettings = StateSettings()
-    audit: AuditSettings = AuditSettings()
     backends: dict[str, BackendEntry] = {}
     oidc: OidcSettings | None = None
     api_packages: list[str] = []
@@ -125,4 +108,6 @@ class HubProgram(_Part):
     share_changes_per_minute: int = Field(default=10, ge=2)
     """How often a project may be shared with an account, or taken from it, before sharing it again has to wait; and
     the measure of what else has a pace (:mod:`natskit.hub.pace`)."""
+    caller_share: float = Field(default=0.25, gt=0)
+    """The part of this hub's time that one caller may use for long."""
     max_projects_per_account: int = Field(default=MAX_PROJECTS_PER_ACCOUNT, ge=1, le=MAX_PROJECTS_PER_ACCOUNT)

@@ -52,11 +52,11 @@ class ProjectKeys:
     async def use_alone(self, project_id: str, public_key: str) -> None:
         """Once an agent is connected with the next key, the one before it is cut, and refused.
 
-        Raises :class:`RpcError` if none comes; both keys are good then.
+        Raises :class:`RpcError` if none comes; both keys are good then. Where the one before is refused already, this
+        waits for the agent as well, but no longer.
         """
         project = self._state.projects.get(project_id)
-        if project is not None and project.public_key == public_key:
-            return
+        alone = project is not None and project.public_key == public_key
         rights = self._state.rights(Holder("project", project_id), public_key)
         if rights is None or rights.public_key != public_key:
             raise RpcError("conflict", "the project was given another key meanwhile")
@@ -64,8 +64,12 @@ class ProjectKeys:
         deadline = loop.time() + NEW_KEY_SECONDS
         while not await self._is_connected(rights.name):
             if loop.time() > deadline:
+                if alone:
+                    return
                 raise RpcError("timeout", f"the agent did not come back with its new key within {NEW_KEY_SECONDS:g} s")
             await asyncio.sleep(NEW_KEY_PAUSE)
+        if alone:
+            return
 
         def promote(old: Project | None) -> Project:
             if old is None or public_key not in (old.public_key, old.next_key):

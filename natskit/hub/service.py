@@ -21,6 +21,7 @@ from nats.micro.service import Endpoint, EndpointConfig, Service, ServiceConfig
 from natskit.connection import Connection
 from natskit.errors import NatskitError, StateError
 from natskit.hub.admin import admin_methods
+from natskit.hub.admission import ANSWER_BYTE_SECONDS, Admission
 from natskit.hub.agents import project_methods, runner_methods
 from natskit.hub.audited import record_call
 from natskit.hub.caller import Caller
@@ -39,10 +40,8 @@ Kind = Literal["account", "project", "runner", "admin"]
 QUEUE = "hub"
 ON_THE_SPOT = frozenset({"ping", "whoami"})
 """Built-in methods that never wait."""
-IN_FLIGHT = 1000
-"""Requests being worked on by one hub; more are refused at once."""
-IN_FLIGHT_EACH = 50
-"""Requests being worked on for one caller, so that one cannot use up the room of all."""
+IN_A_ROW = 64
+"""Requests that are looked at before others get their turn: a millisecond. nats-py goes on while there are any."""
 PONG_SECONDS = 0.001
 """The precision of the time in the answer to a ping."""
 METHOD_SECONDS = 90.0
@@ -62,8 +61,9 @@ class Services:
             "admin": admin_methods,
         }
         self._tasks: set[asyncio.Task[None]] = set()
-        self._each: dict[str, int] = {}
-        self._in_flight = 0
+        self._admission = Admission(hub.program.caller_share)
+        self._looked_at = 0
+        self._beginning = asyncio.Lock()
         self._service: Service | None = None
         self._pings: dict[Kind, int] = {"account": 0, "project": 0}
         self._pong_made = 0.0
@@ -107,16 +107,14 @@ class Services:
     async def over_http(self, caller: Caller, body: bytes) -> bytes | None:
         """The answer to a request of a signed-in person; ``None`` for a notification."""
         started = time.perf_counter()
-        request, failure = _parse(body)
-        if request is None:
-            return failure
-        refusal = self._enter(caller)
+        refusal = self._enter("account", caller, body)
         if refusal is not None:
-            return encode_error(request.id, refusal)
+            return refusal
         try:
-            return await self._call("account", caller, request, started)
+            request, failure = _parse(body)
+            return failure if request is None else await self._call("account", caller, request, started)
         finally:
-            self._leave(caller)
+            self._admission.leave(caller.key)
 
     # ----
 
@@ -126,6 +124,9 @@ class Services:
         known, pings, pong = self._callers, self._pings, self._pong
 
         async def handle(message: Msg) -> None:
+            self._looked_at += 1
+            if not self._looked_at % IN_A_ROW:
+                await asyncio.sleep(0)
             ping = _PING.fullmatch(message.data) if on_the_spot else None
             if ping is not None and message.reply:
                 found = known.get((kind, message.subject))
@@ -143,16 +144,15 @@ class Services:
                 # The hub may publish where the caller may not: to its buckets, to the inboxes of all others.
                 log.warning("a request of %s %s was dropped: it wants its answer elsewhere", kind, caller.id)
                 return
-            request, failure = _parse(message.data)
-            if request is None:
-                await _respond(message, failure)
-                return
-            if request.method in on_the_spot:
-                await _respond(message, await self._call(kind, caller, request, started))
-                return
-            refusal = self._enter(caller)
+            refusal = self._enter(kind, caller, message.data)
             if refusal is not None:
-                await _respond(message, encode_error(request.id, refusal))
+                await _respond(message, refusal)
+                return
+            request, failure = _parse(message.data)
+            if request is None or request.method in on_the_spot:
+                self._admission.leave(caller.key)
+                answer = failure if request is None else await self._call(kind, caller, request, started)
+                await _respond(message, answer)
                 return
             task = asyncio.create_task(self._work(kind, caller, request, message, started))
             self._tasks.add(task)
@@ -173,7 +173,7 @@ class Services:
                 answer = encode_error(request.id, error)
             await _respond(message, answer)
         finally:
-            self._leave(caller)
+            self._admission.leave(caller.key)
 
     async def _call(self, kind: Kind, caller: Caller, request: Request, started: float) -> bytes | None:
         """The answer to a request; never raises anything but cancellation."""
@@ -184,9 +184,12 @@ class Services:
             else:
                 if kind == "account":
                     await caller.check_may_ask(request.method)
+                async with self._beginning:  # one in each turn of the loop: whoever connects gets in between
+                    await asyncio.sleep(0)
                 async with asyncio.timeout(METHOD_SECONDS):
                     result = await self._tables[kind].call(caller, request)
             answer = encode_result(request.id, result)
+            self._admission.charge(caller.key, len(answer) * ANSWER_BYTE_SECONDS)
         except Exception as caught:
             error = _as_rpc_error(caught, request)
             outcome, answer = error.kind, encode_error(request.id, error)
@@ -216,22 +219,13 @@ class Services:
             self._pong_tail = b"," + encode_result(None, result).split(b",", 2)[2]
         return b'{"jsonrpc":"2.0","id":' + identifier + self._pong_tail
 
-    def _enter(self, caller: Caller) -> RpcError | None:
-        key = f"{caller.kind}.{caller.id}"
-        mine = self._each.get(key, 0)
-        if self._in_flight >= IN_FLIGHT or mine >= IN_FLIGHT_EACH:
-            whose = "of yours" if mine >= IN_FLIGHT_EACH else "here"
-            return RpcError("unavailable", f"too many requests {whose} are being worked on; try again in a moment")
-        self._each[key] = mine + 1
-        self._in_flight += 1
-        return None
-
-    def _leave(self, caller: Caller) -> None:
-        key = f"{caller.kind}.{caller.id}"
-        self._in_flight -= 1
-        left = self._each.pop(key) - 1
-        if left:
-            self._each[key] = left
+    def _enter(self, kind: Kind, caller: Caller, body: bytes) -> bytes | None:
+        """Take a request, or the answer that refuses it. Its id is not known: it was not read."""
+        refusal = self._admission.enter(caller.key, len(body))
+        if refusal is None:
+            return None
+        self._metrics.requests.labels(kind, "shed").observe(0)
+        return encode_error(None, refusal)
 
 
 _PING = re.compile(

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from natskit.connection import Connection
 from natskit.hub.bucket import Bucket
 from natskit.hub.pace import Pace
-from natskit.hub.program import RunnerEntry, StateSettings
+from natskit.hub.program import RunnerEntry
 from natskit.hub.records import (
     Account,
     EmailClaim,
@@ -58,7 +58,6 @@ class State:
     def __init__(
         self,
         connection: Connection,
-        stored: StateSettings,
         runners: dict[str, RunnerEntry],
         locked_out: Callable[[set[str]], None],
         ended: Callable[[set[str]], None],
@@ -83,18 +82,18 @@ class State:
         self._projects_of: dict[str, set[str]] = defaultdict(set)
         self._members_of: dict[str, set[str]] = defaultdict(set)
         self._sessions_of: dict[str, set[str]] = defaultdict(set)
-        self.accounts: Bucket[AccountRecord] = Bucket(connection, "accounts", _parse_account, self._on_account, stored)
+        self.accounts: Bucket[AccountRecord] = Bucket(connection, "accounts", _parse_account, self._on_account)
         self.projects: Bucket[Project] = Bucket(
-            connection, "projects", lambda _, data: Project.model_validate_json(data), self._on_project, stored
+            connection, "projects", lambda _, data: Project.model_validate_json(data), self._on_project
         )
         self.memberships: Bucket[Membership] = Bucket(
-            connection, "memberships", lambda _, d: Membership.model_validate_json(d), self._on_membership, stored
+            connection, "memberships", lambda _, d: Membership.model_validate_json(d), self._on_membership
         )
         self.sessions: Bucket[Session] = Bucket(
-            connection, "sessions", lambda _, data: Session.model_validate_json(data), self._on_session, stored
+            connection, "sessions", lambda _, data: Session.model_validate_json(data), self._on_session
         )
         self.runners: Bucket[Runner] = Bucket(
-            connection, "runners", lambda _, data: Runner.model_validate_json(data), self._on_runner, stored
+            connection, "runners", lambda _, data: Runner.model_validate_json(data), self._on_runner
         )
         self.buckets = (self.accounts, self.projects, self.memberships, self.sessions, self.runners)
 

@@ -18,14 +18,13 @@ from natskit.errors import ClaimsError, IdentityError
 from natskit.identity import claims, nkey, rotation
 from natskit.identity.files import check_private, locked
 from natskit.identity.vault import Vault, refuse_half_encrypted
-from natskit.permissions import CALLOUT, SCOPES, SYSTEM_SCOPES, Permissions, check_id
+from natskit.permissions import CALLOUT, SCOPES, SYSTEM_SCOPES, SYSTEM_SERVICES, Permissions, check_id
 
 __all__ = ["HubKeys", "Identity"]
 
 OPERATOR = "natskit"
 NATS_ACCOUNTS = ("SYS", "AUTH", "PLATFORM")
 STATIC_USERS = (
-    ("SYS", "hub"),
     ("SYS", "admin"),
     ("AUTH", "hub"),
     ("PLATFORM", "hub"),
@@ -80,6 +79,9 @@ class Identity:
     def ensure(cls, directory: Path, *, now: int, write: bool = True) -> Identity:
         """The identity in ``directory``, made there if there is none; JWTs follow a changed permission matrix.
 
+        What a role is not to have any more it keeps until :meth:`end_earlier_rights`: programs of an older version work
+        until a deploy has replaced the last of them.
+
         ``now`` is in Unix seconds. With ``write=False`` nothing is written: what is missing is made in memory.
         Raises :class:`IdentityError` for a directory that is half-written, foreign or readable by others.
         """
@@ -94,10 +96,11 @@ class Identity:
                 _refuse_half_written(directory)
                 identity = cls(directory, {}, {}, write=write)
             before = json.dumps(identity._index)
+            _forget_unused(identity._index)
             rotation.forget_cookie_keys(identity._index, now)
             if _create_missing(identity._index, identity._seeds) or json.dumps(identity._index) != before:
                 identity._save_keys()
-            identity._refresh(now)
+            identity._refresh(now, identity._with_earlier_rights)
             return identity
 
     @classmethod
@@ -212,6 +215,16 @@ class Identity:
         """The JWTs of all NATS accounts, by their public keys."""
         return {self.account_public_key(name): self._jwts[name] for name in NATS_ACCOUNTS}
 
+    @property
+    def has_earlier_rights(self) -> bool:
+        """Whether a role has what it is not to have any more."""
+        return any(self._with_earlier_rights(name, wanted) != wanted for name, (wanted, _) in self._wanted(0).items())
+
+    def end_earlier_rights(self, *, now: int) -> None:
+        """No role has more than the permission matrix says, from now on."""
+        with locked(self.directory):
+            self._refresh(now)
+
     def begin_rotation(self, kind: rotation.Kind, *, now: int, urgent: bool) -> None:
         """The new keys are made, and accepted from now on. Raises :class:`IdentityError` while another is under way."""
         self._change(
@@ -300,13 +313,23 @@ class Identity:
             self._sign(key, wanted, self.signing_seed("AUTH", "hub"), path)
         return claims.format_creds(self._jwts[key], self._seeds[public]), public
 
-    def _refresh(self, now: int) -> None:
+    def _refresh(
+        self, now: int, adapt: Callable[[str, claims.Claims], claims.Claims] = lambda _, wanted: wanted
+    ) -> None:
         """Sign every JWT whose claims are not what they should be; leave the others as they are."""
         for name, (wanted, seed) in self._wanted(now).items():
-            self._sign(name, wanted, seed, self._jwt_paths()[name])
+            self._sign(name, adapt(name, wanted), seed, self._jwt_paths()[name])
         if self._write:
             for account, user in STATIC_USERS:
                 self.files.write(self.creds_path(account, user), self.creds(account, user))
+
+    def _with_earlier_rights(self, name: str, wanted: claims.Claims) -> claims.Claims:
+        if name not in NATS_ACCOUNTS:
+            return wanted
+        try:
+            return claims.with_rights_of(wanted, claims.decode(self._jwts.get(name, "")))
+        except ClaimsError:
+            return wanted
 
     def _sign(self, name: str, wanted: claims.Claims, seed: str, path: Path) -> None:
         signer = nkey.key_pair(seed)
@@ -365,6 +388,8 @@ class Identity:
             issued_at=now,
             scopes=scopes,
             jetstream=name == "PLATFORM",
+            exports=SYSTEM_SERVICES if name == "SYS" else (),
+            imports=[(self.account_public_key("SYS"), s) for s in SYSTEM_SERVICES] if name == "PLATFORM" else (),
             revoked=account.get("revoked"),
         )
 
@@ -420,6 +445,13 @@ def _create_missing(index: dict[str, Any], seeds: dict[str, str]) -> bool:
         ensure(users, f"{account_name}/{user}", "user")
     index.setdefault("runners", {})
     return len(seeds) != before
+
+
+def _forget_unused(index: dict[str, Any]) -> None:
+    """Leave out what an older version made: hubs had a user in SYS."""
+    if index:
+        index["accounts"]["SYS"]["signing"].pop("hub", None)
+        index["users"].pop("SYS/hub", None)
 
 
 def _read_index(files: Vault, known: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -98,17 +98,19 @@ def account_claims(
     signing_keys: Iterable[str] = (),
     scopes: Iterable[tuple[str, str, Permissions]] = (),
     jetstream: bool = False,
+    exports: Iterable[str] = (),
+    imports: Iterable[tuple[str, str]] = (),
     callout_users: Iterable[str] = (),
     callout_accounts: Iterable[str] = (),
     revoked: Mapping[str, int] | None = None,
 ) -> Claims:
     """A NATS account.
 
-    ``scopes`` are a role's name, a signing key of it, and what that key may hand out. ``revoked`` are users by their
-    nkeys: what was signed for them up to that time (Unix seconds) is refused. With ``callout_users`` the account
-    delegates authentication: everyone else who connects to it is decided on by those users (auth callout, ADR-26), who
-    may place them into ``callout_accounts``. Leafnodes and bearer tokens aside, nothing is limited: limits are the
-    server's.
+    ``scopes`` are a role's name, a signing key of it, and what that key may hand out. ``exports`` are services for all
+    NATS accounts, ``imports`` those of another one, by its key and the subject. ``revoked`` are users by their nkeys:
+    what was signed for them up to that time (Unix seconds) is refused. With ``callout_users`` the account delegates
+    authentication: everyone else who connects to it is decided on by those users (auth callout, ADR-26), who may place
+    them into ``callout_accounts``. Leafnodes and bearer tokens aside, nothing is limited: limits are the server's.
     """
     limits: dict[str, Any] = dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn"), _NO_LIMIT)
     limits |= {"wildcards": True}
@@ -118,11 +120,40 @@ def account_claims(
     for role, key, permissions in sorted(scopes, key=lambda scope: scope[:2]):
         keys.append({"kind": "user_scope", "key": key, "role": role, "template": _template(permissions)})
     nats: dict[str, Any] = {"type": "account", "version": 2, "limits": limits, "signing_keys": keys}
+    services = sorted(exports)
+    if services:
+        # Every server answers, not one.
+        nats["exports"] = [
+            {"name": subject, "subject": subject, "type": "service", "response_type": "Stream"} for subject in services
+        ]
+    if wanted := sorted(imports):
+        nats["imports"] = [
+            {"name": subject, "subject": subject, "account": account, "type": "service"} for account, subject in wanted
+        ]
     if revoked:
         nats["revocations"] = dict(revoked)
     if users := sorted(callout_users):
         nats["authorization"] = {"auth_users": users, "allowed_accounts": sorted(callout_accounts)}
     return {"iat": issued_at, "name": name, "sub": subject, "nats": nats}
+
+
+def with_rights_of(wanted: Claims, earlier: Claims) -> Claims:
+    """A NATS account whose scopes also allow what they allowed ``earlier``, those included that it has no more."""
+    keys = [key for key in earlier.get("nats", {}).get("signing_keys") or [] if isinstance(key, dict)]
+    templates = {key["key"]: key["template"] for key in keys}
+    out: Claims = json.loads(_json(wanted))
+    has = {key["key"] for key in out["nats"].get("signing_keys", []) if isinstance(key, dict)}
+    out["nats"]["signing_keys"] = sorted(
+        [*out["nats"].get("signing_keys", []), *(key for key in keys if key["key"] not in has)],
+        key=lambda key: (key["role"], key["key"]) if isinstance(key, dict) else ("", key),
+    )
+    for scope in out["nats"].get("signing_keys", []):
+        before = templates.get(scope["key"], {}) if isinstance(scope, dict) else {}
+        for list_ in ("pub", "sub"):
+            if subjects := before.get(list_, {}).get("allow"):
+                allowed = {*subjects, *scope["template"][list_].get("allow", ())}
+                scope["template"][list_] = {"allow": sorted(allowed)}
+    return out
 
 
 def user_claims(*, subject: str, name: str, issuer_account: str, permissions: Permissions, issued_at: int) -> Claims:

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from natskit.client import Client
-from natskit.connection import Connection
 from natskit.errors import ConnectionLostError
 from natskit.rpc import decode_response, encode_request
 from natskit.runner.processes import processes_of
 from tests.agent.conftest import until_async
 from tests.agent.test_with_hub import Platform
 from tests.hub.conftest import PASSWORD
+from tests.platform.raw import ClosedError, RawClient
 
 LINES = 30
 
@@ -43,6 +43,9 @@ class Scene:
     async def rpc(self, method: str, cookie: str, **params: Any) -> Any:
         site, request = self.platform.site, encode_request(method, params)
         return decode_response((await site.http(self.hub, "POST", "/api/rpc", request, cookie=cookie)).content)
+
+    def thief(self) -> RawClient:
+        return RawClient.tcp("127.0.0.1", self.platform.site.nats_port, self.copied)
 
     async def pings(self) -> bool:
         try:
@@ -150,7 +153,7 @@ async def test_a_copied_key_is_dead_and_the_project_goes_on(platform: Platform, 
 
 
 async def loses(scene: Scene, event: Event) -> None:
-    thief, agent = await scene.platform.connect(scene.project, scene.copied), processes_of(scene.project)[0]
+    thief, agent = await asyncio.to_thread(scene.thief), processes_of(scene.project)[0]
     async with scene.admin.exec(scene.project, command=f"for i in $(seq {LINES}); do echo $i; sleep 0.1; done") as run:
         lines = aiter(run)
         read = [(await anext(lines))[1]]
@@ -162,25 +165,29 @@ async def loses(scene: Scene, event: Event) -> None:
     assert run.exit_code == 0
     assert agent in processes_of(scene.project), "the agent is the same process"
     await out(scene, thief)
-    await thief.close()
+    thief.close()
     assert (scene.platform.directory(scene.project) / "project.creds").read_text() != scene.copied
 
 
-async def out(scene: Scene, thief: Connection) -> None:
+async def out(scene: Scene, thief: RawClient) -> None:
     """Whoever has the copied creds is cut, and refused, whichever hub is asked."""
 
     async def cut() -> bool:
-        return not thief.is_connected
+        try:
+            thief.ping()
+        except (ClosedError, OSError):
+            return True
+        return False
 
     await until_async(cut, "the copied key is cut", 5)
     for _ in range(3):
-        with pytest.raises(ConnectionLostError):
-            await scene.platform.connect(scene.project, scene.copied, patience=0.3)
+        with pytest.raises((ClosedError, OSError)):
+            await asyncio.to_thread(scene.thief)
 
 
 async def test_nobody_waits_for_a_runner_that_is_away(platform: Platform, admin: Client) -> None:
     scene = await scene_of(platform, admin, "hub-1")
-    thief = await platform.connect(scene.project, scene.copied)
+    thief = await asyncio.to_thread(scene.thief)
     assert platform.runner is not None
     platform.runner.send_signal(signal.SIGSTOP)
     try:
@@ -191,14 +198,14 @@ async def test_nobody_waits_for_a_runner_that_is_away(platform: Platform, admin:
         platform.runner.send_signal(signal.SIGCONT)
     await until_async(scene.pings, "the project has its new key", 30)
     await out(scene, thief)
-    await thief.close()
+    thief.close()
 
 
 async def test_a_key_is_renewed_although_the_hub_died_that_was_asked(platform: Platform, admin: Client) -> None:
     """The one that takes the key dies before it tells the runner, which is told by the other one."""
     scene = await scene_of(platform, admin, "hub-1")
     agent = processes_of(scene.project)[0]
-    thief = await platform.connect(scene.project, scene.copied)
+    thief = await asyncio.to_thread(scene.thief)
     await unshare(scene)
     platform.site.kill_hub("hub-1")
     try:
@@ -206,6 +213,6 @@ async def test_a_key_is_renewed_although_the_hub_died_that_was_asked(platform: P
         await until_async(scene.pings, "the project has its new key", 30)
         assert agent in processes_of(scene.project), "the agent is the same process"
         await out(scene, thief)
-        await thief.close()
+        thief.close()
     finally:
         await restart_hub(platform, "hub-1")

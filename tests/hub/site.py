@@ -97,10 +97,16 @@ class Site:
         while time.monotonic() < deadline:
             try:
                 socket.create_connection(("127.0.0.1", self.nats_port), 0.2).close()
-                return
+                return self.make_streams()
             except OSError:
                 time.sleep(0.02)
         raise AssertionError((self.root / "nats.log").read_text())
+
+    def make_streams(self, **settings: int) -> None:
+        """What a deploy does between the nats-servers and the hubs."""
+        command = [sys.executable, "-m", "natskit.streams", "--settings", json.dumps(settings)]
+        creds = self.identity.creds("PLATFORM", "admin")
+        subprocess.run([*command, f"nats://127.0.0.1:{self.nats_port}"], input=creds, text=True, check=True)
 
     def stop_server(self) -> None:
         if self._server is not None:
@@ -116,7 +122,7 @@ class Site:
         folder.mkdir(mode=0o700, exist_ok=True)
         port = self.hubs[name][1] if name in self.hubs else free_port()
         creds = {}
-        for account in ("SYS", "AUTH", "PLATFORM"):
+        for account in ("AUTH", "PLATFORM"):
             path = folder / f"{account.lower()}.creds"
             _write(path, self.identity.creds(account, "hub"))
             creds[account.lower()] = str(path)

@@ -179,6 +179,7 @@ class Cluster(Site):
                     socket.create_connection(("127.0.0.1", port), 0.2).close()
                     break
                 time.sleep(0.02)
+        self.make_streams()
 
     async def all_known(self) -> bool:
         """Whether both hubs know of the third server."""

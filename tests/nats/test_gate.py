@@ -26,9 +26,10 @@ from nats.aio.client import Client
 
 from natskit.connection import NatsServers, connect
 from natskit.errors import StateError
-from natskit.hub.bucket import ensure_probe_bucket
 from natskit.identity import Identity, tls
-from natskit.permissions import BUCKETS
+from natskit.jetstream import api
+from natskit.permissions import BUCKETS, PROBE_BUCKET
+from natskit.streams import StreamSettings, wanted
 from tests.hub.site import eventually, free_port
 
 NAMES = ("nats-1", "nats-2", "nats-3")
@@ -107,24 +108,27 @@ class Cluster:
         assert done.stderr.count("\n") <= 1, done.stderr
         return done.stderr.strip()
 
-    async def hub(self, name: str) -> Client:
-        creds = str(self.identity.creds_path("PLATFORM", "hub"))
-        return await nats.connect(self.url(name), user_credentials=creds, inbox_prefix="_INBOX.hub")
+    async def connect(self, role: str, name: str) -> Client:
+        creds = str(self.identity.creds_path("PLATFORM", role))
+        return await nats.connect(self.url(name), user_credentials=creds, inbox_prefix=f"_INBOX.{role}")
 
     async def make_bucket(self) -> None:
-        """What the hubs do when they start."""
+        """What a deploy does before the hubs start."""
         ca = self.root / "tls" / "tls" / "ca.crt" if self.secure else None
         connection = await connect(
             NatsServers(urls=[self.url(name) for name in self.names], ca_file=ca),
-            name="hub",
-            inbox_prefix="_INBOX.hub",
-            creds=self.identity.creds_path("PLATFORM", "hub"),
+            name="admin",
+            inbox_prefix="_INBOX.admin",
+            creds=self.identity.creds_path("PLATFORM", "admin"),
             timeout=20,
         )
 
+        streams = {config["name"]: config for config in wanted(StreamSettings(replicas=min(3, len(self.names))))}
+        bucket = f"KV_{PROBE_BUCKET}"
+
         async def made() -> bool:
             with contextlib.suppress(StateError, nats.errors.Error):  # the servers have yet to find each other
-                await ensure_probe_bucket(connection, min(3, len(self.names)))
+                await api(connection, f"STREAM.CREATE.{bucket}", streams[bucket])
                 return True
             return False
 
@@ -180,7 +184,7 @@ def test_it_opens_when_all_is_well(well: Cluster, name: str) -> None:
 
 
 async def test_it_writes_for_real(well: Cluster) -> None:
-    admin = await well.hub("nats-3")
+    admin = await well.connect("hub", "nats-3")
     try:
         # The bucket is not the hub's: what the gate did is seen in the monitor's numbers.
         before = await asyncio.to_thread(probe_stream, well)
@@ -266,10 +270,10 @@ def test_a_wedged_server_may_be_restarted(well: Cluster) -> None:
 
 async def test_it_waits_for_a_server_to_catch_up(well: Cluster) -> None:
     """Stopped while a lot was written, it is back when its replicas have all of that, and not before."""
-    hub = await well.hub("nats-1")
+    hub, admin = await well.connect("hub", "nats-1"), await well.connect("admin", "nats-1")
     try:
         config = {"name": "KV_accounts", "subjects": ["$KV.accounts.>"], "num_replicas": 3, "max_msgs_per_subject": 1}
-        assert "error" not in await ask(hub, "$JS.API.STREAM.CREATE.KV_accounts", **config)
+        assert "error" not in await ask(admin, "$JS.API.STREAM.CREATE.KV_accounts", **config)
         well.stop("nats-2")
         for _ in range(20):
             await asyncio.gather(*(write(hub, f"$KV.accounts.{n}", os.urandom(8000)) for n in range(100)))
@@ -279,11 +283,12 @@ async def test_it_waits_for_a_server_to_catch_up(well: Cluster) -> None:
         well.start("nats-2")
         _, said = await asyncio.wait_for(waiting.communicate(), 60)
         assert waiting.returncode == 0, said
-        info = await ask(hub, "$JS.API.STREAM.INFO.KV_accounts")
+        info = await ask(admin, "$JS.API.STREAM.INFO.KV_accounts")
         assert [r.get("lag", 0) <= 100 and r["current"] for r in info["cluster"]["replicas"]] == [True, True]
         assert {r["name"] for r in info["cluster"]["replicas"]} | {info["cluster"]["leader"]} == set(NAMES)
     finally:
         await hub.close()
+        await admin.close()
 
 
 async def write(hub: Client, subject: str, value: bytes) -> None:
@@ -295,7 +300,7 @@ async def write(hub: Client, subject: str, value: bytes) -> None:
 
 async def test_it_opens_under_load(well: Cluster) -> None:
     """A stream that is written to all the time is never quite the same everywhere."""
-    hub = await well.hub("nats-1")
+    hub, admin = await well.connect("hub", "nats-1"), await well.connect("admin", "nats-1")
     config = {"name": "KV_sessions", "subjects": ["$KV.sessions.>"], "num_replicas": 3, "max_msgs_per_subject": 1}
     written = 0
 
@@ -306,7 +311,7 @@ async def test_it_opens_under_load(well: Cluster) -> None:
             written += 1
 
     try:
-        assert "error" not in await ask(hub, "$JS.API.STREAM.CREATE.KV_sessions", **config)
+        assert "error" not in await ask(admin, "$JS.API.STREAM.CREATE.KV_sessions", **config)
         writers = [asyncio.create_task(keep_writing(key)) for key in range(20)]
         for name in NAMES:
             for when in ("--before", "--seconds=15"):
@@ -317,23 +322,24 @@ async def test_it_opens_under_load(well: Cluster) -> None:
         assert written > 100
     finally:
         await hub.close()
+        await admin.close()
 
 
 async def test_the_only_replica_does_not_go_down(well: Cluster) -> None:
-    hub = await well.hub("nats-1")
+    admin = await well.connect("admin", "nats-1")
     bucket = BUCKETS[-1]
     try:
         config = {"name": f"KV_{bucket}", "subjects": [f"$KV.{bucket}.>"], "num_replicas": 1}
-        assert "error" not in await ask(hub, f"$JS.API.STREAM.CREATE.KV_{bucket}", **config)
-        leader = (await ask(hub, f"$JS.API.STREAM.INFO.KV_{bucket}"))["cluster"]["leader"]
+        assert "error" not in await ask(admin, f"$JS.API.STREAM.CREATE.KV_{bucket}", **config)
+        leader = (await ask(admin, f"$JS.API.STREAM.INFO.KV_{bucket}"))["cluster"]["leader"]
         said = well.gate(leader, "--before", "--seconds", "1")
         assert said == f"{leader} must not go down now: KV_{bucket}: {leader} has the only replica"
         other = next(name for name in NAMES if name != leader)
         assert well.gate(other, "--before", "--seconds", "10") == ""
-        assert "error" not in await ask(hub, f"$JS.API.STREAM.UPDATE.KV_{bucket}", **config | {"num_replicas": 3})
+        assert "error" not in await ask(admin, f"$JS.API.STREAM.UPDATE.KV_{bucket}", **config | {"num_replicas": 3})
         assert well.gate(leader, "--before", "--seconds", "20") == ""
     finally:
-        await hub.close()
+        await admin.close()
 
 
 def test_the_first_url_is_this_servers_own(well: Cluster) -> None:

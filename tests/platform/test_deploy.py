@@ -87,6 +87,15 @@ def test_what_nats_server_cannot_reload_restarts_it_alone(machine: Site) -> None
     machine.natskit("ready")
 
 
+def test_another_retention_of_the_audit_comes_into_effect(machine: Site) -> None:
+    """Nothing is restarted: the control machine tells nats-server."""
+    before = processes(machine)
+    assert changes(machine, hub_audit_bytes=str(100 << 20)) == ["Make the streams as the inventory says"]
+    assert changes(machine, hub_audit_bytes=str(100 << 20)) == []
+    assert changes(machine) == ["Make the streams as the inventory says"]
+    assert processes(machine) == before
+
+
 def test_a_bad_configuration_never_replaces_a_good_one(machine: Site) -> None:
     path = machine.root / "nats" / "nats-server.conf"
     good, before = path.read_text(), processes(machine)

@@ -21,9 +21,9 @@ from tests.platform.site import LocalSite, World
 
 STAYS_CONNECTED = {"hub-keys": False, "project-keys": True, "nats-account": True, "operator-signing-key": False}
 REFUSED = {
-    "hub-keys": {"hub SYS", "hub AUTH", "hub PLATFORM", "project", "runner"},
+    "hub-keys": {"hub AUTH", "hub PLATFORM", "project", "runner"},
     "project-keys": {"project", "runner"},
-    "nats-account": {"hub SYS", "hub PLATFORM", "admin"},
+    "nats-account": {"hub PLATFORM", "admin"},
     "operator-signing-key": set(),
 }
 """Of the creds that were there before."""
@@ -56,7 +56,7 @@ async def _answers(browser: Client, project_id: str, of: str) -> bool:
 
 def creds(site: LocalSite, project_id: str) -> dict[str, str]:
     """What everybody holds at this moment."""
-    hub = {f"hub {account}": site.read("hub-1", f"{account.lower()}.creds") for account in ("SYS", "AUTH", "PLATFORM")}
+    hub = {f"hub {account}": site.read("hub-1", f"{account.lower()}.creds") for account in ("AUTH", "PLATFORM")}
     admin = Path(site.info["creds"]["platform_admin"]).read_text()
     projects = {"project": site.project_creds(project_id), "runner": site.read("runner", "runner.creds")}
     return hub | projects | {"admin": admin}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -123,16 +122,3 @@ def test_the_command_tells_who_did_what(site: LocalSite, world: World) -> None:
     assert BACKEND_TOKEN not in text + "".join(events)
     wrong = site.natskit("audit", "--since", "yesterday", check=False)
     assert (wrong.returncode, "30m, 24h or 7d" in wrong.stderr) == (1, True)
-
-
-def test_another_retention_comes_into_effect(site: LocalSite, world: World) -> None:
-    """A deploy writes what is wanted into platform.json; hubs may not change the stream, so ``natskit ready`` does."""
-    assert world
-    path = site.root / "platform.json"
-    deployed = path.read_text()
-    try:
-        path.write_text(json.dumps(json.loads(deployed) | {"audit": site.info["audit"] | {"max_bytes": 100 << 20}}))
-        assert "The audit has a new max_bytes" in site.natskit("ready").stdout
-    finally:
-        path.write_text(deployed)
-    assert "The audit has a new max_bytes" in site.natskit("ready").stdout

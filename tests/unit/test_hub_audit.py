@@ -15,7 +15,7 @@ from natskit.hub import audit
 from natskit.hub.audit import Audit, Throttle
 from natskit.hub.audited import is_quiet
 from natskit.hub.metrics import Metrics
-from natskit.hub.program import AuditSettings
+from natskit.streams import MOST_BYTES_OF_AN_EVENT
 
 
 def waiting(trail: Audit) -> list[tuple[str, dict[str, Any]]]:
@@ -24,7 +24,7 @@ def waiting(trail: Audit) -> list[tuple[str, dict[str, Any]]]:
 
 def new() -> tuple[Audit, Metrics]:
     metrics = Metrics()
-    return Audit("hub-1", 1, AuditSettings(), metrics), metrics
+    return Audit("hub-1", metrics), metrics
 
 
 def test_a_stranger_is_written_once_a_minute_and_then_counted() -> None:
@@ -94,7 +94,7 @@ def test_whatever_a_field_holds_it_is_one_short_line_on_one_subject(
     trail, _ = new()
     trail.record(kind, account=account, **fields)
     ((subject, _, body),) = trail._waiting
-    assert len(body) < audit.MOST_BYTES
+    assert len(body) < MOST_BYTES_OF_AN_EVENT
     assert subject.startswith("audit.")
     assert subject.count(".") == 2
     assert not set(subject) & set(" *>\r\n")

@@ -14,7 +14,6 @@ from natskit.connection import Connection
 from natskit.hub.audit import Audit
 from natskit.hub.callout import Callout
 from natskit.hub.metrics import Metrics
-from natskit.hub.program import AuditSettings
 from natskit.hub.records import Session
 from natskit.hub.state import Rights, State
 from natskit.hub.tokens import Tokens
@@ -37,9 +36,7 @@ def answer(token: str, *, signature: str = "", nonce: str = NONCE, transport: st
     """The claims of the answer to a request as nats-server makes it."""
     rights = Rights([], "name", None, "")
     state = SimpleNamespace(rights=lambda *_: rights)
-    callout = Callout(
-        cast("Connection", None), cast("State", state), TOKENS, Metrics(), Audit("hub", 1, AuditSettings(), Metrics())
-    )
+    callout = Callout(cast("Connection", None), cast("State", state), TOKENS, Metrics(), Audit("hub", Metrics()))
     server = nkey.key_pair(nkey.create_seed("account"))
     user = nkey.public_key(nkey.create_seed("user"))
     options = {"jwt": token} | ({"sig": signature} if signature else {})

@@ -18,7 +18,7 @@ def good() -> dict[str, Any]:
         "name": "hub-1",
         "http": {"port": 8101},
         "nats": {"urls": ["nats://127.0.0.1:4222"]},
-        "creds": {"sys": "s", "auth": "a", "platform": "p"},
+        "creds": {"auth": "a", "platform": "p"},
         "keys": "keys.json",
         "allowed_origins": ["https://localhost:4043"],
     }

@@ -11,7 +11,7 @@ import pytest
 from natskit.connection import Connection
 from natskit.hub.bucket import Bucket, Entry
 from natskit.hub.pace import Pace
-from natskit.hub.program import RunnerEntry, StateSettings
+from natskit.hub.program import RunnerEntry
 from natskit.hub.records import Account, EmailClaim, Membership, Project, Runner, Session, email_key
 from natskit.hub.state import Holder, State
 
@@ -25,8 +25,8 @@ class World:
         self.changed: set[str] = set()
         self.runner = str(uuid.uuid4())
         runners = {self.runner: RunnerEntry(name="r", public_key="UKEY")}
-        stored, nowhere = StateSettings(), cast("Connection", None)
-        self.state = State(nowhere, stored, runners, self.locked_out.update, self.ended.update, self.changed.update)
+        nowhere = cast("Connection", None)
+        self.state = State(nowhere, runners, self.locked_out.update, self.ended.update, self.changed.update)
         self.account, self.session, self.project = (str(uuid.uuid4()) for _ in range(3))
         self.put(self.state.accounts, self.account, Account(email="A@b.c", password_hash="", created_at=0))
         self.put(self.state.accounts, email_key("a@B.c"), EmailClaim(account_id=self.account))

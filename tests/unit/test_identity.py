@@ -111,14 +111,32 @@ def test_a_lost_jwt_is_signed_again_with_the_same_keys(tmp_path: Path) -> None:
 def test_a_changed_matrix_signs_the_nats_account_anew_and_keeps_its_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What a role loses it has until the deploy is through, also when that has to begin again."""
     directory = tmp_path / "identity"
     before = Identity.ensure(directory, now=NOW)
-    changed = dict(SCOPES) | {"admin": Permissions(("hub.admin",), ("_INBOX.admin.>",))}
+    assert not before.has_earlier_rights
+    changed = dict(SCOPES) | {"admin": Permissions(("hub.admin", "new"), ("_INBOX.admin.>",))}
     monkeypatch.setattr(natskit.identity, "SCOPES", changed)
-    after = Identity.ensure(directory, now=NOW + 5)
-    assert after.account_public_key("PLATFORM") == before.account_public_key("PLATFORM")
-    assert claims.decode(after.account_jwt("PLATFORM"))["iat"] == NOW + 5
-    assert after.account_jwt("SYS") == before.account_jwt("SYS")
+    for seconds in (5, 10):
+        after = Identity.ensure(directory, now=NOW + seconds)
+        assert after.account_public_key("PLATFORM") == before.account_public_key("PLATFORM")
+        assert claims.decode(after.account_jwt("PLATFORM"))["iat"] == NOW + 5
+        assert after.account_jwt("SYS") == before.account_jwt("SYS")
+        assert after.has_earlier_rights
+        assert set(_may_publish(after, "admin")) == {*SCOPES["admin"].publish, "new"}
+        assert set(_may_publish(after, "hub")) == set(SCOPES["hub"].publish)
+    after.end_earlier_rights(now=NOW + 5)
+    assert not after.has_earlier_rights
+    assert claims.decode(after.account_jwt("PLATFORM"))["iat"] == NOW + 6
+    assert _may_publish(after, "admin") == ["hub.admin", "new"]
+    again = Identity.ensure(directory, now=NOW + 20)
+    assert again.account_jwt("PLATFORM") == after.account_jwt("PLATFORM")
+
+
+def _may_publish(identity: Identity, role: str) -> list[str]:
+    scopes = claims.decode(identity.account_jwt("PLATFORM"))["nats"]["signing_keys"]
+    (found,) = (scope["template"]["pub"]["allow"] for scope in scopes if scope["role"] == role)
+    return list(found)
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
@@ -142,7 +160,7 @@ def test_two_deploys_at_once_make_one_identity(tmp_path: Path) -> None:
 def test_a_hub_holds_no_key_that_mints_hubs(tmp_path: Path) -> None:
     identity = Identity.ensure(tmp_path / "identity", now=NOW)
     held = identity.hub_keys().to_json()
-    for account, role in (("PLATFORM", "hub"), ("PLATFORM", "admin"), ("SYS", "hub"), ("SYS", "admin")):
+    for account, role in (("PLATFORM", "hub"), ("PLATFORM", "admin"), ("SYS", "admin")):
         assert identity.signing_seed(account, role) not in held
     assert identity.signing_seed("AUTH", "hub") in held
     assert identity.signing_seed("AUTH", "hub") not in repr(identity.hub_keys())

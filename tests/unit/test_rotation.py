@@ -65,7 +65,7 @@ class World:
         self._use(identity, "" if not self.accounts else identity.creds("SYS", "admin"))
         self.hub = {
             "keys": identity.hub_keys(),
-            "creds": [identity.creds(account, "hub") for account in ("SYS", "AUTH", "PLATFORM")],
+            "creds": [identity.creds(account, "hub") for account in ("AUTH", "PLATFORM")],
             "runner": identity.runner_creds(RUNNER, now=self.now)[0],
             "runners": {identity.runner_creds(RUNNER, now=self.now)[1], *identity.retiring_runners.values()},
         }
@@ -111,9 +111,9 @@ class World:
 
     def check(self) -> None:
         """Whoever has to work with what it holds can."""
-        for account, creds in zip(("SYS", "AUTH", "PLATFORM"), self.hub["creds"], strict=True):
+        for account, creds in zip(("AUTH", "PLATFORM"), self.hub["creds"], strict=True):
             assert self.accepts(account, creds), f"the hub's creds in {account} are refused"
-        auth = claims.decode(self.hub["creds"][1].splitlines()[1])["sub"]
+        auth = claims.decode(self.hub["creds"][0].splitlines()[1])["sub"]
         assert auth in self.accounts["AUTH"]["authorization"]["auth_users"]
         keys = self.hub["keys"]
         assert nkey.public_key(keys.auth_signing_seed) in self.accounts["AUTH"]["signing_keys"]
@@ -151,9 +151,9 @@ def keys(directory: Path) -> dict[str, str]:
 
 
 EXCHANGED = {
-    "hub-keys": {"AUTH: hub", "PLATFORM: browser", "PLATFORM: project", "PLATFORM: runner", "SYS/hub", "AUTH/hub",
+    "hub-keys": {"AUTH: hub", "PLATFORM: browser", "PLATFORM: project", "PLATFORM: runner", "AUTH/hub",
                  "PLATFORM/hub"},
-    "nats-account": {"PLATFORM: hub", "PLATFORM: admin", "PLATFORM: probe", "SYS: hub", "SYS: admin", "SYS/hub",
+    "nats-account": {"PLATFORM: hub", "PLATFORM: admin", "PLATFORM: probe", "SYS: admin",
                      "SYS/admin", "PLATFORM/hub", "PLATFORM/admin", "PLATFORM/probe"},
     "project-keys": {RUNNER},
     "operator-signing-key": {"operator"},
@@ -178,8 +178,8 @@ def test_exactly_its_keys_are_exchanged_and_the_old_ones_are_refused(directory: 
     seeds = {path.stem for path in (directory / "keys" / "keys").rglob("*.nk")}
     assert seeds == set(after.values()) | {Identity.load(directory).operator_public_key}
     assert old_seeds - seeds == {before[place] for place in EXCHANGED[kind]}
-    hub_creds = [world.accepts(a, c) for a, c in zip(("SYS", "AUTH", "PLATFORM"), old_hub["creds"], strict=True)]
-    assert hub_creds == {"hub-keys": [False] * 3, "nats-account": [False, True, False]}.get(kind, [True] * 3)
+    hub_creds = [world.accepts(a, c) for a, c in zip(("AUTH", "PLATFORM"), old_hub["creds"], strict=True)]
+    assert hub_creds == {"hub-keys": [False] * 2, "nats-account": [True, False]}.get(kind, [True] * 2)
     assert world.accepts("SYS", old_admin) == (kind != "nats-account")
     assert world.accepts("AUTH", old_project) == (kind != "hub-keys")
     assert (before["operator"] in world.operator) == (kind != "operator-signing-key")

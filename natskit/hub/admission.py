@@ -1,0 +1,74 @@
+"""Whose requests are taken: what one asks must not use up what a hub can do for all.
+
+It is looked at before a request is read, when only who asks and how long it is are known: reading costs the most. The
+cost is counted as time of the hub's event loop, in which whoever connects waits to be let in.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+from natskit.rpc import RpcError
+
+IN_FLIGHT = 1000
+"""Requests being worked on by one hub; more are refused at once."""
+IN_FLIGHT_EACH = 50
+"""Requests being worked on for one caller, so that one cannot use up the room of all."""
+
+BURST_SECONDS = 1.0
+"""The time of a hub that one caller may use at once: some 16,000 small requests."""
+CALL_SECONDS = 60e-6
+"""What a small request costs, measured (bench, row 4)."""
+BYTE_SECONDS = 30e-9
+"""What a byte of a request costs at the most, to read JSON of nothing but brackets; text costs a tenth."""
+ANSWER_BYTE_SECONDS = 80e-9
+"""What a byte of an answer costs, as measured for a list of 1,500 projects."""
+MOST_CALLERS = 10_000
+
+
+class Admission:
+    """The requests that one hub works on, and what each caller has used. Keys name callers."""
+
+    def __init__(self, share: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """``share`` is the part of the hub's time that one caller may use for long."""
+        self._share = share
+        self._clock = clock
+        self._in_flight = 0
+        self._each: dict[str, int] = {}
+        self._paid: dict[str, float] = {}
+        """Until when, at its share, each caller pays for what it has used."""
+
+    def enter(self, key: str, size: int) -> RpcError | None:
+        """Take a request of ``size`` bytes, until :meth:`leave`; or why not."""
+        wait = self._paid.get(key, 0.0) - self._clock() - BURST_SECONDS / self._share
+        if wait > 0:
+            seconds = math.ceil(wait)
+            return RpcError(
+                "unavailable", f"you ask more than a hub can do for one; try again in {seconds} s", retry_after=seconds
+            )
+        mine = self._each.get(key, 0)
+        if self._in_flight >= IN_FLIGHT or mine >= IN_FLIGHT_EACH:
+            whose = "of yours" if mine >= IN_FLIGHT_EACH else "here"
+            return RpcError(
+                "unavailable", f"too many requests {whose} are being worked on; try again in a moment", retry_after=1
+            )
+        self.charge(key, CALL_SECONDS + size * BYTE_SECONDS)
+        self._each[key] = mine + 1
+        self._in_flight += 1
+        return None
+
+    def leave(self, key: str) -> None:
+        """A request that was taken has its answer."""
+        self._in_flight -= 1
+        left = self._each.pop(key) - 1
+        if left:
+            self._each[key] = left
+
+    def charge(self, key: str, seconds: float) -> None:
+        """Count some of the hub's time to a caller."""
+        now = self._clock()
+        if len(self._paid) >= MOST_CALLERS:
+            self._paid = {caller: until for caller, until in self._paid.items() if until > now}
+        self._paid[key] = max(now, self._paid.get(key, 0.0)) + seconds / self._share
