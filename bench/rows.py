@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench import crowd, rights, sync, wire
+from bench import attack, crowd, rights, sync, wire
 from bench.stage import Row, Stage, percentiles
 from bench.wire import Target
 from natskit import rpc
@@ -336,4 +336,5 @@ MEASUREMENTS: list[tuple[str, Callable[[Stage], Iterator[Row]]]] = [
     ("8", synced_writes),
     ("9", rights.rows),
     ("10", crowd.rows),
+    ("11", attack.rows),
 ]
