@@ -196,8 +196,8 @@ class Agent:
         self._later(self._drop_readers())
 
     async def _drop_readers(self) -> None:
-        """End the streams of those who lost the project, whose inboxes are still theirs. Each time somebody loses it the
-        agent is cut, and comes back with another key."""
+        """End the streams of those who lost the project, whose inboxes are still theirs. Each time somebody loses it
+        the agent is cut, and comes back with another key."""
         readers = {account for sender, _ in self._streams.values() if (account := account_of_inbox(sender.reader))}
         if not readers:
             return
