@@ -33,8 +33,9 @@ def _directory_argument(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @identity.command()
 @_directory_argument
+@click.option("--new", is_flag=True, help="DIR is not there yet: the first deploy makes its keys, encrypted.")
 @click.pass_obj
-def encrypt(platform: str, directory: Path | None) -> None:
+def encrypt(platform: str, directory: Path | None, new: bool) -> None:
     """Encrypt the secrets of an identity with a passphrase: that of the platform, or the one in DIR.
 
     What was readable is removed once it is encrypted, but a disk may keep what was removed. An identity that is still
@@ -47,6 +48,8 @@ def encrypt(platform: str, directory: Path | None) -> None:
     """
     from natskit.identity import vault
 
+    if directory is not None and not new:
+        _check_there(directory, "; for one that the first deploy is to make: --new")
     directory = directory or default(platform)
     number = vault.encrypt(directory)
     if (directory / "natskit.json").exists():
@@ -69,7 +72,7 @@ def decrypt(platform: str, directory: Path | None) -> None:
     """
     from natskit.identity import vault
 
-    directory = directory or default(platform)
+    directory = _check_there(directory or default(platform))
     number = vault.decrypt(directory)
     click.echo(f"{directory} is not encrypted any more: {number} secrets are readable.")
 
@@ -88,7 +91,7 @@ def passphrase(platform: str, directory: Path | None) -> None:
     """
     from natskit.identity import vault
 
-    directory = directory or default(platform)
+    directory = _check_there(directory or default(platform))
     vault.change_passphrase(directory)
     click.echo(f"{directory} has another passphrase.")
 
@@ -106,7 +109,7 @@ def backup(platform: str, file: Path, directory: Path | None) -> None:
     """
     from natskit.identity.backup import backup as write
 
-    directory = directory or default(platform)
+    directory = _check_there(directory or default(platform))
     write(directory, file)
     click.echo(f"{file} holds {directory}. Without its passphrase it is worth nothing: keep that elsewhere.")
 
@@ -125,6 +128,13 @@ def restore(file: Path, directory: Path) -> None:
 
     read(file, directory)
     click.echo(f"{directory} is restored from {file}.")
+
+
+def _check_there(directory: Path, otherwise: str = "") -> Path:
+    """Raises :class:`IdentityError` where there is no folder, which most likely is a slip of the keys."""
+    if not directory.is_dir():
+        raise IdentityError(f"there is no identity {directory}: say where it is{otherwise}")
+    return directory
 
 
 def default(platform: str) -> Path:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from natskit.errors import ConnectionLostError, SettingsError
+from natskit.errors import ConnectionLostError, NatskitError, SettingsError
 
 if TYPE_CHECKING:
     from natskit.client import Client
@@ -109,6 +109,14 @@ def call_hub(directory: str, method: str, *, wait: float = 40, **params: Any) ->
     """One call of ``hub.admin``. Raises :class:`NatskitError`."""
     wanted = {key: value for key, value in params.items() if value is not None}
     return with_client(directory, lambda client: client.call_hub(method, wait=wait, **wanted))
+
+
+def note(directory: str, what: str) -> None:
+    """Put into the audit what was done without a hub. Where none answers, whoever did it is told, and goes on."""
+    try:
+        call_hub(directory, "note", wait=PATIENCE, what=what)
+    except NatskitError as error:
+        click.echo(f"not in the audit: {what} ({error})", err=True)
 
 
 def show_json(value: Any) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from natskit.cli.platform import Platform, json_option, show_json, show_table, with_client
+from natskit.cli.platform import Platform, json_option, note, show_json, show_table, with_client
 from natskit.cli.project import rotate_all
 from natskit.errors import NatskitError
 from natskit.identity.rotation import KINDS, Kind
@@ -93,9 +93,11 @@ def rotate(directory: str, kind: Kind, yes: bool, now: bool, wait: int | None, n
             click.echo(consequences(kind, live.connections(identity), len(platform["nats"]), now, patience, memory))
             click.confirm("Go on?" if identity.pending_rotation else "Begin?", abort=True)
         began = time.monotonic()
+        note(directory, f"identity rotate {kind}: begun" + " (--now)" * now)
         rotation = Rotation(identity, live, say, cookie_seconds=platform["session_sliding"], patience=patience)
         rotation.run(kind, urgent=now)
         say("done: the old keys are refused everywhere")
+        note(directory, f"identity rotate {kind}: done")
 
 
 @contextmanager
@@ -207,6 +209,7 @@ def push(directory: str) -> None:
     if "memory" in platform["resolvers"].values():
         raise NatskitError("nats_resolver is memory: nats-server has its NATS accounts in its configuration; deploy")
     _run(platform, identity, lambda servers: push_all(servers, identity))
+    note(directory, "identity push")
     click.echo(f"All {len(platform['nats'])} nats-servers use the NATS accounts that are here.")
 
 
@@ -244,6 +247,7 @@ def delete_account(directory: str, account: str, yes: bool, force: bool) -> None
             click.echo(f"In use: {use}")
         click.confirm(f"Delete NATS account {name} ({public}) on {len(platform['nats'])} nats-servers?", abort=True)
     _run(platform, identity, lambda servers: servers.delete(public, identity.operator_signing_seed))
+    note(directory, f"identity delete-account {name} ({public})")
     click.echo(f"NATS account {name} is deleted on all {len(platform['nats'])} nats-servers.")
 
 
