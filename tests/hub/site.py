@@ -70,7 +70,7 @@ class Site:
 
     # ---- nats-server
 
-    def start_server(self) -> None:
+    def start_server(self, max_payload: int = 1024 * 1024) -> None:
         accounts = {
             self.identity.account_public_key(n): self.identity.account_jwt(n) for n in ("SYS", "AUTH", "PLATFORM")
         }
@@ -85,6 +85,7 @@ class Site:
         resolver_preload: {{ {", ".join(f"{k}: {v}" for k, v in accounts.items())} }}
         jetstream: {{ store_dir: "{self.root}/jetstream", sync_interval: always }}
         authorization: {{ timeout: 2 }}
+        max_payload: {max_payload}
         websocket: {{ host: 127.0.0.1, port: {self.websocket_port}, no_tls: true, jwt_cookie: "{COOKIE}" }}
         """
         path = self.root / "nats.conf"
