@@ -22,7 +22,8 @@ from tests.hub.test_hub_api import person
 async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     site = Site(tmp_path_factory.mktemp("hub"))
     try:
-        site.start_server(max_payload=2 * LARGEST_REQUEST)
+        site.max_payload = 2 * LARGEST_REQUEST
+        site.start_server()
         site.start_hub("hub-1", caller_share=0.02)
         await site.healthy("hub-1")
         yield site
