@@ -29,6 +29,12 @@ BYTE_SECONDS = 30e-9
 """What a byte of a request costs at the most, to read JSON of nothing but brackets; text costs a tenth."""
 ANSWER_BYTE_SECONDS = 80e-9
 """What a byte of an answer costs, as measured for a list of 1,500 projects."""
+PING_SECONDS = 15e-6
+"""What a ping costs."""
+REFUSAL_SECONDS = 100e-6
+"""What is counted for a request that is refused: more than it costs, so that who does not wait gets on the less."""
+FLOOD_SECONDS = 20.0
+"""Who has used up as much time to come does not listen to refusals: 10 s of as many requests as can be sent."""
 MOST_CALLERS = 10_000
 
 
@@ -47,14 +53,16 @@ class Admission:
     def enter(self, key: str, size: int) -> RpcError | None:
         """Take a request of ``size`` bytes, until :meth:`leave`; or why not."""
         if size > LARGEST_REQUEST:
+            self.charge(key, REFUSAL_SECONDS + size * BYTE_SECONDS)
             return RpcError(
                 "limit",
                 f"the request has {size} bytes; a hub takes at most {LARGEST_REQUEST}: ask for less at once",
                 size=size,
                 limit=LARGEST_REQUEST,
             )
-        wait = self._paid.get(key, 0.0) - self._clock() - BURST_SECONDS / self._share
+        wait = self._wait(key)
         if wait > 0:
+            self.charge(key, REFUSAL_SECONDS + size * BYTE_SECONDS)
             seconds = math.ceil(wait)
             return RpcError(
                 "unavailable", f"you ask more than a hub can do for one; try again in {seconds} s", retry_after=seconds
@@ -70,6 +78,10 @@ class Admission:
         self._in_flight += 1
         return None
 
+    def is_flooding(self, key: str) -> bool:
+        """Whether a caller asks on and on in spite of refusals."""
+        return self._wait(key) > FLOOD_SECONDS
+
     def leave(self, key: str) -> None:
         """A request that was taken has its answer."""
         self._in_flight -= 1
@@ -83,3 +95,6 @@ class Admission:
         if len(self._paid) >= MOST_CALLERS:
             self._paid = {caller: until for caller, until in self._paid.items() if until > now}
         self._paid[key] = max(now, self._paid.get(key, 0.0)) + seconds / self._share
+
+    def _wait(self, key: str) -> float:
+        return self._paid.get(key, 0.0) - self._clock() - BURST_SECONDS / self._share

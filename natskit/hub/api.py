@@ -52,6 +52,7 @@ async def create_project(
 async def rename_project(caller: Caller, project_id: str, title: str) -> dict[str, Any]:
     """Change a project's title."""
     await caller.hub.projects.require(caller.id, project_id)
+    caller.hub.projects.check_pace_of_renaming(project_id)
     await caller.hub.projects.rename(project_id, title)
     return caller.hub.projects.describe(project_id, caller.id)
 
@@ -60,6 +61,7 @@ async def rename_project(caller: Caller, project_id: str, title: str) -> dict[st
 async def delete_project(caller: Caller, project_id: str) -> dict[str, Any]:
     """Delete a project with its files. Only its owner may."""
     await caller.hub.projects.require(caller.id, project_id, owner=True)
+    caller.hub.projects.check_pace_of_deleting(caller.id)
     await caller.hub.projects.delete(project_id)
     return {"project_id": project_id}
 
@@ -69,7 +71,7 @@ async def share_project(caller: Caller, project_id: str, email: str) -> dict[str
     """Let another account use a project. Only its owner may."""
     await caller.hub.projects.require(caller.id, project_id, owner=True)
     account_id, _ = await caller.hub.accounts.by_email(email)
-    caller.hub.projects.check_pace(caller.id, project_id, account_id)
+    caller.hub.projects.check_pace_of_sharing(caller.id, project_id, account_id)
     await caller.hub.projects.share(project_id, account_id)
     return caller.hub.projects.describe(project_id, caller.id)
 
@@ -85,6 +87,7 @@ async def unshare_project(
     leaver = account_id or (await caller.hub.accounts.by_email(email or ""))[0]
     if leaver != caller.id:
         await caller.hub.projects.require(caller.id, project_id, owner=True)
+        caller.hub.projects.check_pace_of_unsharing(caller.id, leaver)
     await caller.hub.projects.unshare(project_id, leaver)
     return {"project_id": project_id}
 

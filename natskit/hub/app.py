@@ -120,7 +120,7 @@ class Hub:
         self._spawn(self.connections.run())
         self._spawn(self._sweep())
         await self._callout.start()
-        await self.services.start(platform)
+        await self.services.start(self._nats["services"])
         self.ready = True
         log.info("hub %s is ready", self.program.name)
 
@@ -148,9 +148,7 @@ class Hub:
 
     def problems(self) -> list[str]:
         """What keeps this hub from doing its work, in words; empty when all is well."""
-        problems = [
-            f"not connected to NATS account {name.upper()}" for name, c in self._nats.items() if not c.is_connected
-        ]
+        problems = [f"not connected to nats-server ({name})" for name, c in self._nats.items() if not c.is_connected]
         if not self.ready:
             problems.append("starting, or stopping")
         elif not self.state.current:
@@ -172,8 +170,9 @@ class Hub:
     # ----
 
     def _creds(self) -> dict[str, Path]:
+        """Requests have a connection of their own: what somebody floods it with delays neither the state nor a cut."""
         creds = self.program.creds
-        return {"platform": creds.platform, "auth": creds.auth}
+        return {"platform": creds.platform, "services": creds.platform, "auth": creds.auth}
 
     async def _connect(self, name: str, creds: Path) -> Connection:
         return await connect(

@@ -28,7 +28,7 @@ from natskit.connection import Connection
 from natskit.errors import StateError
 from natskit.hub import filling
 from natskit.hub.records import Record
-from natskit.jetstream import REQUEST_SECONDS, STREAM_NOT_FOUND, JetStreamError, api
+from natskit.jetstream import MESSAGE_NOT_FOUND, REQUEST_SECONDS, STREAM_NOT_FOUND, JetStreamError, api
 from natskit.permissions import state_subject
 from natskit.rpc import RpcError
 
@@ -174,21 +174,41 @@ class Bucket(Generic[RecordT]):
             await self.changed(left)
         return self.get(key)
 
+    async def confirm(self, key: str) -> None:
+        """Wait until this view has what the stream has for a key, whichever hub wrote it. Raises :class:`StateError`.
+
+        For an answer that says "it is so already", which no write would otherwise prove true.
+        """
+        stream = f"KV_{self.name}"
+        try:
+            found = await api(self._connection, f"STREAM.MSG.GET.{stream}", {"last_by_subj": self._prefix + key})
+        except JetStreamError as error:
+            if error.code != MESSAGE_NOT_FOUND:
+                raise
+            return  # never written, or deleted an hour ago
+        await self._reach(int(found["message"]["seq"]))
+
     async def change(
         self, key: str, mutate: Callable[[RecordT | None], RecordT | None], ttl: str | None = None
     ) -> RecordT | None:
         """Compare-and-set with what ``mutate`` makes of the value; ``None`` deletes. Retries when others were first.
 
-        Returns when this hub's view has the new value. What ``mutate`` raises goes to the caller. Raises
-        :class:`StateError`, and :class:`RpcError` when there is no room for another key.
+        Where nothing is to change, the stream is asked whether that is still so. Returns when this hub's view has the
+        new value. What ``mutate`` raises goes to the caller. Raises :class:`StateError`, and :class:`RpcError` when
+        there is no room for another key.
         """
         deadline = asyncio.get_running_loop().time() + REQUEST_SECONDS
+        confirmed = False
         while asyncio.get_running_loop().time() < deadline:
             await self.wait_current(REQUEST_SECONDS)
             entry = self.entries.get(key)
             value = mutate(entry.value if entry else None)
             if value == (entry.value if entry else None):
-                return value
+                if confirmed:
+                    return value
+                await self.confirm(key)
+                confirmed = True
+                continue
             if entry is None and self._is_full:
                 raise self._no_room()
             expected = entry.revision if entry else self._markers.get(key, 0)

@@ -140,6 +140,8 @@ class Callout:
                 raise ClaimsError(f"{holder.kind} {holder.id} did not sign the server's nonce")
             if bearer and transport != "websocket":
                 raise ClaimsError(f"{holder.kind} {holder.id} came over {transport[:20]!r}, not over WebSocket")
+            if self._state.is_held_off(holder):
+                raise ClaimsError(f"{holder.kind} {holder.id} asks more than a hub can do for one, and has to wait")
             rights = self._state.rights(holder, public_key)
             if rights is None or (rights.public_key and rights.public_key != public_key):
                 if patient and now - issued_at <= YOUNG_SECONDS:

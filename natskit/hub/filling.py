@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from natskit.connection import Connection
-from natskit.jetstream import JetStreamError, api
+from natskit.jetstream import MESSAGE_NOT_FOUND, JetStreamError, api
 from natskit.program import cancel
 
 READERS = 64
 """Requests on their way at the same time; nats-server lets 10,000 wait (``request_queue_limit``)."""
 SHORTEST = 16
 """Sequences of a part that is not divided any more: each division costs a request that may find nothing."""
-
-_NO_MESSAGE_FOUND = 10037
 
 Take = Callable[[str, bytes, dict[str, str], int], None]
 """What gets each message: its subject, data, headers and sequence."""
@@ -90,7 +88,7 @@ async def _message(connection: Connection, stream: str, sequence: int, subjects:
     try:
         answer = await api(connection, f"STREAM.MSG.GET.{stream}", question)
     except JetStreamError as error:
-        if error.code == _NO_MESSAGE_FOUND:
+        if error.code == MESSAGE_NOT_FOUND:
             return None
         raise
     found: dict[str, Any] = answer["message"]

@@ -1,4 +1,5 @@
-"""How often the rights of a person may be changed by others: each change costs that person their connection.
+"""How often the rights of a person may be changed by others, since each change costs that person their connection, and
+how often a project may be renamed, which all its people are told.
 
 Every hub counts what it sees in the state, which is what all hubs have written, so that it does not help to ask
 another one. A hub that starts begins to count anew.
@@ -6,8 +7,11 @@ another one. A hub that starts begins to count anew.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
+
+from natskit.rpc import RpcError
 
 WINDOW_SECONDS = 60.0
 MOST_KEYS = 10_000
@@ -34,3 +38,11 @@ class Pace:
         if times is None or len(times) < self._most:
             return 0.0
         return max(0.0, times[0] + WINDOW_SECONDS - self._clock())
+
+    def check(self, key: str, what: str) -> None:
+        """Raises :class:`RpcError`, which says ``what`` was done too often, if the next change may not happen yet."""
+        seconds = math.ceil(self.wait(key))
+        if seconds > 0:
+            raise RpcError(
+                "limit", f"{what} too often in the last minute; try again in {seconds} s", retry_after=seconds
+            )

@@ -106,7 +106,8 @@ class HubProgram(_Part):
     api_packages: list[str] = []
     runners: dict[str, RunnerEntry] = {}
     share_changes_per_minute: int = Field(default=10, ge=2)
-    """How often a project may be shared with an account, or taken from it, before sharing it again has to wait."""
+    """How often a project may be shared with an account, or taken from it, before sharing it again has to wait; and
+    the measure of what else has a pace (:mod:`natskit.hub.pace`)."""
     caller_share: float = Field(default=0.25, gt=0)
     """The part of this hub's time that one caller may use for long."""
     max_projects_per_account: int = Field(default=MAX_PROJECTS_PER_ACCOUNT, ge=1, le=MAX_PROJECTS_PER_ACCOUNT)

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 NEW_KEY_SECONDS, NEW_KEY_PAUSE = 4.0, 0.05
 """An agent that was told of its new key comes back within a second; less than the runner waits for the hub."""
+CUT_SECONDS = 0.25
+"""By then whoever lost a project is cut (:mod:`natskit.hub.connections`), and cannot have its new key read."""
 AT_ONCE = 8
 """Projects of an account that is locked out, worked on at the same time."""
 NO_KEYS = {"public_key": "", "next_key": "", "runner_key": ""}
@@ -41,8 +43,9 @@ class ProjectKeys:
 
     async def use_as_well(self, project_id: str, public_key: str) -> None:
         """A key that the agent may come with as well, until :meth:`use_alone`."""
-        if not self._state.rights(Holder("project", project_id)):
-            await self.use(project_id, public_key)  # there is nothing to keep
+        project = self._state.projects.get(project_id)
+        if project is not None and project.public_key and not self._state.rights(Holder("project", project_id)):
+            await self.use(project_id, public_key)  # it has that of another runner: there is nothing to keep
         else:
             await self._change(project_id, next_key=public_key)
 
@@ -104,6 +107,7 @@ class ProjectKeys:
                 except RpcError as error:
                     log.warning("project %s gets its new key later: %s", project_id, error)
 
+        await asyncio.sleep(CUT_SECONDS)
         try:
             async with asyncio.timeout(NEW_KEY_SECONDS):
                 await asyncio.gather(*(renew(project_id) for project_id in project_ids))
@@ -111,10 +115,10 @@ class ProjectKeys:
             log.warning("some projects get their new keys later, when their runners have time for it")
 
     def missing(self, runner_id: str) -> list[str]:
-        """The projects that should run on a runner, and whose agents would be refused with whatever key they have."""
+        """The projects that should run on a runner, and whose agents have yet to come with a key that counts."""
         mine = self._state.projects_on(runner_id).items()
-        wanted = [p for p, project in mine if project.desired == "running"]
-        return [p for p in wanted if self._state.rights(Holder("project", p)) is None]
+        wanted = [(p, project.public_key) for p, project in mine if project.desired == "running"]
+        return [p for p, key in wanted if not key or self._state.rights(Holder("project", p)) is None]
 
     # ----
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 import unicodedata
 import uuid
@@ -77,19 +76,23 @@ class Projects:
         except NatskitError as error:
             raise RpcError("invalid_params", str(error)) from None
 
-    def check_pace(self, owner: str, project_id: str, account_id: str) -> None:
+    def check_pace_of_sharing(self, owner: str, project_id: str, account_id: str) -> None:
         """Raises :class:`RpcError` if an owner changes too often what another account may do: it is cut each time."""
-        state = self._state
-        seconds = max(
-            state.changes_of_one.wait(f"{account_id}.{project_id}"), state.changes_by_one.wait(f"{owner}.{account_id}")
-        )
-        if seconds > 0:
-            wait = math.ceil(seconds)
-            raise RpcError(
-                "limit",
-                f"what this account may do was changed too often in the last minute; try again in {wait} s",
-                retry_after=wait,
-            )
+        what = "what this account may do was changed"
+        self._state.changes_of_one.check(f"{account_id}.{project_id}", what)
+        self._state.changes_by_one.check(f"{owner}.{account_id}", what)
+
+    def check_pace_of_unsharing(self, owner: str, account_id: str) -> None:
+        """The same for taking projects from another account."""
+        self._state.unshared.check(f"{owner}.{account_id}", "projects were taken from this account")
+
+    def check_pace_of_deleting(self, owner: str) -> None:
+        """Raises :class:`RpcError` if an owner deletes too many projects: the others in them are cut each time."""
+        self._state.deleted.check(owner, "you deleted projects")
+
+    def check_pace_of_renaming(self, project_id: str) -> None:
+        """Raises :class:`RpcError` if a project changes its title too often: all its people are told each time."""
+        self._state.renamed.check(project_id, "this project was renamed")
 
     def describe(self, project_id: str, account_id: str | None = None) -> dict[str, Any]:
         """A project as the API shows it."""
@@ -146,17 +149,23 @@ class Projects:
 
     async def share(self, project_id: str, account_id: str) -> None:
         """Let another account use the project."""
-        if self._state.membership(account_id, project_id) is not None:
-            return
-        self._check_room(account_id)
         new = Membership(role="collaborator", since=time.time())
-        await self._state.memberships.change(f"{account_id}.{project_id}", lambda old: old or new)
+
+        def add(old: Membership | None) -> Membership:
+            if old is None:
+                self._check_room(account_id)
+            return old or new
+
+        await self._state.memberships.change(f"{account_id}.{project_id}", add)
         # Not to the newcomer: their connection is about to be cut, and tells them by coming back with the new right.
         await self._announce(member for member in self._state.members_of(project_id) if member != account_id)
 
     async def unshare(self, project_id: str, account_id: str) -> None:
         """Take the project from a collaborator, whose connections are cut, and refuse the key it may have copied."""
-        membership = await self._state.memberships.find(f"{account_id}.{project_id}")
+        membership = self._state.membership(account_id, project_id)
+        if membership is None:  # or it was shared a moment ago, through another hub
+            await self._state.memberships.confirm(f"{account_id}.{project_id}")
+            membership = self._state.membership(account_id, project_id)
         if membership is None:
             raise RpcError("not_found", "that account is no collaborator of the project")
         if membership.role == "owner":
@@ -247,7 +256,10 @@ class Projects:
         if not self._state.is_alive(runner_id):
             raise RpcError("unavailable", "the runner that has the project's files is not alive at this moment")
         if project.state == "running" and project.desired == "running":
-            return
+            await self._state.projects.confirm(project_id)  # it may have been stopped a moment ago
+            project = self.get(project_id)
+            if project.state == "running" and project.desired == "running":
+                return
         await self._update(project_id, desired="running", state="starting", detail="", runner_id=runner_id)
         await self._announce(self._state.members_of(project_id))
         try:

@@ -21,12 +21,13 @@ from nats.micro.service import Endpoint, EndpointConfig, Service, ServiceConfig
 from natskit.connection import Connection
 from natskit.errors import NatskitError, StateError
 from natskit.hub.admin import admin_methods
-from natskit.hub.admission import ANSWER_BYTE_SECONDS, Admission
+from natskit.hub.admission import ANSWER_BYTE_SECONDS, PING_SECONDS, Admission
 from natskit.hub.agents import project_methods, runner_methods
 from natskit.hub.audited import record_call
 from natskit.hub.caller import Caller
 from natskit.hub.metrics import Metrics
 from natskit.hub.projects import iso
+from natskit.hub.state import Holder
 from natskit.permissions import check_id, inbox_prefix
 from natskit.rpc import Methods, Request, RpcError, encode_error, encode_result, parse
 
@@ -42,6 +43,8 @@ ON_THE_SPOT = frozenset({"ping", "whoami"})
 """Built-in methods that never wait."""
 IN_A_ROW = 64
 """Requests that are looked at before others get their turn: a millisecond. nats-py goes on while there are any."""
+HOLD_OFF_SECONDS = 10.0
+"""How long somebody who floods is not let in by the hub that has noticed."""
 PONG_SECONDS = 0.001
 """The precision of the time in the answer to a ping."""
 METHOD_SECONDS = 90.0
@@ -62,6 +65,7 @@ class Services:
         }
         self._tasks: set[asyncio.Task[None]] = set()
         self._admission = Admission(hub.program.caller_share)
+        self._held_off: set[str] = set()
         self._looked_at = 0
         self._beginning = asyncio.Lock()
         self._service: Service | None = None
@@ -126,6 +130,7 @@ class Services:
         async def handle(message: Msg) -> None:
             self._looked_at += 1
             if not self._looked_at % IN_A_ROW:
+                self._sample(kind, message.subject)
                 await asyncio.sleep(0)
             ping = _PING.fullmatch(message.data) if on_the_spot else None
             if ping is not None and message.reply:
@@ -139,6 +144,8 @@ class Services:
                 caller, inbox = self._caller(kind, message.subject)
             except NatskitError as error:
                 log.warning("a request was dropped: %s", error)
+                return
+            if caller.key in self._held_off:
                 return
             if message.reply and not message.reply.startswith(inbox):
                 # The hub may publish where the caller may not: to its buckets, to the inboxes of all others.
@@ -224,8 +231,34 @@ class Services:
         refusal = self._admission.enter(caller.key, len(body))
         if refusal is None:
             return None
+        if self._admission.is_flooding(caller.key) and kind != "admin":
+            self._hold_off(caller)
         self._metrics.requests.labels(kind, "shed").observe(0)
         return encode_error(None, refusal)
+
+    def _sample(self, kind: Kind, subject: str) -> None:
+        """Pings are answered without being counted: whoever sends one in so many pays for all of them."""
+        found = self._callers.get((kind, subject))
+        if found is not None:
+            self._admission.charge(found[0].key, IN_A_ROW * PING_SECONDS)
+            if self._admission.is_flooding(found[0].key) and kind != "admin":
+                self._hold_off(found[0])
+
+    def _hold_off(self, caller: Caller) -> None:
+        """Cut the connections of somebody who floods, and let them in again a little later; drop what is on its way."""
+        if caller.key in self._held_off:
+            return
+        log.warning("%s %s floods this hub: held off for %g s", caller.kind, caller.id, HOLD_OFF_SECONDS)
+        holder = Holder("browser" if caller.kind == "account" else caller.kind, caller.id)  # type: ignore[arg-type]
+        self._held_off.add(caller.key)
+        self._hub.connections.cut_now(self._hub.state.hold_off(holder))
+        self._hub.audit.record("held_off", account=caller.id if caller.kind == "account" else "-", by=caller.key)
+
+        def over() -> None:
+            self._held_off.discard(caller.key)
+            self._hub.state.let_in(holder)
+
+        asyncio.get_running_loop().call_later(HOLD_OFF_SECONDS, over)
 
 
 _PING = re.compile(

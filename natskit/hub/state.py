@@ -70,8 +70,15 @@ class State:
         self._changed = changed
         self.changes_of_one = Pace(changes_per_minute, time.monotonic)
         """By ``account.project``."""
+        self._held_off: set[tuple[str, str]] = set()
         self.changes_by_one = Pace(changes_per_minute * PROJECTS_AT_ONCE, time.monotonic)
         """By ``owner.account``."""
+        self.unshared = Pace(changes_per_minute * PROJECTS_AT_ONCE, time.monotonic)
+        """By ``owner.account``. Not together with what was shared: what was given a moment ago can be taken."""
+        self.deleted = Pace(changes_per_minute * PROJECTS_AT_ONCE, time.monotonic)
+        """By owner."""
+        self.renamed = Pace(changes_per_minute, time.monotonic)
+        """By project."""
         self._tags: dict[str, tuple[list[str], str]] = {}
         self._projects_of: dict[str, set[str]] = defaultdict(set)
         self._members_of: dict[str, set[str]] = defaultdict(set)
@@ -196,8 +203,30 @@ class State:
             case "runner":
                 return _agent_rights(holder, self._runner_keys(holder.id), public_key)
 
+    def hold_off(self, holder: Holder) -> set[str]:
+        """Do not let a holder in, whatever rights it has, until :meth:`let_in`; the names of its connections. This is
+        between this hub and whoever floods it, and no part of the state."""
+        self._held_off.add((holder.kind, holder.id))
+        match holder.kind:
+            case "browser":
+                return self.names_of_account(holder.id)
+            case "project":
+                return self._project_names(holder.id, self.projects.get(holder.id))
+            case "runner":
+                return self._runner_names(holder.id)
+
+    def let_in(self, holder: Holder) -> None:
+        """The end of :meth:`hold_off`."""
+        self._held_off.discard((holder.kind, holder.id))
+
+    def is_held_off(self, holder: Holder) -> bool:
+        """Whether a holder is kept out, for now, whatever rights it has."""
+        return (holder.kind, holder.id) in self._held_off
+
     def is_valid(self, holder: Holder, name: str) -> bool:
         """Whether a connection of this holder, with this name, has what it would get now."""
+        if self.is_held_off(holder):
+            return False
         if holder.kind == "project":
             return name in self._project_names(holder.id, self.projects.get(holder.id))
         if holder.kind == "runner":
@@ -278,6 +307,12 @@ class State:
 
     def _on_project(self, key: str, new: Project | None) -> None:
         old = self.projects.get(key)
+        if self.projects.current.is_set() and old is not None:
+            if new is None:
+                for owner in self.owners_of(key):
+                    self.deleted.note(owner)
+            elif new.title != old.title:
+                self.renamed.note(key)
         if (old is None) != (new is None):
             for account_id in self._members_of.get(key, ()):
                 self._changed(self.names_of_account(account_id))
@@ -289,7 +324,7 @@ class State:
         if (project_id in self._projects_of[account_id]) == (new is not None):
             return
         if self.memberships.current.is_set():  # else what is read was written long ago
-            self._note_pace(account_id, project_id)
+            self._note_pace(account_id, project_id, new)
         self._changed(self.names_of_account(account_id))
         self._tags.pop(account_id, None)
         if new is not None:
@@ -299,10 +334,12 @@ class State:
             self._projects_of[account_id].discard(project_id)
             self._members_of[project_id].discard(account_id)
 
-    def _note_pace(self, account_id: str, project_id: str) -> None:
+    def _note_pace(self, account_id: str, project_id: str, new: Membership | None) -> None:
         self.changes_of_one.note(f"{account_id}.{project_id}")
         for owner in self.owners_of(project_id) - {account_id}:
             self.changes_by_one.note(f"{owner}.{account_id}")
+            if new is None:
+                self.unshared.note(f"{owner}.{account_id}")
 
     def _on_session(self, key: str, new: Session | None) -> None:
         old = self.sessions.get(key)

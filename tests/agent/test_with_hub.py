@@ -36,18 +36,22 @@ TTL = 10
 class Platform:
     """A server, two hubs whose answers expire soon, a runner."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, ttl: int = TTL) -> None:
         self.site = Site(root)
+        self.ttl = ttl
         self.runner: subprocess.Popen[bytes] | None = None
         self.spare = str(uuid.uuid4()), nkey.public_key(nkey.create_seed("user"))
 
     async def start(self) -> None:
         self.site.start_server()
         for name in ("hub-1", "hub-2"):
-            self.site.start_hub(name, authorization_ttl_seconds=TTL, runners=self.runners())
+            self.start_hub(name)
         for name in ("hub-1", "hub-2"):
             await self.site.healthy(name)
         self.start_runner()
+
+    def start_hub(self, name: str) -> None:
+        self.site.start_hub(name, authorization_ttl_seconds=self.ttl, runners=self.runners())
 
     def runners(self) -> dict[str, dict[str, str]]:
         """The one that runs, and one that could."""
@@ -93,7 +97,7 @@ class Platform:
 
     async def connect(self, project_id: str, creds: str, patience: float = 2) -> Connection:
         """As whoever has a copy of a project's creds, or of a runner's."""
-        path = self.site.root / "copied.creds"
+        path = self.site.root / f"copied-{uuid.uuid4()}.creds"
         path.write_text(creds)
         servers = NatsServers(urls=[self.nats_url])
         return await connect(
@@ -273,7 +277,7 @@ async def test_a_replaced_runner_and_the_agents_of_the_one_before(
     for name in ("hub-1", "hub-2"):
         site.kill_hub(name)
     for name in ("hub-1", "hub-2"):
-        site.start_hub(name, authorization_ttl_seconds=TTL, runners=platform.runners())
+        platform.start_hub(name)
     for name in ("hub-1", "hub-2"):
         await site.healthy(name)
 

@@ -244,3 +244,42 @@ async def test_unreadable_values_do_not_stop_the_view(server: Site) -> None:
 
 def test_records_ignore_what_a_newer_hub_wrote() -> None:
     assert Membership.model_validate_json('{"role": "owner", "since": 1, "new_field": 2}').role == "owner"
+
+
+async def test_that_nothing_is_to_do_is_said_by_the_stream_not_by_an_old_view(server: Site) -> None:
+    """What another hub has just written is not in the view yet, and may be what is asked for, or its opposite."""
+    key = str(uuid.uuid4())
+    async with view(server) as one, view(server) as late:
+        await one.change(key, lambda _: runner("1"))
+        await late.find(key)
+        hear_later(late)
+        await one.change(key, lambda _: None)
+        assert late.get(key) is not None, "it has not heard of it"
+        made = await late.change(key, lambda old: old or runner("2"))
+        assert made is not None
+        assert made.version == "2"
+        await late.change(key, lambda _: None)
+        hear_later(late)
+        await one.change(key, lambda _: runner("3"))
+        assert await late.change(key, lambda _: None) is None
+        async with view(server) as fresh:
+            assert fresh.get(key) is None
+        hear_later(late)
+        await one.change(key, lambda _: runner("4"))
+        assert late.get(key) is None, "it has not heard of it"
+        await late.confirm(key)
+        assert late.get(key) == one.get(key)
+        await late.confirm("never-written")
+
+
+def hear_later(bucket: Bucket[Runner]) -> None:
+    """What the view is told from now on, it hears after a while."""
+    subscription: Any = bucket._subscription
+    heard, goes_on = subscription._cb, asyncio.Event()
+
+    async def wait(message: Any) -> None:
+        await goes_on.wait()
+        await heard(message)
+
+    subscription._cb = wait
+    asyncio.get_running_loop().call_later(0.3, goes_on.set)

@@ -1,0 +1,218 @@
+"""Who has lost a project may have copied its key: it is refused at once, everywhere, and the project goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from natskit.client import Client
+from natskit.errors import ConnectionLostError
+from natskit.rpc import decode_response, encode_request
+from natskit.runner.processes import processes_of
+from tests.agent.conftest import until_async
+from tests.agent.test_with_hub import Platform
+from tests.hub.conftest import PASSWORD
+from tests.platform.raw import ClosedError, RawClient
+
+LINES = 30
+
+
+@dataclass
+class Scene:
+    """A project that runs, shared with a guest who has copied its creds and speaks as the project."""
+
+    platform: Platform
+    admin: Client
+    hub: str
+    owner_email: str
+    owner_cookie: str
+    guest_email: str
+    guest: str
+    guest_cookie: str
+    project: str
+    copied: str
+
+    async def rpc(self, method: str, cookie: str, **params: Any) -> Any:
+        site, request = self.platform.site, encode_request(method, params)
+        return decode_response((await site.http(self.hub, "POST", "/api/rpc", request, cookie=cookie)).content)
+
+    def thief(self) -> RawClient:
+        return RawClient.tcp("127.0.0.1", self.platform.site.nats_port, self.copied)
+
+    async def pings(self) -> bool:
+        try:
+            return bool((await self.admin.call_project(self.project, "ping", wait=1))["pong"])
+        except ConnectionLostError:
+            return False
+
+
+async def scene_of(platform: Platform, admin: Client, hub: str) -> Scene:
+    people = []
+    for who in ("owner", "guest"):
+        email = f"{who}-{uuid.uuid4()}@example.org"
+        await admin.call_hub("account_add", email=email, password=PASSWORD)
+        people.append((email, *await platform.site.sign_in(hub, email, PASSWORD)))
+    (owner_email, _, owner_cookie), (guest_email, guest, guest_cookie) = people
+    project = (await admin.call_hub("project_create", email=owner_email, title="P"))["project_id"]
+    await admin.call_hub("project_share", project_id=project, email=guest_email)
+    await admin.call_hub("start_project", project_id=project, wait=40)
+    copied = (platform.directory(project) / "project.creds").read_text()
+    return Scene(*(platform, admin, hub, owner_email, owner_cookie, guest_email, guest, guest_cookie), project, copied)
+
+
+async def unshare(scene: Scene) -> None:
+    await scene.rpc("unshare_project", scene.owner_cookie, project_id=scene.project, email=scene.guest_email)
+
+
+async def unshare_by_admin(scene: Scene) -> None:
+    await scene.admin.call_hub("project_unshare", project_id=scene.project, email=scene.guest_email)
+
+
+async def leave(scene: Scene) -> None:
+    await scene.rpc("unshare_project", scene.guest_cookie, project_id=scene.project, account_id=scene.guest)
+
+
+async def disable(scene: Scene) -> None:
+    await scene.admin.call_hub("account_disable", email=scene.guest_email)
+
+
+async def remove(scene: Scene) -> None:
+    await scene.admin.call_hub("account_remove", email=scene.guest_email)
+
+
+async def disable_owner(scene: Scene) -> None:
+    await scene.admin.call_hub("account_disable", email=scene.owner_email)
+
+
+async def hand_over(scene: Scene) -> None:
+    await scene.admin.call_hub("account_remove", email=scene.owner_email, give_projects_to=scene.guest_email)
+
+
+Event = Callable[[Scene], Awaitable[None]]
+EVENTS: list[Event] = [unshare, unshare_by_admin, leave, disable, remove, disable_owner, hand_over]
+
+
+@pytest.fixture(scope="module")
+async def platform() -> AsyncIterator[Platform]:
+    with tempfile.TemporaryDirectory(prefix="natskit-copied-") as root:
+        platform = Platform(Path(root), ttl=900)
+        try:
+            await platform.start()
+            yield platform
+        finally:
+            platform.stop_runner()
+            for name in list(platform.site.hubs):
+                platform.site.kill_hub(name)
+                print(f"---- {name}\n{platform.site.log(name)}")
+            platform.site.stop_server()
+            print((platform.site.root / "runner" / "runner.log").read_text()[-4000:])
+
+
+@pytest.fixture(scope="module")
+async def admin(platform: Platform) -> AsyncIterator[Client]:
+    async with await platform.admin() as admin:
+
+        async def alive() -> bool:
+            runners = (await admin.call_hub("status"))["runners"]
+            return any(runner["alive"] for runner in runners)
+
+        await until_async(alive, "the runner is alive")
+        yield admin
+
+
+async def restart_hub(platform: Platform, name: str) -> None:
+    platform.start_hub(name)
+    await platform.site.healthy(name)
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["two hubs", "the hub that let them in is dead"])
+async def test_a_copied_key_is_dead_and_the_project_goes_on(platform: Platform, admin: Client, killed: bool) -> None:
+    if killed:
+        platform.site.kill_hub("hub-2")
+    scenes = [await scene_of(platform, admin, "hub-1") for _ in EVENTS]
+    if killed:
+        await restart_hub(platform, "hub-2")
+        platform.site.kill_hub("hub-1")
+        for scene in scenes:
+            scene.hub = "hub-2"
+    try:
+        await asyncio.gather(*(loses(scene, event) for scene, event in zip(scenes, EVENTS, strict=True)))
+    finally:
+        if killed:
+            await restart_hub(platform, "hub-1")
+        for scene in scenes:
+            await admin.call_hub("project_delete", project_id=scene.project, wait=40)
+
+
+async def loses(scene: Scene, event: Event) -> None:
+    thief, agent = await asyncio.to_thread(scene.thief), processes_of(scene.project)[0]
+    async with scene.admin.exec(scene.project, command=f"for i in $(seq {LINES}); do echo $i; sleep 0.1; done") as run:
+        lines = aiter(run)
+        read = [(await anext(lines))[1]]
+        await event(scene)
+        await out(scene, thief)
+        await until_async(scene.pings, f"{event.__name__}: the project answers again", 10)
+        read += [data async for _, data in lines]
+    assert b"".join(read) == "".join(f"{i}\n" for i in range(1, LINES + 1)).encode(), event.__name__
+    assert run.exit_code == 0
+    assert agent in processes_of(scene.project), "the agent is the same process"
+    await out(scene, thief)
+    thief.close()
+    assert (scene.platform.directory(scene.project) / "project.creds").read_text() != scene.copied
+
+
+async def out(scene: Scene, thief: RawClient) -> None:
+    """Whoever has the copied creds is cut, and refused, whichever hub is asked."""
+
+    async def cut() -> bool:
+        try:
+            thief.ping()
+        except (ClosedError, OSError):
+            return True
+        return False
+
+    await until_async(cut, "the copied key is cut", 5)
+    for _ in range(3):
+        with pytest.raises((ClosedError, OSError)):
+            await asyncio.to_thread(scene.thief)
+
+
+async def test_nobody_waits_for_a_runner_that_is_away(platform: Platform, admin: Client) -> None:
+    scene = await scene_of(platform, admin, "hub-1")
+    thief = await asyncio.to_thread(scene.thief)
+    assert platform.runner is not None
+    platform.runner.send_signal(signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(10):  # less than a runner is waited for
+            await unshare(scene)
+        await out(scene, thief)
+    finally:
+        platform.runner.send_signal(signal.SIGCONT)
+    await until_async(scene.pings, "the project has its new key", 30)
+    await out(scene, thief)
+    thief.close()
+
+
+async def test_a_key_is_renewed_although_the_hub_died_that_was_asked(platform: Platform, admin: Client) -> None:
+    """The one that takes the key dies before it tells the runner, which is told by the other one."""
+    scene = await scene_of(platform, admin, "hub-1")
+    agent = processes_of(scene.project)[0]
+    thief = await asyncio.to_thread(scene.thief)
+    await unshare(scene)
+    platform.site.kill_hub("hub-1")
+    try:
+        await out(scene, thief)
+        await until_async(scene.pings, "the project has its new key", 30)
+        assert agent in processes_of(scene.project), "the agent is the same process"
+        await out(scene, thief)
+        thief.close()
+    finally:
+        await restart_hub(platform, "hub-1")
