@@ -209,6 +209,12 @@ def answer_prefix(own_inbox: str, subject: str) -> str:
     return f"{own_inbox}.{served[1]}" if served else own_inbox
 
 
+def account_of_inbox(subject: str) -> str | None:
+    """The account in whose inbox a subject is, if it is in one of an account's."""
+    words = subject.split(".")
+    return words[2] if words[:2] == ["_INBOX", "account"] and len(words) > 3 else None
+
+
 def check_id(value: str, what: str) -> str:
     """Return ``value`` if it is a lower-case UUID, the only form of id natskit accepts.
 

@@ -17,8 +17,9 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from natskit import rpc
-from natskit.connection import Connection, connect, log_status, to_json
-from natskit.permissions import inbox_prefix
+from natskit.connection import Connection, connect, log_status, request, to_json
+from natskit.errors import NatskitError
+from natskit.permissions import account_of_inbox, inbox_prefix
 from natskit.project.command import Command
 from natskit.project.home import Home
 from natskit.project.program import ProjectProgram
@@ -34,6 +35,7 @@ REMEMBERED = 4096
 """Requests for a stream that are known again when they are repeated."""
 HEADER_ROOM = 1024
 """Bytes of ``max_payload`` left for headers."""
+HUB_SECONDS, HUB_PAUSE = 5.0, 0.5
 
 
 @dataclass
@@ -105,7 +107,7 @@ class Agent:
         await self._connection.subscribe(f"projects.{project}.api", cb=self._on_request)
         await self._connection.subscribe(f"projects.{project}.streams.*", cb=self._on_control)
         await self._connection.subscribe(f"{prefix}.*", cb=self._on_inbox)
-        self._connection.on_reconnect(self._tell_readers)
+        self._connection.on_reconnect(self._came_back)
         await self._connection.flush()
 
     async def close(self) -> None:
@@ -187,10 +189,34 @@ class Agent:
         if len(self._streams) >= self.program.max_streams:
             raise rpc.RpcError("limit", f"{len(self._streams)} commands are running or being read, which is the limit")
 
-    def _tell_readers(self) -> None:
+    def _came_back(self) -> None:
         """What was on its way, requests included, was lost with the old connection: readers have to ask again."""
         subject = f"events.project.{self.program.project_id}.agent"
         self._later(self._reply(subject, to_json({"type": "reconnected"})))
+        self._later(self._drop_readers())
+
+    async def _drop_readers(self) -> None:
+        """End the streams of those who lost the project, whose inboxes are still theirs. Each time somebody loses it
+        the agent is cut, and comes back with another key."""
+        readers = {account for sender, _ in self._streams.values() if (account := account_of_inbox(sender.reader))}
+        if not readers:
+            return
+        gone = readers - await self._members()
+        for sender, _ in self._streams.values():
+            if account_of_inbox(sender.reader) in gone:
+                sender.give_up()
+
+    async def _members(self) -> set[str]:
+        """The accounts that may use the project, as soon as a hub says so."""
+        subject, body = f"hub.project.{self.program.project_id}", rpc.encode_request("list_collaborators", {})
+        while True:
+            try:
+                answer = rpc.decode_response(await request(self.connection, subject, body, HUB_SECONDS))
+            except NatskitError as error:
+                log.info("who may read is not known yet: %s", error)
+                await asyncio.sleep(HUB_PAUSE)
+            else:
+                return {member["account_id"] for member in answer}
 
     async def _on_request(self, message: Msg) -> None:
         self._later(self._answer(message))

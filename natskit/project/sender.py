@@ -37,6 +37,7 @@ class Sender:
         self.input_taken: Callable[[], int] = lambda: 0
         self._connection = connection
         self._reader = reader
+        self._given_up = False
         self._control = control
         self._own_inbox = own_inbox
         self._window = max(window, 2 * FRAME_BYTES)
@@ -82,6 +83,16 @@ class Sender:
             gone.cancel()
             done.cancel()
 
+    @property
+    def reader(self) -> str:
+        """The inbox that the stream goes to."""
+        return self._reader
+
+    def give_up(self) -> None:
+        """Whoever reads may not any more: nothing is sent from now on, and :attr:`gone` is set."""
+        self._given_up = True
+        self.gone.set()
+
     def close(self) -> None:
         """Stop the clock."""
         self._timer.cancel()
@@ -121,7 +132,7 @@ class Sender:
             await self.heartbeat()
 
     async def _publish(self, seq: int, kind: str, data: bytes, more: dict[str, str] | None = None) -> None:
-        if not self._connection.is_connected:
+        if self._given_up or not self._connection.is_connected:
             return  # the reader asks again once it is heard
         with contextlib.suppress(nats.errors.Error):
             await self._connection.publish(

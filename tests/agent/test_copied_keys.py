@@ -185,6 +185,31 @@ async def out(scene: Scene, thief: RawClient) -> None:
             await asyncio.to_thread(scene.thief)
 
 
+async def test_who_reads_a_commands_output_reads_no_further(platform: Platform, admin: Client) -> None:
+    """Its inbox it keeps, and the agent could go on writing there."""
+    scene = await scene_of(platform, admin, "hub-1")
+    agent = set(processes_of(scene.project))
+    guest = await platform.site.browser(scene.guest, scene.guest_cookie)
+    inbox, heard = f"_INBOX.account.{scene.guest}.{scene.project}.reads", asyncio.Event()
+
+    async def hear(_: Any) -> None:
+        heard.set()
+
+    await guest.subscribe(inbox, cb=hear)
+    command = encode_request("exec", {"command": "while :; do echo tick; sleep 0.05; done"})
+    await guest.publish(f"projects.{scene.project}.api", command, reply=inbox)
+    await heard.wait()
+    assert set(processes_of(scene.project)) > agent
+    await unshare(scene)
+
+    async def ended() -> bool:
+        return set(processes_of(scene.project)) == agent
+
+    await until_async(ended, "the command that wrote to who has left has ended", 8)
+    await guest.close()
+    await admin.call_hub("project_delete", project_id=scene.project, wait=40)
+
+
 async def test_nobody_waits_for_a_runner_that_is_away(platform: Platform, admin: Client) -> None:
     scene = await scene_of(platform, admin, "hub-1")
     thief = await asyncio.to_thread(scene.thief)
