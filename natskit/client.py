@@ -284,7 +284,8 @@ class Client:
         await self.subscribe(f"events.project.{project_id}.agent", on_event)
 
     async def _call(self, subject: str, method: str, params: dict[str, Any], wait: float) -> Any:
-        """Ask, and ask again when a change of rights cut the connection: what may be done twice, or never was."""
+        """Ask, and ask again what may be done twice, or never was: a change of rights cut the connection, or the hub is
+        asked too much and says when to come back."""
         body = rpc.encode_request(method, params, said_by=self._said_by if subject == "hub.admin" else "")
         self._check_size(body)
         back = asyncio.Event()
@@ -307,7 +308,10 @@ class Client:
                 except rpc.RpcError as error:
                     if lost and method == "delete_project" and error.kind == "not_found":
                         return {"project_id": params["project_id"]}  # the answer to this was the one that was lost
-                    raise
+                    seconds = _seconds_to_wait(error)
+                    if seconds is None or seconds > left:
+                        raise
+                    await asyncio.sleep(seconds)
         finally:
             forget()
 
@@ -387,6 +391,12 @@ class Execution:
     async def _close(self) -> None:
         self._client._readers[self._project_id].discard(self._reader)
         await self._reader.close()
+
+
+def _seconds_to_wait(error: rpc.RpcError) -> float | None:
+    """When to come back, if a hub did not take a request because it is asked too much."""
+    seconds = error.data.get("retry_after")
+    return float(seconds) if error.kind == "unavailable" and isinstance(seconds, int | float) else None
 
 
 async def _is_set(event: asyncio.Event, seconds: float) -> bool:

@@ -17,6 +17,10 @@ IN_FLIGHT = 1000
 IN_FLIGHT_EACH = 50
 """Requests being worked on for one caller, so that one cannot use up the room of all."""
 
+LARGEST_REQUEST = 1024 * 1024
+"""Bytes: a file to write into a project, the largest there is to ask, is no longer over HTTP or with nats-server's own
+``max_payload``. Where ``nats_max_payload`` is higher, one request more would hold up a hub for seconds."""
+
 BURST_SECONDS = 1.0
 """The time of a hub that one caller may use at once: some 16,000 small requests."""
 CALL_SECONDS = 60e-6
@@ -48,6 +52,14 @@ class Admission:
 
     def enter(self, key: str, size: int) -> RpcError | None:
         """Take a request of ``size`` bytes, until :meth:`leave`; or why not."""
+        if size > LARGEST_REQUEST:
+            self.charge(key, REFUSAL_SECONDS + size * BYTE_SECONDS)
+            return RpcError(
+                "limit",
+                f"the request has {size} bytes; a hub takes at most {LARGEST_REQUEST}: ask for less at once",
+                size=size,
+                limit=LARGEST_REQUEST,
+            )
         wait = self._wait(key)
         if wait > 0:
             self.charge(key, REFUSAL_SECONDS + size * BYTE_SECONDS)

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from natskit.errors import SignInError, StateError
 from natskit.hub.accounts import is_email
+from natskit.hub.admission import LARGEST_REQUEST
 from natskit.hub.answers import (
     RefusedError,
     address_of,
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from natskit.hub.app import Hub
 
 log = logging.getLogger(__name__)
-
-LARGEST_BODY = 1024 * 1024
-"""The same as nats-server's default ``max_payload``: what fits over NATS fits here."""
 
 
 class Pages:
@@ -156,7 +154,7 @@ class Pages:
 
     async def _body(self, request: Request) -> bytes:
         self._check_origin(request)
-        return await read_body(request, LARGEST_BODY)
+        return await read_body(request, LARGEST_REQUEST)
 
     async def _json(self, request: Request) -> dict[str, Any]:
         return json_object(await self._body(request))

@@ -121,8 +121,8 @@ class Projects:
 
     def list(self, account_id: str, offset: int = 0, limit: int = 4000) -> list[dict[str, Any]]:
         """The projects an account may use, oldest first."""
-        projects = [(self.get(p).created_at, p) for p in self._state.projects_of(account_id)]
-        return [self.describe(project_id, account_id) for _, project_id in sorted(projects)[offset : offset + limit]]
+        projects = self._state.projects_in_order(account_id)[offset : offset + limit]
+        return [self.describe(project_id, account_id) for project_id in projects]
 
     async def create(self, account_id: str, title: str, key: str | None = None) -> dict[str, Any]:
         """A new, stopped project; with a ``key`` that made one before, that one, however many hubs were asked.

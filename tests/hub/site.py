@@ -62,6 +62,8 @@ class Site:
         self.runner_id = str(uuid.uuid4())
         self.runner_creds, self.runner_key = self.identity.runner_creds(self.runner_id, now=int(time.time()))
         self.hubs: dict[str, tuple[subprocess.Popen[bytes], int]] = {}
+        self.max_payload = 1024 * 1024
+        """Of nats-server: its default."""
         self.python_path = ""
         self.shows: tuple[Path, Path, Path] | None = None
         """CA, certificate and key for hubs that speak TLS."""
@@ -85,6 +87,7 @@ class Site:
         resolver_preload: {{ {", ".join(f"{k}: {v}" for k, v in accounts.items())} }}
         jetstream: {{ store_dir: "{self.root}/jetstream", sync_interval: always }}
         authorization: {{ timeout: 2 }}
+        max_payload: {self.max_payload}
         websocket: {{ host: 127.0.0.1, port: {self.websocket_port}, no_tls: true, jwt_cookie: "{COOKIE}" }}
         """
         path = self.root / "nats.conf"

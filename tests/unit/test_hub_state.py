@@ -83,6 +83,26 @@ async def test_an_unchanged_membership_outdates_nothing(world: World) -> None:
     assert not world.changed
 
 
+async def test_projects_are_sorted_once_until_one_comes_or_goes(world: World) -> None:
+    """Who asks for one of many projects again and again does not have all of them sorted each time."""
+    state, ids = world.state, [str(uuid.uuid4()) for _ in range(4)]
+    for number, project_id in enumerate(ids[:3]):
+        world.put(state.memberships, f"{world.account}.{project_id}", Membership(role="owner", since=0))
+        world.put(state.projects, project_id, Project(title="p", created_at=10 - number))
+    kept = state.projects_in_order(world.account)
+    assert kept == ids[2::-1]
+    world.put(state.projects, ids[0], Project(title="another", created_at=10))
+    assert state.projects_in_order(world.account) is kept
+    world.put(state.memberships, f"{world.account}.{ids[3]}", Membership(role="owner", since=0))
+    assert state.projects_in_order(world.account) == ids[2::-1], "there is no such project yet"
+    world.put(state.projects, ids[3], Project(title="p", created_at=20))
+    assert state.projects_in_order(world.account) == [ids[2], ids[1], ids[0], ids[3]]
+    world.put(state.projects, ids[1], None)
+    assert state.projects_in_order(world.account) == [ids[2], ids[0], ids[3]]
+    world.put(state.memberships, f"{world.account}.{ids[2]}", None)
+    assert state.projects_in_order(world.account) == [ids[0], ids[3]]
+
+
 async def test_sessions_end(world: World) -> None:
     name = world.name()
     world.put(world.state.sessions, world.session, None)

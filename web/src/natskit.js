@@ -328,10 +328,22 @@ export class Client {
         throw error.name === "RequestError" && error.cause instanceof Error ? error.cause : error;
       });
     };
-    const asked = () => ask().catch((error) => this.#askAgain(error, ask));
+    const deadline = Date.now() + timeout;
+    /** @returns {Promise<any>} */
+    const asked = async () => {
+      const answer = await ask().catch((error) => this.#askAgain(error, ask));
+      try {
+        return readResponse(answer.data);
+      } catch (error) {
+        const wait = secondsToWait(error) * 1000;
+        if (!wait || Date.now() + wait > deadline) throw error;
+        await pause(wait);
+        return asked();
+      }
+    };
     const lost = { answer: false };
     try {
-      return readResponse((await (REPEATABLE.has(method) ? this.#untilAnswered(asked, lost) : asked())).data);
+      return await (REPEATABLE.has(method) ? this.#untilAnswered(asked, lost) : asked());
     } catch (error) {
       if (lost.answer && method === "delete_project" && error instanceof NatskitError && error.kind === "not_found") {
         return { project_id: params.project_id }; // the answer to this was the one that was lost
@@ -528,6 +540,14 @@ export function readResponse(data) {
     throw new NatskitError("internal_error", "the answer is not JSON");
   }
   return result(response);
+}
+
+/**
+ * When to come back, if a hub did not take a request because it is asked too much; 0 for any other error.
+ * @param {unknown} error @returns {number}
+ */
+function secondsToWait(error) {
+  return (error instanceof NatskitError && error.kind === "unavailable" && Number(error.data.retry_after)) || 0;
 }
 
 /** @param {any} response @returns {any} throws a {@link NatskitError} */
