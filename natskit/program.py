@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import signal
 import sys
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 STOP_SECONDS = 10.0
 """Less than the service manager waits before it kills."""
 
+PR_SET_PDEATHSIG = 1
+
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -33,6 +36,11 @@ def read_settings(path: Path, model: type[ModelT]) -> ModelT:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
         raise SettingsError(f"{path}: {place}: {first['msg']}") from None
+
+
+def end_with_parent() -> None:
+    """Have this process told to end (SIGTERM) when the one that started it ends, however that ends (prctl(2))."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 async def until_stopped(

@@ -21,6 +21,7 @@ from natskit.cli.platform import Platform, json_option, note, show_json, show_ta
 from natskit.cli.project import rotate_all
 from natskit.errors import NatskitError
 from natskit.identity.rotation import KINDS, Kind
+from natskit.program import end_with_parent
 
 if TYPE_CHECKING:
     from natskit.identity import Identity
@@ -312,6 +313,8 @@ class _Live:
                 errors="replace",
                 timeout=DEPLOY_SECONDS,
                 check=False,
+                # Killed, this command leaves no deploy behind that would stand in the way of the one that goes on.
+                preexec_fn=end_with_parent,
             )
         said = done.stdout + done.stderr
         # pyinfra that is interrupted ends with 0, but has no results then.

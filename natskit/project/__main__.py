@@ -8,7 +8,6 @@ import natskit.project.lean  # noqa: F401 - must come first
 import argparse
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
 import resource
@@ -17,13 +16,11 @@ import sys
 from pathlib import Path
 
 from natskit.errors import NatskitError, SettingsError
-from natskit.program import log_to_stderr, read_settings, until_stopped
+from natskit.program import end_with_parent, log_to_stderr, read_settings, until_stopped
 from natskit.project.agent import Agent
 from natskit.project.notify import tell_systemd
 from natskit.project.program import ProjectLimits, ProjectProgram
 from natskit.rpc import load_methods
-
-PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
@@ -49,7 +46,7 @@ def die_with(parent: int | None) -> None:
     """End when the runner ends, however it ends: an agent nobody watches would run twice after a restart."""
     if parent is None:
         return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    end_with_parent()
     if os.getppid() != parent:
         raise SettingsError(f"the runner (process {parent}) is gone already")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from natskit.errors import NatskitError
 from natskit.identity import claims
 from natskit.identity.rotation import KINDS, Kind
 from natskit.rpc import RpcError
+from tests.agent.conftest import until
 from tests.hub.site import eventually
 from tests.platform.raw import ClosedError, RawClient
 from tests.platform.site import LocalSite, World
@@ -162,3 +165,27 @@ def test_what_will_reconnect_is_said_before_it_begins(site: LocalSite, world: Wo
     assert asked.stdout.startswith("Connected now: ")
     assert "restarted, twice" in asked.stdout
     assert (site.root / "identity" / "natskit.json").read_text() == index
+
+
+def noted(site: LocalSite) -> tuple[int, int]:
+    said = site.natskit("audit", "--since", "1h").stdout
+    return said.count("identity rotate project-keys: begun"), said.count("identity rotate project-keys: done")
+
+
+def test_killed_it_leaves_no_deploy_behind_and_goes_on(site: LocalSite, world: World) -> None:
+    assert world
+    begun, done = noted(site)
+    words = ["identity", "rotate", "project-keys", "--yes"]
+    command = [str(Path(sys.executable).with_name("natskit")), *words]
+    rotating = subprocess.Popen(command, env=site.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    def deploys() -> list[int]:
+        children = map(int, Path(f"/proc/{rotating.pid}/task/{rotating.pid}/children").read_text().split())
+        return [pid for pid in children if b"pyinfra" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    (deploy,) = until(deploys, "a deploy runs")
+    rotating.kill()
+    rotating.communicate(timeout=10)
+    until(lambda: not Path(f"/proc/{deploy}").exists(), "its deploy has ended, unfinished", seconds=3)
+    assert "the old keys are refused everywhere" in site.natskit(*words).stdout
+    assert noted(site) == (begun + 2, done + 1)
