@@ -28,7 +28,7 @@ class Platform(Protocol):
     def deploy(self) -> None:
         """Every host has the files of the identity, and what runs has read them."""
 
-    def operator_keys(self) -> dict[str, Collection[str]]:
+    def operator_keys(self, identity: Identity) -> dict[str, Collection[str]]:
         """Which keys of the operator each nats-server believes."""
 
     def holders(self, identity: Identity) -> dict[str, int]:
@@ -173,7 +173,7 @@ class Rotation:
 
     def _check_operator(self, keys: Collection[str], otherwise: str, *, exactly: bool = False) -> None:
         own = self._identity.operator_public_key
-        for server, believed in self._platform.operator_keys().items():
+        for server, believed in self._platform.operator_keys(self._identity).items():
             signing = set(believed) - {own}
             if not (signing == set(keys) if exactly else signing >= set(keys)):
                 raise NatskitError(f"{server} {otherwise}: it reads the operator's JWT when it starts; restart it")

@@ -20,10 +20,17 @@ if TYPE_CHECKING:
 
 NAMES_SECONDS = 5.0
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+_FORMS = "say how long ago, such as 90s, 30m, 24h, 7d or 2w, or a time in UTC, such as 2026-01-31 or 2026-01-31T12:00"
 
 
 @click.command()
-@click.option("--since", default="24h", show_default=True, metavar="WHEN", help="30m, 24h, 7d, or 2026-01-31[T12:00].")
+@click.option(
+    "--since",
+    default="24h",
+    show_default=True,
+    metavar="WHEN",
+    help="How long ago (90s, 30m, 24h, 7d, 2w), or a time in UTC (2026-01-31, 2026-01-31T12:00).",
+)
 @click.option("--account", "who", metavar="WHO", help="An e-mail or an id: what it did, and what was done to it.")
 @click.option("--follow", is_flag=True, help="Go on with what happens from now on.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with everything that is known.")
@@ -74,10 +81,11 @@ def parse_since(text: str, now: float) -> float:
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
-        raise NatskitError(
-            f"--since {text[:40]!r} is neither a time ago, such as 30m, 24h or 7d, nor a date such as 2026-01-31"
-        ) from None
-    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+        raise NatskitError(f"--since {text[:40]!r} is no time: {_FORMS}") from None
+    start = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+    if start > now:
+        raise NatskitError(f"--since {text[:40]!r} is in the future: {_FORMS}")
+    return start
 
 
 async def _names(client: Client) -> dict[str, str]:

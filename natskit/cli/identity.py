@@ -33,7 +33,7 @@ def _directory_argument(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @identity.command()
 @_directory_argument
-@click.option("--new", is_flag=True, help="DIR is not there yet: the first deploy makes its keys, encrypted.")
+@click.option("--new", is_flag=True, help="DIR has no keys yet: the first deploy makes them, encrypted.")
 @click.pass_obj
 def encrypt(platform: str, directory: Path | None, new: bool) -> None:
     """Encrypt the secrets of an identity with a passphrase: that of the platform, or the one in DIR.
@@ -131,9 +131,15 @@ def restore(file: Path, directory: Path) -> None:
 
 
 def _check_there(directory: Path, otherwise: str = "") -> Path:
-    """Raises :class:`IdentityError` where there is no folder, which most likely is a slip of the keys."""
-    if not directory.is_dir():
-        raise IdentityError(f"there is no identity {directory}: say where it is{otherwise}")
+    """Raises :class:`IdentityError` where there is neither an identity nor the passphrase of one to be made.
+
+    Most likely it is a slip of the keys, and what is in that folder is nothing to encrypt.
+    """
+    from natskit.identity import INDEX
+    from natskit.identity.vault import KEY
+
+    if not any((directory / name).exists() for name in (INDEX, KEY)):
+        raise IdentityError(f"there is no identity in {directory}: say where it is{otherwise}")
     return directory
 
 

@@ -21,7 +21,6 @@ from natskit.cli.platform import Platform, json_option, note, show_json, show_ta
 from natskit.cli.project import rotate_all
 from natskit.errors import NatskitError
 from natskit.identity.rotation import KINDS, Kind
-from natskit.program import end_with_parent
 
 if TYPE_CHECKING:
     from natskit.identity import Identity
@@ -288,6 +287,7 @@ class _Live:
 
     def deploy(self) -> None:
         from natskit.identity.passphrase import handed_down
+        from natskit.program import end_with_parent
 
         how = self._platform["deploy"]
         if self._deployed:
@@ -324,10 +324,7 @@ class _Live:
                 + "\n".join(said.strip().splitlines()[-_LAST_LINES:])
             )
 
-    def operator_keys(self) -> dict[str, Collection[str]]:
-        from natskit.identity import Identity
-
-        identity = Identity.load(Path(self._platform["identity"]))
+    def operator_keys(self, identity: Identity) -> dict[str, Collection[str]]:
         looked = _run(self._platform, identity, lambda servers: servers.look([]))
         return {server.name: server.operator_keys for server in looked}
 

@@ -33,6 +33,7 @@ from natskit.connection import Connection, NatsServers, Status, connect, request
 from natskit.errors import NatskitError
 from natskit.identity import Identity, claims, nkey
 from natskit.permissions import Permissions
+from natskit.program import cancel
 
 STREAM = "load"
 WRITERS, WRITES_A_SECOND = 6, 20
@@ -175,8 +176,7 @@ class Load:
             ]
             self._ready.set()
             await asyncio.gather(*work)
-            output.cancel()
-            await asyncio.gather(output, return_exceptions=True)
+            await cancel([output])
             found = await _read_back(administrator)
             self.written = Written(len(self.acknowledged), len(found), sorted(self.acknowledged - found))
             await administrator.request(f"$JS.API.STREAM.DELETE.{STREAM}", b"", timeout=PATIENCE)

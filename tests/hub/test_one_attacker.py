@@ -13,6 +13,7 @@ import pytest
 
 from natskit.connection import Connection
 from natskit.identity.claims import COOKIE
+from natskit.program import cancel
 from natskit.rpc import encode_request
 from tests.hub.site import Site, call, eventually
 from tests.hub.test_hub_api import person
@@ -40,8 +41,7 @@ class Attacker:
         try:
             yield
         finally:
-            flood.cancel()
-            await asyncio.gather(flood, return_exceptions=True)
+            await cancel([flood])
             await subscription.unsubscribe()
 
     async def _flood(self, inbox: str) -> None:

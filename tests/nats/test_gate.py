@@ -29,6 +29,7 @@ from natskit.errors import StateError
 from natskit.identity import Identity, tls
 from natskit.jetstream import api
 from natskit.permissions import BUCKETS, PROBE_BUCKET
+from natskit.program import cancel
 from natskit.streams import StreamSettings, wanted
 from tests.hub.site import eventually, free_port
 
@@ -316,9 +317,7 @@ async def test_it_opens_under_load(well: Cluster) -> None:
         for name in NAMES:
             for when in ("--before", "--seconds=15"):
                 assert await asyncio.to_thread(well.gate, name, when, "--seconds", "15") == ""
-        for writer in writers:
-            writer.cancel()
-        await asyncio.gather(*writers, return_exceptions=True)
+        await cancel(writers)
         assert written > 100
     finally:
         await hub.close()

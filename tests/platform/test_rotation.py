@@ -16,6 +16,7 @@ from natskit.client import Client
 from natskit.errors import NatskitError
 from natskit.identity import claims
 from natskit.identity.rotation import KINDS, Kind
+from natskit.program import cancel
 from natskit.rpc import RpcError
 from tests.agent.conftest import until
 from tests.hub.site import eventually
@@ -134,8 +135,7 @@ async def test_a_rotation(site: LocalSite, world: World, kind: Kind) -> None:
         agent = await process_of(browser, project)
         asking = asyncio.create_task(load.run(browser, project))
         said = await asyncio.to_thread(rotate, site, kind)
-        asking.cancel()
-        await asyncio.wait([asking])
+        await cancel([asking])
         assert "done: the old keys are refused everywhere" in said
 
         async def goes_on() -> bool:

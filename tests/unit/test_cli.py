@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from natskit.cli import cli, main
 from natskit.cli.checks import Part, Report, compare, read_health, some_are_enough
 from natskit.cli.execute import _exit_code
-from natskit.cli.platform import Platform
+from natskit.cli.platform import Platform, note
 from natskit.cli.project import find_project
 from natskit.cli.supervisor import Process
 from natskit.errors import NatskitError, SettingsError
@@ -81,6 +81,33 @@ def test_no_platform_is_one_line_with_the_fix(
     code, out, err = run(monkeypatch, capsys, "--platform", str(tmp_path), *words)
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert f"there is no {tmp_path}/platform.json: run `make up` first" in err
+
+
+@pytest.mark.parametrize(
+    "words", [["encrypt", "{}"], ["decrypt", "{}"], ["passphrase", "{}"], ["backup", "FILE", "--identity", "{}"]]
+)
+def test_a_folder_without_an_identity_is_named_and_left_alone(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NATSKIT_IDENTITY_PASSPHRASE", "correct horse battery staple")
+    other = tmp_path / "other"
+    other.mkdir(mode=0o700)
+    (other / "id.nk").write_text("of somebody else")
+    for wrong in (tmp_path / "typo", other):
+        code, out, err = run(monkeypatch, capsys, "identity", *(word.format(wrong) for word in words))
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert f"there is no identity in {wrong}: say where it is" in err
+    assert [path.name for path in tmp_path.rglob("*")] == ["other", "id.nk"]
+
+
+def test_an_audit_that_cannot_be_reached_is_said_and_stops_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note(str(tmp_path), "identity push")
+    err = capsys.readouterr().err
+    assert err.startswith("not in the audit: identity push (there is no ")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,10 @@ def test_what_a_platform_adds_is_audited_unless_it_says_that_it_only_reads() -> 
 def test_since() -> None:
     assert parse_since("90s", 1000) == 910
     assert parse_since("7d", 7 * 86400) == 0
-    assert parse_since("2026-01-31", 0) == parse_since("2026-01-31T01:00+01:00", 0)
-    for wrong in ("", "7", "d", "-1d", "yesterday", "1y"):
-        with pytest.raises(NatskitError, match="30m, 24h or 7d"):
-            parse_since(wrong, 0)
+    now = 2e9
+    assert parse_since("2026-01-31", now) == parse_since("2026-01-31T01:00+01:00", now)
+    for wrong in ("", "7", "d", "-1d", "yesterday", "1y", "5 minutes"):
+        with pytest.raises(NatskitError, match=f"{wrong}' is no time: say how long ago, such as 90s, 30m, 24h"):
+            parse_since(wrong, now)
+    with pytest.raises(NatskitError, match="'2099-01-01' is in the future: say how long ago"):
+        parse_since("2099-01-01", now)

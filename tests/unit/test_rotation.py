@@ -72,7 +72,8 @@ class World:
         self.check()
         self._called("deploy", done=True)
 
-    def operator_keys(self) -> dict[str, Collection[str]]:
+    def operator_keys(self, identity: Identity) -> dict[str, Collection[str]]:
+        assert identity.pending_rotation
         return {"nats-1": self.operator}
 
     def holders(self, identity: Identity) -> dict[str, int]:
@@ -286,7 +287,7 @@ def test_a_deploy_that_does_not_reach_a_hub_stops_the_rotation(directory: Path, 
 
 def test_a_server_that_was_not_restarted_stops_the_rotation(directory: Path) -> None:
     world = World(directory)
-    world.operator_keys = lambda: {"nats-1": ["O-ELSE"]}  # type: ignore[method-assign]
+    world.operator_keys = lambda identity: {"nats-1": ["O-ELSE"]}  # type: ignore[method-assign]  # noqa: ARG005
     with pytest.raises(NatskitError, match="nats-1 does not believe the new key yet"):
         run(world, "operator-signing-key")
     pending = Identity.load(directory).pending_rotation
