@@ -35,6 +35,8 @@ REFUSAL_SECONDS = 100e-6
 """What is counted for a request that is refused: more than it costs, so that who does not wait gets on the less."""
 FLOOD_SECONDS = 20.0
 """Who has used up as much time to come does not listen to refusals: 10 s of as many requests as can be sent."""
+LONGEST_SECONDS = 60.0
+"""Nobody is refused for longer than this after their last request: not for all that was asked with a stolen session."""
 MOST_CALLERS = 10_000
 
 
@@ -44,6 +46,7 @@ class Admission:
     def __init__(self, share: float, clock: Callable[[], float] = time.monotonic) -> None:
         """``share`` is the part of the hub's time that one caller may use for long."""
         self._share = share
+        self._burst = BURST_SECONDS / share
         self._clock = clock
         self._in_flight = 0
         self._each: dict[str, int] = {}
@@ -94,7 +97,8 @@ class Admission:
         now = self._clock()
         if len(self._paid) >= MOST_CALLERS:
             self._paid = {caller: until for caller, until in self._paid.items() if until > now}
-        self._paid[key] = max(now, self._paid.get(key, 0.0)) + seconds / self._share
+        until = max(now, self._paid.get(key, 0.0)) + seconds / self._share
+        self._paid[key] = min(until, now + self._burst + LONGEST_SECONDS)
 
     def _wait(self, key: str) -> float:
-        return self._paid.get(key, 0.0) - self._clock() - BURST_SECONDS / self._share
+        return self._paid.get(key, 0.0) - self._clock() - self._burst

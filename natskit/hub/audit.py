@@ -50,9 +50,11 @@ LONGEST_PAUSE = 5.0
 STOP_SECONDS = 2.0
 MINUTE = 60.0
 STRANGERS = 20
-"""Events of a kind, a minute and hub, that those who are not signed in can cause; others are counted."""
+"""Events of a kind, a minute and hub, that those who are not signed in can cause; others are counted. So many things as
+well that one account, project or runner tries in vain: what does not exist can be named without end."""
 REPEATS = 5
-"""Events a minute and hub of one account doing one thing to the same account or project; more are counted."""
+"""Events a minute and hub of one account, project or runner doing one thing to the same account or project; more are
+counted."""
 NAMED = 1000
 """Accounts and projects that one account may do one thing to in a minute and hub, and each is named; more are counted.
 Some 300 KB: who adds decoys hides nothing among fewer, and does not fill the stream with more."""
@@ -74,6 +76,7 @@ class Audit:
         self._lost = 0
         self._strangers = Throttle(each=1, total=STRANGERS)
         self._accounts = Throttle(each=REPEATS, total=NAMED)
+        self._failures = Throttle(each=REPEATS, total=STRANGERS)
 
     def record(self, kind: str, *, account: str = "-", outcome: str = "ok", **fields: Any) -> None:
         """Note an event that concerns an account. Never waits and never fails; fields without a value are left out."""
@@ -92,7 +95,12 @@ class Audit:
         """Note what a signed-in account did, :data:`REPEATS` times a minute for each that it was done to."""
         event = {"kind": kind, "outcome": outcome, "account": account, **fields}
         whom = tuple(str(fields.get(name) or "") for name in ("target", "email", "project_id", "session_id"))
-        if self._accounts.take((kind, outcome, account), whom, event):
+        who = account, str(fields.get("by") or "")
+        if outcome == "ok":
+            named = self._accounts.take((kind, outcome, *who), whom, event)
+        else:
+            named = self._failures.take(who, (kind, outcome, *whom), event)
+        if named:
             self._put(event)
 
     def gauges(self) -> dict[str, float]:
@@ -130,7 +138,7 @@ class Audit:
         self._something.set()
 
     def _put_summaries(self) -> None:
-        for throttle in (self._strangers, self._accounts):
+        for throttle in (self._strangers, self._accounts, self._failures):
             for event in throttle.due():
                 self._put(event)
 
@@ -191,7 +199,10 @@ class Throttle:
         found = self._seen.get(group + key)
         if found is None and self._keys[group] >= self._total:
             account = event.get("account", "-") if event.get("account") in group else "-"
-            plain = {"kind": event["kind"], "outcome": event["outcome"], "account": account}
+            kind = event["kind"] if event["kind"] in group else "calls"
+            plain = {"kind": kind, "outcome": event["outcome"], "account": account}
+            if event.get("by") in group:
+                plain["by"] = event["by"]
             self._beyond.setdefault(group, _Repeated(plain | {"reason": "more than are named"})).times += 1
             return False
         if found is None:

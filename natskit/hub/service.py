@@ -7,10 +7,12 @@ all others run as tasks, a bounded number at a time, so that a slow one delays n
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import nats.errors
@@ -21,13 +23,14 @@ from nats.micro.service import Endpoint, EndpointConfig, Service, ServiceConfig
 from natskit.connection import Connection
 from natskit.errors import NatskitError, StateError
 from natskit.hub.admin import admin_methods
-from natskit.hub.admission import ANSWER_BYTE_SECONDS, PING_SECONDS, Admission
+from natskit.hub.admission import ANSWER_BYTE_SECONDS, PING_SECONDS, REFUSAL_SECONDS, Admission
 from natskit.hub.agents import project_methods, runner_methods
 from natskit.hub.audited import record_call
 from natskit.hub.caller import Caller
 from natskit.hub.metrics import Metrics
 from natskit.hub.projects import iso
 from natskit.hub.state import Holder
+from natskit.hub.turns import Turns
 from natskit.permissions import check_id, inbox_prefix
 from natskit.rpc import Methods, Request, RpcError, encode_error, encode_result, parse
 
@@ -69,6 +72,7 @@ class Services:
         self._looked_at = 0
         self._beginning = asyncio.Lock()
         self._service: Service | None = None
+        self._endpoints: list[_Endpoint] = []
         self._pings: dict[Kind, int] = {"account": 0, "project": 0}
         self._pong_made = 0.0
         self._pong_tail = b""
@@ -91,18 +95,20 @@ class Services:
                 self._service, EndpointConfig(name=kind, subject=subject, handler=_unused, queue_group=QUEUE)
             )
             endpoint.answer = self._handler(kind)
+            endpoint.flooded = partial(self._charge, kind, seconds=REFUSAL_SECONDS)
             await endpoint._start()
             self._service._endpoints.append(endpoint)
+            self._endpoints.append(endpoint)
         await connection.flush()
 
     async def stop(self, seconds: float) -> None:
         """Stop taking requests and finish those that were taken."""
-        if self._service is not None:
-            for endpoint in self._service._endpoints:
-                if endpoint._subscription is not None:
-                    await endpoint._subscription.drain()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=seconds)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                for endpoint in self._endpoints:
+                    await endpoint.finish()
+                if self._tasks:
+                    await asyncio.wait(self._tasks)
 
     def pings(self) -> dict[str, float]:
         """How many pings were answered without a detour."""
@@ -130,7 +136,8 @@ class Services:
         async def handle(message: Msg) -> None:
             self._looked_at += 1
             if not self._looked_at % IN_A_ROW:
-                self._sample(kind, message.subject)
+                # Pings are answered without being counted: whoever sends one in so many pays for all of them.
+                self._charge(kind, message.subject, IN_A_ROW * PING_SECONDS)
                 await asyncio.sleep(0)
             ping = _PING.fullmatch(message.data) if on_the_spot else None
             if ping is not None and message.reply:
@@ -149,7 +156,8 @@ class Services:
                 return
             if message.reply and not message.reply.startswith(inbox):
                 # The hub may publish where the caller may not: to its buckets, to the inboxes of all others.
-                log.warning("a request of %s %s was dropped: it wants its answer elsewhere", kind, caller.id)
+                self._charge(kind, message.subject, REFUSAL_SECONDS)
+                log.debug("a request of %s %s was dropped: it wants its answer elsewhere", kind, caller.id)
                 return
             refusal = self._enter(kind, caller, message.data)
             if refusal is not None:
@@ -236,13 +244,14 @@ class Services:
         self._metrics.requests.labels(kind, "shed").observe(0)
         return encode_error(None, refusal)
 
-    def _sample(self, kind: Kind, subject: str) -> None:
-        """Pings are answered without being counted: whoever sends one in so many pays for all of them."""
+    def _charge(self, kind: Kind, subject: str, seconds: float) -> None:
+        """Count time to whoever asks on a subject, for what is not taken as a request."""
         found = self._callers.get((kind, subject))
-        if found is not None:
-            self._admission.charge(found[0].key, IN_A_ROW * PING_SECONDS)
-            if self._admission.is_flooding(found[0].key) and kind != "admin":
-                self._hold_off(found[0])
+        if found is None or found[0].key in self._held_off:
+            return
+        self._admission.charge(found[0].key, seconds)
+        if self._admission.is_flooding(found[0].key) and kind != "admin":
+            self._hold_off(found[0])
 
     def _hold_off(self, caller: Caller) -> None:
         """Cut the connections of somebody who floods, and let them in again a little later; drop what is on its way."""
@@ -272,10 +281,40 @@ class _Endpoint(Endpoint):
     """An endpoint of the micro framework whose callback is ours: the framework's own costs as much as a ping."""
 
     answer: Callable[[Msg], Coroutine[Any, Any, None]]
+    flooded: Callable[[str], None]
+    """Told of each request that is dropped, since too many of its caller wait."""
+
+    def __init__(self, service: Service, config: EndpointConfig) -> None:
+        super().__init__(service, config)
+        self._turns = Turns()
+        self._work = asyncio.create_task(self._answer_in_turn())
+
+    async def finish(self) -> None:
+        """Take no more requests, and return when all that were taken had their turn."""
+        if self._subscription is not None:
+            await self._subscription.drain()  # type: ignore[no-untyped-call]
+        await self._turns.join()
+        self._work.cancel()
 
     async def _handle_request(self, msg: Msg) -> None:
         self._num_requests += 1
-        await self.answer(msg)
+        subscription = self._subscription  # none yet for what arrives while it is made
+        if subscription is not None and self._turns.empty() and subscription.pending_msgs <= IN_A_ROW:
+            await self.answer(msg)  # as long as no row would be long, there is none: a ping costs half as much
+        elif self._turns.has_room(msg):
+            self._turns.put_nowait(msg)
+        else:
+            self.flooded(msg.subject)
+
+    async def _answer_in_turn(self) -> None:
+        while True:
+            message = await self._turns.get()
+            try:
+                await self.answer(message)
+            except Exception:
+                log.exception("a request on %s was not answered", message.subject[:80])
+            finally:
+                self._turns.task_done()
 
 
 async def _unused(_: Any) -> None:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
+
 from natskit.connection import Connection
+from natskit.identity.claims import COOKIE
 from natskit.program import cancel
 from natskit.rpc import encode_request
 from tests.hub.site import Site, call, eventually
 from tests.hub.test_hub_api import person
+from tests.platform.raw import ClosedError, RawClient
 
 PROJECTS = 150
 OTHERS = 12
@@ -73,3 +78,45 @@ async def test_the_others_are_let_in_and_answered(site: Site) -> None:
     assert {refusal["data"]["kind"] for refusal in attacker.refusals} == {"unavailable"}
     assert any("more than a hub can do for one" in refusal["message"] for refusal in attacker.refusals)
     assert attacker.answers > len(attacker.refusals), "it is slowed down, not locked out"
+
+
+@pytest.mark.parametrize("answers_to", ["themselves", "somebody else"])
+async def test_who_floods_is_cut_and_comes_back_later(site: Site, answers_to: str) -> None:
+    """More than a hub can look at, by a client that waits for nothing, wherever it wants its answers."""
+    admin = await site.admin()
+    _, account_id, cookie = await person(site, admin)
+    _, other, their_cookie = await person(site, admin)
+    inbox = f"_INBOX.account.{account_id if answers_to == 'themselves' else other}.x"
+    body = encode_request("list_projects", {})
+    many = f"PUB hub.api.{account_id} {inbox} {len(body)}\r\n".encode() + body + b"\r\n"
+    url, named = f"ws://127.0.0.1:{site.websocket_port}", f"{COOKIE}={cookie}"
+    raw, over = RawClient.websocket(url, cookie=named), threading.Event()
+
+    def flood() -> bool:
+        """Whether it was cut."""
+        with contextlib.suppress(ClosedError, OSError):
+            while not over.is_set():
+                raw.send(500 * many)
+                raw.ping()
+            return False
+        return True
+
+    flooding = asyncio.get_running_loop().run_in_executor(None, flood)
+    try:
+        done, _ = await asyncio.wait([flooding], timeout=20)
+        assert done, "it is cut"
+    finally:
+        over.set()
+    assert await flooding
+    logged = "".join((site.root / hub / "hub.log").read_text() for hub in site.hubs)
+    assert "floods this hub" in logged
+    assert logged.count(account_id) < 100, "nobody fills the disk with log"
+    connection = await site.browser(other, their_cookie)
+    assert (await call(connection, f"hub.api.{other}", "whoami"))["account_id"] == other
+
+    async def back() -> bool:
+        raw = await asyncio.to_thread(RawClient.websocket, url, cookie=named)
+        raw.close()
+        return True
+
+    await eventually(back, "it is let in again", seconds=30)

@@ -50,6 +50,16 @@ def test_whoever_is_refused_is_told_when_to_come_back_and_is_taken_then() -> Non
     assert some.enter("a", 0) is None
 
 
+def test_nobody_is_refused_for_long_after_the_last_request() -> None:
+    clock = Clock()
+    some = Admission(SHARE, clock)
+    for _ in range(10_000):  # over HTTP, nobody is cut
+        some.enter("a", 1 << 20)
+    assert some.is_flooding("a")
+    clock.now += admission.LONGEST_SECONDS
+    assert some.enter("a", 0) is None
+
+
 def test_one_has_not_more_than_its_number_on_the_way() -> None:
     some = Admission(SHARE, Clock())
     for _ in range(admission.IN_FLIGHT_EACH):

@@ -68,6 +68,27 @@ def test_each_account_that_something_was_shared_with_is_named() -> None:
     assert counted == [("a", "the one", 7), ("a", None, 1)]
 
 
+def test_what_one_tries_in_vain_does_not_fill_the_stream() -> None:
+    trail, _ = new()
+    for number in range(1000):
+        for kind in ("delete_project", "start_project"):
+            trail.record_of_account(kind, account="a", outcome="refused", by="account a", project_id=str(number))
+    trail.record_of_account("delete_project", account="b", outcome="refused", by="account b", project_id="p")
+    trail.record_of_account("delete_project", account="a", by="account a", project_id="p")
+    assert [e["account"] for _, e in waiting(trail)] == ["a"] * audit.STRANGERS + ["b", "a"]
+    trail._put_summaries()
+    last = waiting(trail)[-1][1]
+    assert (last["kind"], last["by"], last["count"]) == ("calls", "account a", 2000 - audit.STRANGERS)
+
+
+def test_a_runner_hides_nothing_that_another_one_does() -> None:
+    trail, _ = new()
+    for _ in range(audit.NAMED):
+        trail.record_of_account("register", account="-", by="runner a")
+    trail.record_of_account("register", account="-", by="runner b")
+    assert [e["by"] for _, e in waiting(trail)] == ["runner a"] * audit.REPEATS + ["runner b"]
+
+
 @given(st.lists(st.integers(0, 30), max_size=300))
 def test_nothing_is_counted_twice_or_forgotten(keys: list[int]) -> None:
     throttle = Throttle(each=2, total=5)
