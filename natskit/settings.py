@@ -142,7 +142,7 @@ class HubSettings(_Role):
     """How often a minute a project may be shared with, or taken from, the same account before sharing it again has to
     wait: each time cuts that account's connections, and its owner is not the one who notices. A project may be renamed
     as often; its owner may delete projects, and take projects from one account, six times as often."""
-    hub_caller_share: Annotated[float, Field(ge=0.01, le=100)] = 0.25
+    hub_caller_share: Annotated[float, Field(ge=0.01, le=100), Unit("of its time")] = 0.25
     """The part of each hub's time that one account, project or runner may use for long; who asks for more is refused
     with `unavailable` and `retry_after`. 0.25 is 4,000 small requests a second, or a list of 1,500 projects every
     0.2 s. From 1 up nobody is kept from what a hub can do."""

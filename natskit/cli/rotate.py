@@ -72,6 +72,8 @@ def rotate(directory: str, kind: Kind, yes: bool, now: bool, wait: int | None, n
     from natskit.identity import Identity
     from natskit.rotation import Rotation
 
+    if wait is not None and kind != "hub-keys":
+        raise NatskitError(f"--wait {wait} is for hub-keys: a rotation of {kind} waits for nobody")
     platform = Platform.find(directory)
     # As long as an authorisation is good: by then each connection was made anew, with a new key.
     patience = float(wait if wait is not None else int(platform["authorization_ttl"] * 1.1) + 30)

@@ -167,7 +167,9 @@ class Projects:
             await self._state.memberships.confirm(f"{account_id}.{project_id}")
             membership = self._state.membership(account_id, project_id)
         if membership is None:
-            raise RpcError("not_found", "that account is no collaborator of the project")
+            account = self._state.account(account_id)
+            who = account.email if account else account_id[:80]
+            raise RpcError("not_found", f"{who} is no collaborator of the project {self.get(project_id).title!r}")
         if membership.role == "owner":
             raise RpcError("invalid_state", "the owner cannot leave a project; delete it instead")
         await self._part(account_id, project_id)

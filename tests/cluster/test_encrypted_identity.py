@@ -43,7 +43,7 @@ def test_nobody_without_the_passphrase_deploys_and_who_has_it_changes_nothing(
 
 def test_keys_are_exchanged_and_none_is_readable_here_after_it(encrypted: Encrypted) -> None:
     starts = encrypted.starts()
-    encrypted.natskit("identity", "rotate", "nats-account", "--yes", "--wait", "0")
+    encrypted.natskit("identity", "rotate", "nats-account", "--yes")
     now = encrypted.starts()
     assert {machine for machine in now if now[machine] != starts[machine]} == set(HUBS)
     assert list((encrypted.root / "identity").rglob("*.creds.age"))

@@ -101,9 +101,11 @@ class Held:
 
 def rotate(site: LocalSite, kind: Kind) -> str:
     """Begin and complete a rotation, one of them with a deploy by hand; what it said."""
-    words = ("identity", "rotate", kind, "--yes", "--wait", "0")
+    words = ("identity", "rotate", kind, "--yes")
     if kind != "nats-account":
-        return site.natskit(*words).stdout
+        return site.natskit(*words, *(("--wait", "0") if kind == "hub-keys" else ())).stdout
+    refused = site.natskit(*words, "--wait", "5", check=False)
+    assert "--wait 5 is for hub-keys" in refused.stderr
     stopped = site.natskit(*words, "--no-deploy", check=False)
     assert stopped.returncode == 1
     assert f"NATSKIT_LOCAL={site.root} " in stopped.stderr

@@ -35,7 +35,7 @@ ID = str(uuid.uuid4())
 def answer(token: str, *, signature: str = "", nonce: str = NONCE, transport: str = "websocket") -> dict[str, Any]:
     """The claims of the answer to a request as nats-server makes it."""
     rights = Rights([], "name", None, "")
-    state = SimpleNamespace(rights=lambda *_: rights)
+    state = SimpleNamespace(rights=lambda *_: rights, is_held_off=lambda _: False)
     callout = Callout(cast("Connection", None), cast("State", state), TOKENS, Metrics(), Audit("hub", Metrics()))
     server = nkey.key_pair(nkey.create_seed("account"))
     user = nkey.public_key(nkey.create_seed("user"))
