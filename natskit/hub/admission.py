@@ -37,6 +37,10 @@ FLOOD_SECONDS = 20.0
 """Who has used up as much time to come does not listen to refusals: 10 s of as many requests as can be sent."""
 LONGEST_SECONDS = 60.0
 """Nobody is refused for longer than this after their last request: not for all that was asked with a stolen session."""
+HOLD_OFF_SECONDS, LONGEST_HOLD_OFF = 10.0, 160.0
+"""How long somebody who floods is not let in by the hub that has noticed; twice as long each time again."""
+FORGOTTEN_SECONDS = 600.0
+"""Who has not flooded for so long has not flooded before."""
 MOST_CALLERS = 10_000
 
 
@@ -52,6 +56,8 @@ class Admission:
         self._each: dict[str, int] = {}
         self._paid: dict[str, float] = {}
         """Until when, at its share, each caller pays for what it has used."""
+        self._floods: dict[str, tuple[float, float]] = {}
+        """When each of those who flooded did so last, and for how long they were held off."""
 
     def enter(self, key: str, size: int) -> RpcError | None:
         """Take a request of ``size`` bytes, until :meth:`leave`; or why not."""
@@ -73,6 +79,7 @@ class Admission:
         mine = self._each.get(key, 0)
         if self._in_flight >= IN_FLIGHT or mine >= IN_FLIGHT_EACH:
             whose = "of yours" if mine >= IN_FLIGHT_EACH else "here"
+            self.charge(key, REFUSAL_SECONDS)
             return RpcError(
                 "unavailable", f"too many requests {whose} are being worked on; try again in a moment", retry_after=1
             )
@@ -84,6 +91,17 @@ class Admission:
     def is_flooding(self, key: str) -> bool:
         """Whether a caller asks on and on in spite of refusals."""
         return self._wait(key) > FLOOD_SECONDS
+
+    def hold_off_seconds(self, key: str) -> float:
+        """How long somebody who floods now is to be held off."""
+        now = self._clock()
+        if len(self._floods) >= MOST_CALLERS:
+            self._floods = {k: flood for k, flood in self._floods.items() if now - flood[0] < FORGOTTEN_SECONDS}
+        last, seconds = self._floods.get(key, (-FORGOTTEN_SECONDS, 0.0))
+        again = now - last < FORGOTTEN_SECONDS
+        seconds = min(2 * seconds, LONGEST_HOLD_OFF) if again else HOLD_OFF_SECONDS
+        self._floods[key] = now, seconds
+        return seconds
 
     def leave(self, key: str) -> None:
         """A request that was taken has its answer."""

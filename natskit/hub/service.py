@@ -46,8 +46,6 @@ ON_THE_SPOT = frozenset({"ping", "whoami"})
 """Built-in methods that never wait."""
 IN_A_ROW = 64
 """Requests that are looked at before others get their turn: a millisecond. nats-py goes on while there are any."""
-HOLD_OFF_SECONDS = 10.0
-"""How long somebody who floods is not let in by the hub that has noticed."""
 PONG_SECONDS = 0.001
 """The precision of the time in the answer to a ping."""
 METHOD_SECONDS = 90.0
@@ -257,7 +255,8 @@ class Services:
         """Cut the connections of somebody who floods, and let them in again a little later; drop what is on its way."""
         if caller.key in self._held_off:
             return
-        log.warning("%s %s floods this hub: held off for %g s", caller.kind, caller.id, HOLD_OFF_SECONDS)
+        seconds = self._admission.hold_off_seconds(caller.key)
+        log.warning("%s %s floods this hub: held off for %g s", caller.kind, caller.id, seconds)
         holder = Holder("browser" if caller.kind == "account" else caller.kind, caller.id)  # type: ignore[arg-type]
         self._held_off.add(caller.key)
         self._hub.connections.cut_now(self._hub.state.hold_off(holder))
@@ -267,7 +266,7 @@ class Services:
             self._held_off.discard(caller.key)
             self._hub.state.let_in(holder)
 
-        asyncio.get_running_loop().call_later(HOLD_OFF_SECONDS, over)
+        asyncio.get_running_loop().call_later(seconds, over)
 
 
 _PING = re.compile(

@@ -91,3 +91,16 @@ def test_who_has_paid_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
         some.charge(str(number), CALL_SECONDS)
     assert len(some._paid) <= 10
     assert some.enter("owes", 0) is not None
+
+
+def test_who_floods_again_is_held_off_for_longer_and_forgiven_in_the_end() -> None:
+    clock = Clock()
+    some = Admission(SHARE, clock)
+    held = []
+    for _ in range(7):
+        held.append(some.hold_off_seconds("a"))
+        clock.now += held[-1] + 1
+    assert held == [10, 20, 40, 80, 160, 160, 160]
+    assert some.hold_off_seconds("b") == 10
+    clock.now += 1000
+    assert some.hold_off_seconds("a") == 10
