@@ -144,7 +144,7 @@ async def test_a_renewed_certificate_is_served_after_sighup(site: Site) -> None:
     assert site.shows is not None
     process, port = site.hubs["hub-1"]
     old, connected = await knock(site, client_context(*site.shows)), nats_connections(site)
-    assert len(connected) == 2
+    assert len(connected) == 3  # state, requests, callouts
     reader, writer = await asyncio.open_connection(ADDRESS, port, ssl=client_context(*site.shows))
 
     async def ask() -> None:
