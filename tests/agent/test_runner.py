@@ -54,8 +54,9 @@ async def register(hub: Hub, version: str) -> dict[str, list[str]]:
     return {"projects": hub.wanted}
 
 
-async def heartbeat(hub: Hub, running: list[str]) -> None:
+async def heartbeat(hub: Hub, running: list[str]) -> dict[str, list[str]]:
     hub.heartbeats.append(running)
+    return {"need_keys": []}
 
 
 async def project_state(hub: Hub, project_id: str, state: str, detail: str) -> None:
