@@ -69,6 +69,13 @@ async def names_of(site: Site, account_id: str) -> set[str]:
     return {name for name in names if account_id in name}
 
 
+async def is_gone(site: Site, hub: str) -> bool:
+    """Whether nats-server has no connection of a hub any more."""
+    async with httpx.AsyncClient(verify=NO_TLS) as client:
+        answer = await client.get(f"http://127.0.0.1:{site.monitor_port}/connz")
+    return not any(c.get("name", "").startswith(f"{hub}-") for c in answer.json()["connections"])
+
+
 async def scene_of(site: Site) -> Scene:
     admin = await site.admin()
     scene = Scene(site, admin)
@@ -189,6 +196,7 @@ async def test_what_is_taken_away_is_gone(site: Site, killed: bool) -> None:
         site.start_hub("hub-2")
         await site.healthy("hub-2")
         site.kill_hub("hub-1")
+        await eventually(lambda: is_gone(site, "hub-1"), "nats-server has noticed, and gives requests to the other one")
         for scene in scenes:
             scene.hub = "hub-2"
     try:
