@@ -18,6 +18,10 @@ STREAM_NOT_FOUND = 10059
 MESSAGE_NOT_FOUND = 10037
 
 
+class SilenceError(StateError):
+    """Nobody has answered in time."""
+
+
 class JetStreamError(StateError):
     """JetStream has refused; ``code`` is its ``err_code``."""
 
@@ -31,12 +35,12 @@ async def api(
 ) -> dict[str, Any]:
     """The answer of ``$JS.API.{verb}``.
 
-    Raises :class:`JetStreamError` when it is refused, and :class:`StateError` when nobody answers in time.
+    Raises :class:`JetStreamError` when it is refused, and :class:`SilenceError` when nobody answers in time.
     """
     try:
         answer = await connection.request(f"$JS.API.{verb}", json.dumps(body).encode(), timeout=seconds)
     except nats.errors.Error as error:
-        raise StateError(f"{verb}: {type(error).__name__}") from error
+        raise SilenceError(f"{verb}: {type(error).__name__}") from error
     parsed: dict[str, Any] = json.loads(answer.data)
     if "error" in parsed:
         raise JetStreamError(verb, parsed["error"])

@@ -28,7 +28,7 @@ from natskit.connection import Connection
 from natskit.errors import StateError
 from natskit.hub import filling
 from natskit.hub.records import Record
-from natskit.jetstream import MESSAGE_NOT_FOUND, REQUEST_SECONDS, STREAM_NOT_FOUND, JetStreamError, api
+from natskit.jetstream import MESSAGE_NOT_FOUND, REQUEST_SECONDS, STREAM_NOT_FOUND, JetStreamError, SilenceError, api
 from natskit.permissions import state_subject
 from natskit.rpc import RpcError
 
@@ -40,7 +40,10 @@ CHECK_SECONDS = 0.5
 """How often the stream's leader is asked for its last sequence. What it had then has to be in the view at the next
 look: a lost message may say that somebody was locked out."""
 ANSWER_SECONDS = 1.0
-"""How long the leader may take for that; then the view is not current, a second and a half after what it missed."""
+"""How long the leader may take for that. Its answer tells a view that missed something within a second and a half."""
+SILENT_SECONDS = 10.0
+"""How long the view counts without an answer. Where there is no leader nothing can be written that it could miss, and
+electing another takes 4 to 9 s; only a leader on the other side of a cut network may write meanwhile."""
 LONGEST_PAUSE = 0.5
 LAG_SECONDS = 0.2
 """How far behind another hub's writes a view may be; usually it is a millisecond or two."""
@@ -309,8 +312,9 @@ class Bucket(Generic[RecordT]):
         return str(info["created"])
 
     async def _guard(self, created: str) -> None:
-        """Return when the view has to start over. Raises :class:`StateError` when the leader does not answer."""
-        stored = 0
+        """Return when the view has to start over. Raises :class:`StateError` when the leader is silent for long."""
+        loop, stored = asyncio.get_running_loop(), 0
+        answered = loop.time()
         while True:
             with contextlib.suppress(TimeoutError):
                 # Not ``wait_for``: with Python 3.11 it would forget a cancellation that comes with the event.
@@ -318,7 +322,13 @@ class Bucket(Generic[RecordT]):
                     await self._amiss.wait()
                 return
             before = self.applied
-            info = await self._look()
+            try:
+                info = await self._look()
+            except SilenceError:
+                if loop.time() - answered > SILENT_SECONDS:
+                    raise
+                continue
+            answered = loop.time()
             was_stored, stored = stored, int(info["state"]["last_seq"])
             if self.applied < was_stored or stored < before or info["created"] != created:
                 log.warning("bucket %s: the stream is at %d, the view at %d", self.name, stored, self.applied)

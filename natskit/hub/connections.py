@@ -12,7 +12,7 @@ all connections are compared. Every hub does so, whoever authorised what. So a r
 - *a nats-server is cut off*: nobody can reach it, so its clients keep what they had, among themselves. Who comes to it
   anew is authorised only by a hub on its side, and only while that takes its view for current. Where the stream's
   leader was cut off too, it steps down 10 to 20 s later (``raft.go``, ``lostQuorumInterval``), which the hub notices
-  after :data:`~natskit.hub.bucket.CHECK_SECONDS` and a request at the latest: less than half a minute in all. When the
+  after :data:`~natskit.hub.bucket.SILENT_SECONDS` more: about half a minute in all. When the
   server is back, which is looked for each second, all connections are compared;
 - *no hub runs*, or all that fails: the authorisation itself ends after ``authorization_ttl_seconds`` (900 s, and up to
   a tenth more), and nats-server then drops the connection without asking anybody.

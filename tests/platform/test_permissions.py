@@ -13,7 +13,7 @@ import pytest
 
 from natskit import rpc
 from tests.platform.raw import RawClient
-from tests.platform.site import Site, World
+from tests.platform.site import Site, World, wait_for
 
 ALLOWED: dict[str, dict[str, list[str]]] = {
     "browser": {
@@ -424,7 +424,8 @@ def client_of(site: Site, world: World) -> Iterator[Connect]:
 
     def connect(role: str) -> RawClient:
         if role not in clients:
-            clients[role] = world.connect(site, role)
+            # On the cluster something was killed a moment ago: while servers elect, hubs let nobody in.
+            clients[role] = wait_for(lambda: world.connect(site, role), f"{role} is let in", 60)
             clients[role].kept = True
         return clients[role]
 
