@@ -7,6 +7,7 @@ import contextlib
 import json
 import threading
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -57,6 +58,13 @@ class Attacker:
             self.refusals.append(json.loads(message.data)["error"])
 
 
+async def answered(connection: Connection, account_id: str) -> bool:
+    """Asked again, as natskit's clients do, where nats-server has cut the hub for the flood it could not take."""
+    async with asyncio.timeout(5):
+        assert (await call(connection, f"hub.api.{account_id}", "whoami"))["account_id"] == account_id
+        return bool(await call(connection, f"hub.api.{account_id}", "list_projects") == [])
+
+
 async def test_the_others_are_let_in_and_answered(site: Site) -> None:
     admin = await site.admin()
     email, account_id, cookie = await person(site, admin)
@@ -72,8 +80,7 @@ async def test_the_others_are_let_in_and_answered(site: Site) -> None:
         await eventually(refused, "the attacker is refused", seconds=60)
         for _, other, their_cookie in others:
             connection = await site.browser(other, their_cookie)
-            assert (await call(connection, f"hub.api.{other}", "whoami"))["account_id"] == other
-            assert await call(connection, f"hub.api.{other}", "list_projects") == []
+            await eventually(partial(answered, connection, other), "the others are answered", 60)
             await connection.close()
     assert {refusal["data"]["kind"] for refusal in attacker.refusals} == {"unavailable"}
     assert any("more than a hub can do for one" in refusal["message"] for refusal in attacker.refusals)
