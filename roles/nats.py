@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from pyinfra import host, inventory, state
+from pyinfra import host
 from pyinfra.api import FactBase
 from pyinfra.api.exceptions import OperationError
 from pyinfra.operations import python
@@ -22,7 +22,7 @@ from natskit.topology import Topology
 from roles import service, tls
 from roles.errors import DeployError
 from roles.files import WrittenFile, checked_file, private_directory
-from roles.platform import ca_file
+from roles.platform import ca_file, reached
 from roles.program import Program
 
 STOP_SECONDS = 30
@@ -185,14 +185,13 @@ def end_earlier_rights(site: Topology, identity: Identity) -> None:
 
     Once in a deploy, when the last host of hubs that can be reached has its new ones.
     """
-    hubs = [other for other in inventory if "hub" in other.groups and other in state.activated_hosts]
-    if host not in hubs[-1:]:
+    if host not in reached("hub")[-1:]:
         return
-    reached = [other.data.get("platform_name", other.name) for other in inventory if other in state.activated_hosts]
+    names = {other.data.get("platform_name", other.name) for other in reached("nats")}
     python.call(
         name="End the rights that only programs of an older version had",
         function=_end_earlier_rights,
-        servers=[server for server in site.nats if server.platform_name in reached],
+        servers=[server for server in site.nats if server.platform_name in names],
         identity=identity,
         _if=lambda: identity.has_earlier_rights,
     )

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from pyinfra import inventory, state
 from pyinfra.api import Host, Inventory
 
 from natskit import __version__, named_files, topology
@@ -104,6 +105,11 @@ def identity(settings: Settings) -> Identity:
         return found
     except NatskitError as error:
         raise DeployError(str(error)) from None
+
+
+def reached(role: str) -> list[Host]:
+    """The hosts of a role that this deploy can reach, in its order."""
+    return [host for host in inventory if role in host.groups and host in state.activated_hosts]
 
 
 def ca_file(settings: Settings) -> Path:

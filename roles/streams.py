@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from pyinfra import host, inventory, logger, state
+from pyinfra import host, logger
 from pyinfra.api.exceptions import OperationError
 from pyinfra.operations import python
 
@@ -13,7 +13,7 @@ from natskit.identity import Identity
 from natskit.settings import Settings
 from natskit.streams import StreamSettings
 from natskit.topology import Topology
-from roles.platform import ca_file
+from roles.platform import ca_file, reached
 
 
 def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
@@ -22,8 +22,7 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
     Once in a deploy, when it comes to the first host of hubs that can be reached: with ``--serial`` the hosts of nats
     are done by then.
     """
-    hubs = [other for other in inventory if "hub" in other.groups and other in state.activated_hosts]
-    if host not in hubs[:1]:
+    if host not in reached("hub")[:1]:
         return
     python.call(
         name="Make the streams as the inventory says",

@@ -3,7 +3,7 @@
 nats-server publishes each message that it has stored once more (:mod:`natskit.streams`), and a hub follows that with an
 ordinary subscription: a hub may make no consumer (natskit/permissions.py). Such a message may be lost, so its sequence
 has to be the next one, and the stream's leader is asked twice a second for its last. Whenever anything is amiss (a
-reconnect, a gap, a stream whose last sequence is ahead of the view, a leader that does not answer) the view starts
+reconnect, a gap, a stream whose last sequence is ahead of the view, a leader that is silent for long) the view starts
 over: it subscribes, then reads the whole bucket, message by message, from the leader. Meanwhile the old view goes on
 answering, marked as not current.
 """
@@ -182,9 +182,8 @@ class Bucket(Generic[RecordT]):
 
         For an answer that says "it is so already", which no write would otherwise prove true.
         """
-        stream = f"KV_{self.name}"
         try:
-            found = await api(self._connection, f"STREAM.MSG.GET.{stream}", {"last_by_subj": self._prefix + key})
+            found = await api(self._connection, f"STREAM.MSG.GET.{self._stream}", {"last_by_subj": self._prefix + key})
         except JetStreamError as error:
             if error.code != MESSAGE_NOT_FOUND:
                 raise

@@ -39,7 +39,8 @@ class ProjectKeys:
 
     async def use(self, project_id: str, public_key: str) -> None:
         """The key of the agent that may speak as the project; the one before is cut."""
-        await self._change(project_id, public_key=public_key, next_key="", runner_key=self._key_of_runner(project_id))
+        runner_key = self._key_of_runner(project_id)
+        await self._state.update_project(project_id, public_key=public_key, next_key="", runner_key=runner_key)
 
     async def use_as_well(self, project_id: str, public_key: str) -> None:
         """A key that the agent may come with as well, until :meth:`use_alone`."""
@@ -47,7 +48,7 @@ class ProjectKeys:
         if project is not None and project.public_key and not self._state.rights(Holder("project", project_id)):
             await self.use(project_id, public_key)  # it has that of another runner: there is nothing to keep
         else:
-            await self._change(project_id, next_key=public_key)
+            await self._state.update_project(project_id, next_key=public_key)
 
     async def use_alone(self, project_id: str, public_key: str) -> None:
         """Once an agent is connected with the next key, the one before it is cut, and refused.
@@ -98,19 +99,17 @@ class ProjectKeys:
         What is not done within a few seconds, the runners do by themselves: each heartbeat is answered with
         :meth:`missing`.
         """
-        room = asyncio.Semaphore(AT_ONCE)
 
         async def renew(project_id: str) -> None:
-            async with room:
-                try:
-                    await self.rotate(project_id)
-                except RpcError as error:
-                    log.warning("project %s gets its new key later: %s", project_id, error)
+            try:
+                await self.rotate(project_id)
+            except RpcError as error:
+                log.warning("project %s gets its new key later: %s", project_id, error)
 
         await asyncio.sleep(CUT_SECONDS)
         try:
             async with asyncio.timeout(NEW_KEY_SECONDS):
-                await asyncio.gather(*(renew(project_id) for project_id in project_ids))
+                await each(project_ids, renew)
         except TimeoutError:
             log.warning("some projects get their new keys later, when their runners have time for it")
 
@@ -126,10 +125,13 @@ class ProjectKeys:
         project = self._state.projects.get(project_id)
         return (self._state.runner_key(project.runner_id) or "") if project else ""
 
-    async def _change(self, project_id: str, **fields: Any) -> None:
-        def mutate(old: Project | None) -> Project:
-            if old is None:
-                raise RpcError("not_found", "the project was deleted meanwhile")
-            return old.model_copy(update=fields)
 
-        await self._state.projects.change(project_id, mutate)
+async def each(project_ids: Iterable[str], work: Callable[[str], Awaitable[None]]) -> None:
+    """Do something with each project, with :data:`AT_ONCE` at the same time."""
+    room = asyncio.Semaphore(AT_ONCE)
+
+    async def one(project_id: str) -> None:
+        async with room:
+            await work(project_id)
+
+    await asyncio.gather(*(one(project_id) for project_id in project_ids))

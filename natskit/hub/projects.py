@@ -12,7 +12,7 @@ from typing import Any
 
 from natskit.connection import Connection, to_json
 from natskit.errors import ConnectionLostError, NatskitError
-from natskit.hub.project_keys import AT_ONCE, NO_KEYS, ProjectKeys
+from natskit.hub.project_keys import NO_KEYS, ProjectKeys, each
 from natskit.hub.records import Account, Membership, Project, ProjectState
 from natskit.hub.state import State
 from natskit.permissions import check_id
@@ -205,35 +205,29 @@ class Projects:
 
     async def leave_all(self, account_id: str, heir: str | None) -> set[str]:
         """Take an account from all projects; those it owns go to the heir, or are deleted. Returns those it owned."""
-        room, owned = asyncio.Semaphore(AT_ONCE), set[str]()
+        owned = set[str]()
 
         async def leave(project_id: str) -> None:
-            async with room:
-                if not self._is_owner(account_id, project_id) or self.get_or_none(project_id) is None:
-                    members = self._state.members_of(project_id)
-                    await self._part(account_id, project_id)
-                    await self._announce(members)
-                    return
-                owned.add(project_id)
-                if heir is None:
-                    await self.delete(project_id)
-                else:
-                    await self._hand_over(project_id, account_id, heir)
+            if not self._is_owner(account_id, project_id) or self.get_or_none(project_id) is None:
+                members = self._state.members_of(project_id)
+                await self._part(account_id, project_id)
+                await self._announce(members)
+                return
+            owned.add(project_id)
+            if heir is None:
+                await self.delete(project_id)
+            else:
+                await self._hand_over(project_id, account_id, heir)
 
         left = list(self._state.memberships_of(account_id))
-        await asyncio.gather(*(leave(project_id) for project_id in left))
+        await each(left, leave)
         await self.keys.renew(left)
         return owned
 
     async def refuse_keys(self, account_id: str) -> None:
         """Refuse the keys of all projects an account may use, which it may have copied; the projects go on."""
-        room, used = asyncio.Semaphore(AT_ONCE), list(self._state.projects_of(account_id))
-
-        async def refuse(project_id: str) -> None:
-            async with room:
-                await self.keys.refuse(project_id)
-
-        await asyncio.gather(*(refuse(project_id) for project_id in used))
+        used = list(self._state.projects_of(account_id))
+        await each(used, self.keys.refuse)
         await self.keys.renew(used)
 
     async def move(self, project_id: str, runner_id: str) -> None:
@@ -323,15 +317,7 @@ class Projects:
 
     async def _update(self, project_id: str, **fields: Any) -> Project:
         self.get(project_id)
-
-        def mutate(old: Project | None) -> Project:
-            if old is None:
-                raise RpcError("not_found", "the project was deleted meanwhile")
-            return old.model_copy(update=fields)
-
-        project = await self._state.projects.change(project_id, mutate)
-        assert project is not None
-        return project
+        return await self._state.update_project(project_id, **fields)
 
     async def _announce(self, accounts: Iterable[str]) -> None:
         """Tell the people it concerns."""

@@ -237,8 +237,7 @@ class Services:
         refusal = self._admission.enter(caller.key, len(body))
         if refusal is None:
             return None
-        if self._admission.is_flooding(caller.key) and kind != "admin":
-            self._hold_off(caller)
+        self._hold_off_if_flooding(caller)
         self._metrics.requests.labels(kind, "shed").observe(0)
         return encode_error(None, refusal)
 
@@ -248,16 +247,15 @@ class Services:
         if found is None or found[0].key in self._held_off:
             return
         self._admission.charge(found[0].key, seconds)
-        if self._admission.is_flooding(found[0].key) and kind != "admin":
-            self._hold_off(found[0])
+        self._hold_off_if_flooding(found[0])
 
-    def _hold_off(self, caller: Caller) -> None:
+    def _hold_off_if_flooding(self, caller: Caller) -> None:
         """Cut the connections of somebody who floods, and let them in again a little later; drop what is on its way."""
-        if caller.key in self._held_off:
+        if caller.kind == "admin" or caller.key in self._held_off or not self._admission.is_flooding(caller.key):
             return
         seconds = self._admission.hold_off_seconds(caller.key)
         log.warning("%s %s floods this hub: held off for %g s", caller.kind, caller.id, seconds)
-        holder = Holder("browser" if caller.kind == "account" else caller.kind, caller.id)  # type: ignore[arg-type]
+        holder = Holder("browser" if caller.kind == "account" else caller.kind, caller.id)
         self._held_off.add(caller.key)
         self._hub.connections.cut_now(self._hub.state.hold_off(holder))
         self._hub.audit.record("held_off", account=caller.id if caller.kind == "account" else "-", by=caller.key)

@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from natskit.connection import Connection
 from natskit.hub.bucket import Bucket
@@ -24,6 +24,7 @@ from natskit.hub.records import (
     email_key,
     external_key,
 )
+from natskit.rpc import RpcError
 
 PROJECTS_AT_ONCE = 6
 """One owner may change what one account may do this many times as often as a single project's rights: sharing several
@@ -192,6 +193,18 @@ class State:
         """Whether a runner is let in and was heard from lately."""
         record = self.runners.get(runner_id or "")
         return record is not None and record.alive(time.time()) and self.runner_key(runner_id) is not None
+
+    async def update_project(self, project_id: str, **fields: Any) -> Project:
+        """Change fields of a project. Raises :class:`RpcError` if it is gone, and :class:`StateError`."""
+
+        def mutate(old: Project | None) -> Project:
+            if old is None:
+                raise RpcError("not_found", "the project was deleted meanwhile")
+            return old.model_copy(update=fields)
+
+        project = await self.projects.change(project_id, mutate)
+        assert project is not None
+        return project
 
     def rights(self, holder: Holder, public_key: str = "") -> Rights | None:
         """What a holder gets now; ``None`` if nothing any more. No I/O: this is the callout's path.

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import tempfile
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +16,7 @@ from natskit.errors import ConnectionLostError
 from natskit.rpc import decode_response, encode_request
 from natskit.runner.processes import processes_of
 from tests.agent.conftest import until_async
-from tests.agent.test_with_hub import Platform
+from tests.agent.test_with_hub import Platform, running
 from tests.hub.conftest import PASSWORD
 from tests.platform.raw import ClosedError, RawClient
 
@@ -102,18 +100,8 @@ EVENTS: list[Event] = [unshare, unshare_by_admin, leave, disable, remove, disabl
 
 @pytest.fixture(scope="module")
 async def platform() -> AsyncIterator[Platform]:
-    with tempfile.TemporaryDirectory(prefix="natskit-copied-") as root:
-        platform = Platform(Path(root), ttl=900)
-        try:
-            await platform.start()
-            yield platform
-        finally:
-            platform.stop_runner()
-            for name in list(platform.site.hubs):
-                platform.site.kill_hub(name)
-                print(f"---- {name}\n{platform.site.log(name)}")
-            platform.site.stop_server()
-            print((platform.site.root / "runner" / "runner.log").read_text()[-4000:])
+    async with running("natskit-copied-", ttl=900) as platform:
+        yield platform
 
 
 @pytest.fixture(scope="module")

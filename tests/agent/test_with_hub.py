@@ -10,6 +10,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +117,11 @@ class Platform:
         return await Client.admin(self.nats_url, creds)
 
 
-@pytest.fixture(scope="module")
-async def platform() -> AsyncIterator[Platform]:
-    with tempfile.TemporaryDirectory(prefix="natskit-hub-") as root:
-        platform = Platform(Path(root))
+@asynccontextmanager
+async def running(prefix: str, **settings: Any) -> AsyncIterator[Platform]:
+    """A platform of hubs and a runner, until it is not needed any more."""
+    with tempfile.TemporaryDirectory(prefix=prefix) as root:
+        platform = Platform(Path(root), **settings)
         try:
             await platform.start()
             yield platform
@@ -127,7 +129,15 @@ async def platform() -> AsyncIterator[Platform]:
             platform.stop_runner()
             for name in list(platform.site.hubs):
                 platform.site.kill_hub(name)
+                print(f"---- {name}\n{platform.site.log(name)}")
             platform.site.stop_server()
+            print((platform.site.root / "runner" / "runner.log").read_text()[-4000:])
+
+
+@pytest.fixture(scope="module")
+async def platform() -> AsyncIterator[Platform]:
+    async with running("natskit-hub-") as platform:
+        yield platform
 
 
 @pytest.fixture(scope="module")

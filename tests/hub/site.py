@@ -13,9 +13,9 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
 import nats.errors
@@ -71,6 +71,15 @@ class Site:
         self._connections: list[Connection] = []
 
     # ---- nats-server
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def without_hubs(cls, root: Path) -> AsyncIterator[Self]:
+        """A nats-server that is up, until it is not needed any more."""
+        site = cls(root)
+        site.start_server()
+        yield site
+        await site.close()
 
     def start_server(self) -> None:
         accounts = {

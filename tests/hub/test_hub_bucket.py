@@ -25,10 +25,8 @@ from tests.hub.site import Site, eventually
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
-    site = Site(tmp_path_factory.mktemp("bucket"))
-    site.start_server()
-    yield site
-    await site.close()
+    async with Site.without_hubs(tmp_path_factory.mktemp("bucket")) as site:
+        yield site
 
 
 @contextlib.asynccontextmanager

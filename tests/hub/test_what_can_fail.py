@@ -46,10 +46,8 @@ async def hub_of_the_test(site: Site, name: str) -> AsyncIterator[Hub]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
     """A nats-server without hubs: those are the tests' own."""
-    site = Site(tmp_path_factory.mktemp("fail"))
-    site.start_server()
-    yield site
-    await site.close()
+    async with Site.without_hubs(tmp_path_factory.mktemp("fail")) as site:
+        yield site
 
 
 async def somebody(hub: Hub) -> SignedIn:

@@ -26,10 +26,8 @@ from tests.nats.test_gate import NAMES, Cluster, ask
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
-    site = Site(tmp_path_factory.mktemp("streams"))
-    site.start_server()
-    yield site
-    await site.close()
+    async with Site.without_hubs(tmp_path_factory.mktemp("streams")) as site:
+        yield site
 
 
 async def infos(admin: Connection) -> dict[str, dict[str, Any]]:
