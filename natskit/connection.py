@@ -225,7 +225,6 @@ class Connection(NatsClient):
             self._reason = str(error)
             self._closing = asyncio.get_running_loop().create_task(self.close())
             raise
-        await self._stop_if_closed()
         if s.uri.scheme in ("ws", "wss"):
             self._transport = _WebSocket(headers)
             await super()._connect_to_server(s)
@@ -234,7 +233,6 @@ class Connection(NatsClient):
             transport = _Tcp()  # type: ignore[no-untyped-call]
             await transport.connect(s.uri, DEFAULT_BUFFER_SIZE, CONNECT_TIMEOUT)
             self._transport = transport
-        await self._stop_if_closed()
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         info.pop("connect_urls", None)
@@ -246,13 +244,22 @@ class Connection(NatsClient):
         await super()._process_info(info, initial_connection)
 
     async def _close(self, status: int, do_cbs: bool = True) -> None:
-        # nats-py sends what is pending before it closes, and when that fails, because the server is gone, it leaves the
-        # socket open and tells nobody.
-        transport: Any = self._transport
         if self._flush_queue is None:  # a URL that nats-py refuses: nothing was opened, and its own would fail
             self._status = status
             return
-        if transport is not None and not self.is_closed:
+        # nats-py cancels its attempts once. Where that is forgotten (see ``cancel``) they would go on for ever, and
+        # leave open what they open.
+        attempts = self._reconnection_task
+        if attempts is not None and attempts is not asyncio.current_task():
+            await cancel([attempts])
+        transport: Any = self._transport
+        if transport is not None and self.is_closed:  # whoever closed it may have been cancelled on the way
+            transport.close()
+            with contextlib.suppress(OSError):
+                await transport.wait_closed()
+        elif transport is not None:
+            # nats-py sends what is pending before it closes, and when that fails, because the server is gone, it leaves
+            # the socket open and tells nobody.
             drain = transport.drain
 
             async def drain_if_possible() -> None:
@@ -261,14 +268,6 @@ class Connection(NatsClient):
 
             transport.drain = drain_if_possible
         await super()._close(status, do_cbs)
-
-    async def _stop_if_closed(self) -> None:
-        """nats-py cancels a reconnect when it is closed; a lost cancellation must not bring it back to life."""
-        if self.is_closed and asyncio.current_task() is self._reconnection_task:
-            if self._transport:
-                self._transport.close()  # type: ignore[no-untyped-call]
-                await self._transport.wait_closed()  # type: ignore[no-untyped-call]
-            raise asyncio.CancelledError
 
     async def _process_connect_init(self) -> None:
         # After 2 s nats-server sends a PING, even to a client whose auth callout is still being answered (client.go,
@@ -482,7 +481,6 @@ class _WebSocket(WebSocketTransport):
         self._pending: asyncio.Queue[bytes] = asyncio.Queue()
         self._close_task: Any = None
         self._using_tls: bool | None = None
-        self._given_up = False
         self._sent_headers = headers
 
     def __bool__(self) -> bool:
@@ -513,17 +511,13 @@ class _WebSocket(WebSocketTransport):
         try:
             # Not ``wait_for``: with Python 3.11 it would forget a cancellation that comes with the connection.
             async with asyncio.timeout(connect_timeout):
-                opened = await self._client.ws_connect(
+                self._ws = await self._client.ws_connect(
                     uri if isinstance(uri, str) else uri.geturl(),
                     timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
                     headers=self._sent_headers,
                     max_msg_size=0,
                     **options,
                 )
-            if self._given_up:  # while the handshake was on its way
-                await opened.close()
-                raise ConnectionAbortedError("the connection was closed while it was being made")
-            self._ws = opened
         finally:
             if self._ws is None:
                 await asyncio.shield(self._client.close())  # whoever cancels may do so twice
@@ -532,7 +526,6 @@ class _WebSocket(WebSocketTransport):
         self._pending.put_nowait(b"".join(payload))
 
     def close(self) -> None:
-        self._given_up = True
         if self._ws is not None and self._close_task is None:
             self._close_task = asyncio.get_running_loop().create_task(self._end(self._ws))
 

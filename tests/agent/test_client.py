@@ -325,6 +325,41 @@ async def test_closing_during_a_reconnect_leaves_nothing_open(websocket_server: 
     assert connection._transport is None or _is_closed(connection._transport, scheme)
 
 
+async def test_closing_while_being_refused_ends_the_attempts() -> None:
+    """The refusal and the close come in the same turn of the loop, again and again: ``wait_for`` of Python 3.11 then
+    forgets the close, and nats-py, refused, would go on trying for ever."""
+    refusing: list[asyncio.StreamWriter] = []
+    pinged = asyncio.Event()
+
+    async def server(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id":"x","version":"2.15.1","max_payload":1024,"auth_required":true}\r\n')
+        while not (await reader.readline()).startswith(b"PING"):
+            pass
+        if not refusing:
+            writer.write(b"PONG\r\n")
+        refusing.append(writer)
+        pinged.set()
+
+    listening = await asyncio.start_server(server, "127.0.0.1", 0)
+    url = f"nats://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    connection = await connect(NatsServers(urls=[url]), name="refused", inbox_prefix="_INBOX.admin")
+    pinged.clear()
+    await connection.force_reconnect()
+    await asyncio.wait_for(pinged.wait(), 5)
+    transport: Any = connection._transport
+    transport._io_reader.feed_data(b"-ERR 'Authorization Violation'\r\n")
+    await asyncio.sleep(0)  # what waits for the line has it, and whoever waits for that is about to hear
+    await connection.close()
+    assert connection._reconnection_task is not None
+    assert connection._reconnection_task.done()
+    assert connection.is_closed
+    assert _is_closed(connection._transport, "nats")
+    for writer in refusing:
+        writer.close()
+    listening.close()
+    await listening.wait_closed()
+
+
 @pytest.mark.parametrize("scheme", ["ws", "nats"])
 async def test_closing_with_something_unsent_to_a_dead_server_closes_the_socket(
     websocket_server: Server, scheme: str
