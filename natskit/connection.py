@@ -111,8 +111,11 @@ class Connection(NatsClient):
         on_status: OnStatus | None = None,
         ca_file: Path | None = None,
         longest_pause: float = LONGEST_PAUSE,
+        apart_from: Connection | None = None,
     ) -> None:
         super().__init__()
+        self.apart_from = apart_from
+        """A connection whose server is avoided where there is a choice: the end of one host cuts one of both."""
         self._ca_file = ca_file
         self._longest_pause = longest_pause
         self._before_connect = before_connect
@@ -206,6 +209,13 @@ class Connection(NatsClient):
         self._pongs.append(future or asyncio.get_running_loop().create_future())
         await self._send_command(PING_PROTO)
         await self._flush_pending()
+
+    async def _select_next_server(self) -> None:
+        other = self.apart_from
+        taken: Any = other._current_server if other is not None and other.is_connected else None
+        if taken is not None:
+            self._server_pool.sort(key=lambda server: bool(server.uri.netloc == taken.uri.netloc))
+        await super()._select_next_server()
 
     async def _connect_to_server(self, s: Srv) -> None:
         old, self._transport = self._transport, None
@@ -335,16 +345,18 @@ async def connect(
     on_status: OnStatus | None = None,
     timeout: float | None = None,  # noqa: ASYNC109 - the first attempt's whole budget, cleaned up here
     longest_pause: float = LONGEST_PAUSE,
+    apart_from: Connection | None = None,
 ) -> Connection:
     """Connect and stay connected. Without a ``timeout``, the first connect is tried until it succeeds.
 
-    ``longest_pause`` is the longest time between two attempts, in seconds.
+    ``longest_pause`` is the longest time between two attempts, in seconds; ``apart_from`` a connection whose server
+    is avoided while there are others.
 
     Raises :class:`ConnectionLostError` when the timeout is over, and :class:`NatskitError` at once for what no attempt
     can make good: an unreadable file, a malformed URL.
     """
     _check_files(creds, servers.ca_file)
-    connection = Connection(before_connect, on_status, servers.ca_file, longest_pause)
+    connection = Connection(before_connect, on_status, servers.ca_file, longest_pause, apart_from)
     options: dict[str, Any] = {}
     if servers.ca_file is not None:
         try:

@@ -88,7 +88,10 @@ class Hub:
     async def start(self) -> None:
         """Connect, read the state, and begin to answer. Waits for nats-server as long as it takes."""
         for name, creds in self._creds().items():
-            self._nats[name] = await self._connect(name, creds)
+            apart_from = self._nats["services"] if name == "services-2" else None
+            self._nats[name] = await self._connect(name, creds, apart_from)
+        if "services-2" in self._nats:
+            self._nats["services"].apart_from = self._nats["services-2"]
         platform = self._nats["platform"]
         self.state = State(
             platform,
@@ -120,7 +123,9 @@ class Hub:
         self._spawn(self.connections.run())
         self._spawn(self._sweep())
         await self._callout.start()
-        await self.services.start(self._nats["services"])
+        for name, connection in self._nats.items():
+            if name.startswith("services"):
+                await self.services.start(connection)
         self.ready = True
         log.info("hub %s is ready", self.program.name)
 
@@ -170,17 +175,22 @@ class Hub:
     # ----
 
     def _creds(self) -> dict[str, Path]:
-        """Requests have a connection of their own: what somebody floods it with delays neither the state nor a cut."""
-        creds = self.program.creds
-        return {"platform": creds.platform, "services": creds.platform, "auth": creds.auth}
+        """Requests have connections of their own: what somebody floods them with delays neither the state nor a cut.
 
-    async def _connect(self, name: str, creds: Path) -> Connection:
+        In a cluster there are two, to different servers: whichever host dies, somebody answers.
+        """
+        creds = self.program.creds
+        names = ["platform", "services", *(["services-2"] if len(self.program.nats.urls) > 1 else [])]
+        return {**dict.fromkeys(names, creds.platform), "auth": creds.auth}
+
+    async def _connect(self, name: str, creds: Path, apart_from: Connection | None) -> Connection:
         return await connect(
             self.program.nats,
             name=f"{self.program.name}-{name}",
             inbox_prefix=inbox_prefix("hub"),
             creds=creds,
             longest_pause=RETURN_SECONDS,
+            apart_from=apart_from,
         )
 
     async def _ask(self, subject: str, body: bytes, seconds: float) -> bytes:

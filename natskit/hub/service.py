@@ -69,7 +69,6 @@ class Services:
         self._held_off: set[str] = set()
         self._looked_at = 0
         self._beginning = asyncio.Lock()
-        self._service: Service | None = None
         self._endpoints: list[_Endpoint] = []
         self._pings: dict[Kind, int] = {"account": 0, "project": 0}
         self._pong_made = 0.0
@@ -77,11 +76,11 @@ class Services:
         self._callers: dict[tuple[Kind, str], tuple[Caller, str]] = {}
 
     async def start(self, connection: Connection) -> None:
-        """Register with the micro framework and begin to answer."""
+        """Register with the micro framework and begin to answer, over this connection too."""
         version = ".".join([*self._hub.program.version.split("+")[0].split("."), "0", "0"][:3])
         config = ServiceConfig(name="hub", version=version, description="natskit hub", queue_group=QUEUE)
         config.metadata = {"hub": self._hub.program.name}
-        self._service = await add_service(connection, config)
+        service = await add_service(connection, config)
         subjects: list[tuple[Kind, str]] = [
             ("account", "hub.api.*"),
             ("project", "hub.project.*"),
@@ -90,12 +89,12 @@ class Services:
         ]
         for kind, subject in subjects:
             endpoint = _Endpoint(
-                self._service, EndpointConfig(name=kind, subject=subject, handler=_unused, queue_group=QUEUE)
+                service, EndpointConfig(name=kind, subject=subject, handler=_unused, queue_group=QUEUE)
             )
             endpoint.answer = self._handler(kind)
             endpoint.flooded = partial(self._charge, kind, seconds=REFUSAL_SECONDS)
             await endpoint._start()
-            self._service._endpoints.append(endpoint)
+            service._endpoints.append(endpoint)
             self._endpoints.append(endpoint)
         await connection.flush()
 

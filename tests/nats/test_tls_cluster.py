@@ -215,6 +215,24 @@ async def test_a_client_comes_back_on_another_server(cluster: Cluster) -> None:
         await cluster.whole()
 
 
+async def test_two_connections_stay_apart(cluster: Cluster) -> None:
+    """So that whichever server dies, one of a hub's connections for requests is left."""
+    for _ in range(4):  # once it could be chance
+        one = await cluster.connect("hub", *MEMBERS)
+        other = await cluster.connect("hub", *MEMBERS, apart_from=one)
+        one.apart_from = other
+        assert where(one) != where(other)
+        for dies in (one, other):
+            back = asyncio.Event()
+            dies.on_reconnect(back.set)
+            cluster.kill(where(dies))
+            await asyncio.wait_for(back.wait(), 10)
+            assert where(one) != where(other)
+            await cluster.whole()
+    together = await cluster.connect("hub", where(one), apart_from=one)
+    assert where(together) == where(one), "where there is no other, it is not avoided"
+
+
 async def test_a_server_that_says_nothing_any_more_is_left(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(natskit.connection, "PING_INTERVAL", 0.2)
     client = await cluster.connect("admin", *MEMBERS)

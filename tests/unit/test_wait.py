@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import subprocess
@@ -117,11 +118,17 @@ def test_what_only_echoes_is_no_answer() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def echo() -> None:
-            for _ in range(2):
-                connection, _ = listener.accept()
-                with connection:
-                    connection.sendall(connection.recv(4096))
+            with contextlib.suppress(OSError):  # until the listener is shut down
+                while True:
+                    connection, _ = listener.accept()
+                    with connection:
+                        connection.sendall(connection.recv(4096))
 
-        thread = threading.Thread(target=echo, daemon=True)
+        thread = threading.Thread(target=echo)
         thread.start()
-        assert "GET /healthz" in wait(f"http://127.0.0.1:{listener.getsockname()[1]}/healthz", 0.06)
+        try:
+            said = wait(f"http://127.0.0.1:{listener.getsockname()[1]}/healthz", 0.06)
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(5)
+        assert "GET /healthz" in said
