@@ -32,7 +32,7 @@ from pydantic import BaseModel, ValidationError
 
 from natskit import __version__, rpc
 from natskit.connection import Connection, Creds, CredsText, NatsServers, OnStatus, Status, connect, request
-from natskit.errors import AnswerLostError, ConnectionLostError, NatskitError, NotAllowedError, SignInError
+from natskit.errors import AbsentError, AnswerLostError, ConnectionLostError, NatskitError, NotAllowedError, SignInError
 from natskit.permissions import check_id, inbox_prefix
 from natskit.stream import GRANT_SECONDS, Reader
 
@@ -64,6 +64,8 @@ OVER_HTTP = frozenset({"list_sessions", "end_session", "end_all_sessions", "chan
 """Methods of the hub that are about the session, which it knows over HTTP alone: the cookie says which one it is."""
 CUT_SECONDS = 1.0
 """How long to wait for the connection with the new rights; it takes about 0.1."""
+ABSENT_SECONDS = 0.5
+"""How long who serves a subject may be away, such as an agent that comes back with a new key, before a call fails."""
 SIGN_IN_TURNS = 5
 """When a whole class signs in at once, the hubs say whose turn is when: so often it is waited for."""
 
@@ -284,20 +286,25 @@ class Client:
         await self.subscribe(f"events.project.{project_id}.agent", on_event)
 
     async def _call(self, subject: str, method: str, params: dict[str, Any], wait: float) -> Any:
-        """Ask, and ask again what may be done twice, or never was: a change of rights cut the connection, or the hub is
-        asked too much and says when to come back."""
+        """Ask, and ask again what may be done twice, or never was: a change of rights cut the connection, nobody was
+        there for a moment, or the hub is asked too much and says when to come back."""
         body = rpc.encode_request(method, params, said_by=self._said_by if subject == "hub.admin" else "")
         self._check_size(body)
         back = asyncio.Event()
         forget = self.connection.on_reconnect(back.set)
         loop = asyncio.get_running_loop()
-        lost, deadline = False, loop.time() + wait
+        lost, absent, deadline = False, False, loop.time() + wait
         try:
             while True:
                 back.clear()
                 left = deadline - loop.time()
                 try:
                     return rpc.decode_response(await request(self.connection, subject, body, wait))
+                except AbsentError:
+                    if absent or left <= ABSENT_SECONDS:
+                        raise
+                    absent = True
+                    await asyncio.sleep(ABSENT_SECONDS)
                 except AnswerLostError:
                     if left <= 0 or method not in REPEATABLE:
                         raise

@@ -36,7 +36,7 @@ from nats.aio.transport import TcpTransport, WebSocketTransport
 from nats.protocol.parser import PERMISSIONS_ERR
 from pydantic import BaseModel, ConfigDict, Field
 
-from natskit.errors import AnswerLostError, ConnectionLostError, NatskitError, NotAllowedError, SignInError
+from natskit.errors import AbsentError, AnswerLostError, ConnectionLostError, NatskitError, NotAllowedError, SignInError
 from natskit.permissions import answer_prefix
 from natskit.program import cancel
 
@@ -414,11 +414,12 @@ def _check_files(creds: Creds | None, ca_file: Path | None) -> None:
 
 
 async def request(connection: Connection, subject: str, body: bytes, wait: float) -> bytes:
-    """One request, one answer. Raises :class:`ConnectionLostError` if nobody listens or the answer is late."""
+    """One request, one answer. Raises :class:`AbsentError` if nobody listens, :class:`ConnectionLostError` if the
+    answer is late."""
     try:
         answer = await connection.ask(subject, body, wait)
     except nats.errors.NoRespondersError:
-        raise ConnectionLostError(f"nobody answers {subject}: it is not running, or not yet") from None
+        raise AbsentError(f"nobody answers {subject}: it is not running, or not yet") from None
     except nats.errors.TimeoutError:
         raise ConnectionLostError(f"no answer on {subject} within {wait:g} s") from None
     except nats.errors.ConnectionReconnectingError:

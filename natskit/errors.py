@@ -25,6 +25,10 @@ class ConnectionLostError(NatskitError):
     """A server, hub or project did not answer in time, or went away in the middle of an answer."""
 
 
+class AbsentError(ConnectionLostError):
+    """Nobody listens: a request was taken by nobody, and so may be sent again whatever it asks."""
+
+
 class AnswerLostError(ConnectionLostError):
     """The connection was lost between a request and its answer: what was asked may have been done, or not."""
 

@@ -18,10 +18,12 @@ import pytest
 from aiohttp import web
 from nats.aio.msg import Msg
 
+import natskit.client
+import natskit.connection
 from natskit import rpc
 from natskit.client import Client
 from natskit.connection import NatsServers, Status, _WebSocket, connect
-from natskit.errors import ConnectionLostError, NatskitError, SignInError
+from natskit.errors import AbsentError, ConnectionLostError, NatskitError, SignInError
 
 from .conftest import Server, until_async
 from .test_streams import kick, server_id
@@ -226,6 +228,33 @@ async def test_what_may_be_done_twice_is_asked_again(websocket_server: Server) -
     again = await asyncio.wait_for(answers.get(), 5)
     await again.respond(rpc.encode_result(1, "pong"))
     assert await asyncio.wait_for(call, 5) == "pong"
+    await client.close()
+
+
+async def test_who_is_away_for_a_moment_is_asked_again(
+    websocket_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await Client.admin(websocket_server.url("admin"), None)
+    asked: list[str] = []
+
+    async def answer(message: Msg) -> None:
+        await message.respond(rpc.encode_result(1, "done"))
+
+    async def request(*args: Any) -> bytes:
+        asked.append(args[1])
+        try:
+            return await natskit.connection.request(*args)
+        except AbsentError:
+            if len(asked) == 3:
+                await client.subscribe("hub.admin", answer)
+            raise
+
+    monkeypatch.setattr(natskit.client, "request", request)
+    monkeypatch.setattr(natskit.client, "ABSENT_SECONDS", 0.01)
+    with pytest.raises(ConnectionLostError, match=r"nobody answers hub\.admin"):
+        await client.call_hub("not_to_be_repeated")
+    assert len(asked) == 2
+    assert await client.call_hub("not_to_be_repeated") == "done"
     await client.close()
 
 

@@ -297,6 +297,31 @@ def test_sessions_are_seen_and_ended(page: Page, browser: Browser, site: Site) -
         context.close()
 
 
+def test_who_is_away_for_a_moment_is_asked_again(page: Page, site: Site, world: World) -> None:
+    sign_in(page, site, world.email_a, world.password)
+    asked = page.evaluate(
+        """async project => {
+            const {connect, session} = await import("/natskit.js");
+            const client = await connect(await session());
+            const stopped = await client.callHub("create_project", {title: "nobody is here"});
+            const ask = client.nats.request.bind(client.nats);
+            const errors = [];
+            client.nats.request = (subject, ...rest) =>
+                ask(errors.length ? subject : `projects.${stopped.project_id}.api`, ...rest).catch(error => {
+                    errors.push(error.name);
+                    throw error;
+                });
+            const answer = await client.callProject(project, "ping");
+            client.nats.request = ask;
+            await client.callHub("delete_project", {project_id: stopped.project_id});
+            await client.close();
+            return [errors.length, Boolean(answer)];
+        }""",
+        world.names["p"],
+    )
+    assert asked == [1, True]
+
+
 def test_a_page_of_another_origin_gets_nothing(context: BrowserContext, site: Site, world: World) -> None:
     """The visitor is signed in; a foreign page can neither open the WebSocket nor use the API in their name."""
     page = context.new_page()

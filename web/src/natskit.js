@@ -47,6 +47,8 @@ const REPEATABLE = new Set([
 const OVER_HTTP = new Set(["list_sessions", "end_session", "end_all_sessions", "change_password"]);
 /** How long to wait for the connection that brings a right just granted, in milliseconds. */
 export const GRANT_PATIENCE = 1_500;
+/** How long who serves a subject may be away, such as an agent that comes back with a new key, in milliseconds. */
+const ABSENT_PATIENCE = 500;
 /** The session is refreshed this often, in milliseconds, so that it slides while the page is open. */
 const REFRESH_EVERY = 10 * 60_000;
 
@@ -375,11 +377,15 @@ export class Client {
   }
 
   /**
-   * A right that was just granted comes with the next connection, which is moments away; what the server refused to
-   * take was never done, so it may be asked again.
+   * What nobody has taken was never done, so it may be asked again: a right that was just granted comes with the next
+   * connection, which is moments away, and who serves the subject may be coming back with a new key.
    * @template T @param {unknown} error @param {() => Promise<T>} ask @returns {Promise<T>}
    */
   async #askAgain(error, ask) {
+    if (isAbsent(error)) {
+      await pause(ABSENT_PATIENCE);
+      return await ask();
+    }
     if (!(error instanceof Error) || error.name !== "PermissionViolationError") throw error;
     if (!(await this.#nextReturn(GRANT_PATIENCE).back)) throw error;
     return await ask();
@@ -559,11 +565,16 @@ function result(response) {
   return response?.result;
 }
 
+/** Whether nobody listens on the subject that was asked. @param {unknown} error @returns {boolean} */
+function isAbsent(error) {
+  return error instanceof Error && (error.name === "NoRespondersError" || error.message.includes("no responders"));
+}
+
 /** @param {unknown} error @param {string} method @param {string} subject @param {number} timeout */
 function explain(error, method, subject, timeout) {
   const name = error instanceof Error ? error.name : "";
   const who = subject.startsWith("hub.") ? "the hub" : "the project";
-  if (name === "NoRespondersError" || (error instanceof Error && error.message.includes("no responders"))) {
+  if (isAbsent(error)) {
     const why = who === "the hub" ? "no hub is running" : "is it started?";
     return new NatskitError("unavailable", `${who} does not answer ${method}: ${why}`);
   }
