@@ -23,7 +23,7 @@ from nats.micro.service import Endpoint, EndpointConfig, Service, ServiceConfig
 from natskit.connection import Connection
 from natskit.errors import NatskitError, StateError
 from natskit.hub.admin import admin_methods
-from natskit.hub.admission import ANSWER_BYTE_SECONDS, PING_SECONDS, REFUSAL_SECONDS, Admission
+from natskit.hub.admission import ANSWER_BYTE_SECONDS, MOST_CALLERS, PING_SECONDS, REFUSAL_SECONDS, Admission
 from natskit.hub.agents import project_methods, runner_methods
 from natskit.hub.audited import record_call
 from natskit.hub.caller import Caller
@@ -48,6 +48,8 @@ IN_A_ROW = 64
 """Requests that are looked at before others get their turn: a millisecond. nats-py goes on while there are any."""
 PONG_SECONDS = 0.001
 """The precision of the time in the answer to a ping."""
+QUICK_SECONDS = 0.001
+"""Whoever got an answer of a method within it may ask for that again without waiting for a turn of the loop."""
 METHOD_SECONDS = 90.0
 """No method takes longer; starting a project, the slowest, has its own, shorter limits."""
 
@@ -69,6 +71,8 @@ class Services:
         self._held_off: set[str] = set()
         self._looked_at = 0
         self._beginning = asyncio.Lock()
+        self._took: dict[tuple[str, str], float] = {}
+        """Seconds, by caller and method, the last time."""
         self._endpoints: list[_Endpoint] = []
         self._pings: dict[Kind, int] = {"account": 0, "project": 0}
         self._pong_made = 0.0
@@ -193,14 +197,16 @@ class Services:
         try:
             if request.method in ON_THE_SPOT:
                 result = await self._tables[kind].call(caller, request)
+                answer = encode_result(request.id, result)
             else:
                 if kind == "account":
                     await caller.check_may_ask(request.method)
-                async with self._beginning:  # one in each turn of the loop: whoever connects gets in between
-                    await asyncio.sleep(0)
+                await self._turn_of(caller, request.method)
+                begun = time.perf_counter()
                 async with asyncio.timeout(METHOD_SECONDS):
                     result = await self._tables[kind].call(caller, request)
-            answer = encode_result(request.id, result)
+                answer = encode_result(request.id, result)
+                self._took[caller.key, request.method] = time.perf_counter() - begun
             self._admission.charge(caller.key, len(answer) * ANSWER_BYTE_SECONDS)
         except Exception as caught:
             error = _as_rpc_error(caught, request)
@@ -209,6 +215,16 @@ class Services:
         self._metrics.requests.labels(kind, outcome).observe(time.perf_counter() - started)
         return None if request.is_notification else answer
 
+    async def _turn_of(self, caller: Caller, method: str) -> None:
+        """Wait until a call may begin: of those that may be long one in each turn of the loop, so that whoever connects
+        gets in between."""
+        if self._took.get((caller.key, method), QUICK_SECONDS) < QUICK_SECONDS:
+            return
+        async with self._beginning:
+            await asyncio.sleep(0)
+        if len(self._took) > MOST_CALLERS:
+            self._took.clear()
+
     def _caller(self, kind: Kind, subject: str) -> tuple[Caller, str]:
         """Who asks on a subject, and how every reply subject of theirs begins."""
         found = self._callers.get((kind, subject))
@@ -216,7 +232,7 @@ class Services:
             identifier = subject.rpartition(".")[2]
             if kind != "admin":
                 check_id(identifier, f"the {kind} in {subject[:80]}")
-            if len(self._callers) > 10_000:
+            if len(self._callers) > MOST_CALLERS:
                 self._callers.clear()
             inbox = inbox_prefix("browser" if kind == "account" else kind, identifier) + "."
             found = self._callers[kind, subject] = Caller(self._hub, kind, identifier), inbox
