@@ -210,11 +210,28 @@ class Connection(NatsClient):
         await self._send_command(PING_PROTO)
         await self._flush_pending()
 
-    async def _select_next_server(self) -> None:
+    async def move_apart(self) -> None:
+        """Connect to another server than :attr:`apart_from` has, if both have the same and another one accepts."""
+        taken = self._taken_server()
+        if taken is None or not self.is_connected or not _is_same(self._current_server, taken):
+            return
+        for server in self._server_pool:
+            if not _is_same(server, taken) and await _accepts(server):
+                server.reconnects = 0
+                with contextlib.suppress(nats.errors.Error, TimeoutError):
+                    await self.flush(1)  # what is on its way is read before
+                await self.force_reconnect()
+                return
+
+    def _taken_server(self) -> Srv | None:
         other = self.apart_from
-        taken: Any = other._current_server if other is not None and other.is_connected else None
-        if taken is not None:
-            self._server_pool.sort(key=lambda server: bool(server.uri.netloc == taken.uri.netloc))
+        return other._current_server if other is not None and other.is_connected else None
+
+    async def _select_next_server(self) -> None:
+        taken = self._taken_server()
+        # One that takes a connection and then fails is not better than the one that is taken.
+        if taken and any(not server.reconnects for server in self._server_pool if not _is_same(server, taken)):
+            self._server_pool.sort(key=lambda server: _is_same(server, taken))
         await super()._select_next_server()
 
     async def _connect_to_server(self, s: Srv) -> None:
@@ -235,6 +252,8 @@ class Connection(NatsClient):
             self._reason = str(error)
             self._closing = asyncio.get_running_loop().create_task(self.close())
             raise
+        if self.is_closed and asyncio.current_task() is self._reconnection_task:  # by what was awaited
+            raise asyncio.CancelledError
         if s.uri.scheme in ("ws", "wss"):
             self._transport = _WebSocket(headers)
             await super()._connect_to_server(s)
@@ -259,15 +278,10 @@ class Connection(NatsClient):
             return
         # nats-py cancels its attempts once. Where that is forgotten (see ``cancel``) they would go on for ever, and
         # leave open what they open.
-        attempts = self._reconnection_task
-        if attempts is not None and attempts is not asyncio.current_task():
+        while (attempts := self._reconnection_task) not in (None, asyncio.current_task()) and not attempts.done():
             await cancel([attempts])
         transport: Any = self._transport
-        if transport is not None and self.is_closed:  # whoever closed it may have been cancelled on the way
-            transport.close()
-            with contextlib.suppress(OSError):
-                await transport.wait_closed()
-        elif transport is not None:
+        if transport is not None and not self.is_closed:
             # nats-py sends what is pending before it closes, and when that fails, because the server is gone, it leaves
             # the socket open and tells nobody.
             drain = transport.drain
@@ -278,6 +292,14 @@ class Connection(NatsClient):
 
             transport.drain = drain_if_possible
         await super()._close(status, do_cbs)
+
+    async def give_up(self) -> None:
+        """Close a connection whose first connect was cancelled, maybe in the middle of closing what it had opened."""
+        await self.close()
+        if self._transport is not None:
+            self._transport.close()  # type: ignore[no-untyped-call]
+            with contextlib.suppress(OSError):
+                await self._transport.wait_closed()  # type: ignore[no-untyped-call]
 
     async def _process_connect_init(self) -> None:
         # After 2 s nats-server sends a PING, even to a client whose auth callout is still being answered (client.go,
@@ -390,7 +412,7 @@ async def connect(
         try:
             await cancel([connecting])
         finally:
-            await connection.close()
+            await connection.give_up()
         if isinstance(error, nats.errors.Error):
             raise NatskitError(f"{', '.join(servers.urls)}: {error}") from error
         if isinstance(error, TimeoutError):
@@ -401,6 +423,23 @@ async def connect(
     connection._reason = ""
     connection._report("connected")
     return connection
+
+
+def _is_same(server: Srv | None, other: Srv) -> bool:
+    return server is not None and bool(server.uri.netloc == other.uri.netloc)
+
+
+async def _accepts(server: Srv) -> bool:
+    """Whether a server takes TCP connections."""
+    try:
+        async with asyncio.timeout(OPEN_TIMEOUT):
+            _, writer = await asyncio.open_connection(server.uri.hostname, server.uri.port)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return True
 
 
 def _check_files(creds: Creds | None, ca_file: Path | None) -> None:
@@ -491,6 +530,7 @@ class _WebSocket(WebSocketTransport):
     def __init__(self, headers: Headers) -> None:  # not super's: it opens a session before anything is certain
         self._ws = None
         self._client: Any = None
+        self._socket: Any = None
         self._pending: asyncio.Queue[bytes] = asyncio.Queue()
         self._close_task: Any = None
         self._using_tls: bool | None = None
@@ -524,16 +564,22 @@ class _WebSocket(WebSocketTransport):
         try:
             # Not ``wait_for``: with Python 3.11 it would forget a cancellation that comes with the connection.
             async with asyncio.timeout(connect_timeout):
-                self._ws = await self._client.ws_connect(
+                opened: Any = await self._client.ws_connect(
                     uri if isinstance(uri, str) else uri.geturl(),
                     timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
                     headers=self._sent_headers,
                     max_msg_size=0,
                     **options,
                 )
+                self._ws, self._socket = opened, opened._conn.transport
         finally:
             if self._ws is None:
                 await asyncio.shield(self._client.close())  # whoever cancels may do so twice
+
+    async def drain(self) -> None:
+        if self._ws is None:
+            raise ConnectionResetError("the connection is gone")
+        await super().drain()  # type: ignore[no-untyped-call]
 
     def writelines(self, payload: list[bytes]) -> None:
         self._pending.put_nowait(b"".join(payload))
@@ -551,3 +597,6 @@ class _WebSocket(WebSocketTransport):
             await opened.close()
         finally:
             await self._client.close()
+            # aiohttp leaves the end of the TLS session to itself, which may take 30 s, or outlive the event loop.
+            self._socket.abort()
+            await asyncio.sleep(0)

@@ -135,7 +135,7 @@ class Hub:
         log.info("hub %s stops", self.program.name)
         with contextlib.suppress(nats.errors.Error, TimeoutError):
             await asyncio.wait_for(self._callout.stop(), 1)
-            await self.services.stop(DRAIN_SECONDS)
+        await self.services.stop(DRAIN_SECONDS)
         await cancel(self._tasks)
         if "platform" in self._nats:
             await self.audit.finish(self._nats["platform"])
@@ -197,9 +197,14 @@ class Hub:
         return await request(self._nats["platform"], subject, body, seconds)
 
     async def _sweep(self) -> None:
-        """Forget sessions that are over: JetStream drops their records by itself, without a word."""
+        """Forget sessions that are over: JetStream drops their records by itself, without a word.
+
+        And take requests over two servers again, if there was only one for a while.
+        """
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
+            if "services-2" in self._nats:
+                await self._nats["services-2"].move_apart()
             now = time.time()
             for key, entry in list(self.state.sessions.entries.items()):
                 if entry.value.expires_at + 2 * SWEEP_SECONDS < now:

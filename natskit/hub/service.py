@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import nats.errors
 from nats.aio.msg import Msg
 from nats.micro import add_service
-from nats.micro.service import Endpoint, EndpointConfig, Service, ServiceConfig
+from nats.micro.service import Endpoint, EndpointConfig, ServiceConfig
 
 from natskit.connection import Connection
 from natskit.errors import NatskitError, StateError
@@ -30,7 +30,7 @@ from natskit.hub.caller import Caller
 from natskit.hub.metrics import Metrics
 from natskit.hub.projects import iso
 from natskit.hub.state import Holder
-from natskit.hub.turns import Turns
+from natskit.hub.turns import Beginnings, Turns
 from natskit.permissions import check_id, inbox_prefix
 from natskit.rpc import Methods, Request, RpcError, encode_error, encode_result, parse
 
@@ -48,8 +48,6 @@ IN_A_ROW = 64
 """Requests that are looked at before others get their turn: a millisecond. nats-py goes on while there are any."""
 PONG_SECONDS = 0.001
 """The precision of the time in the answer to a ping."""
-QUICK_SECONDS = 0.001
-"""Whoever got an answer of a method within it may ask for that again without waiting for a turn of the loop."""
 METHOD_SECONDS = 90.0
 """No method takes longer; starting a project, the slowest, has its own, shorter limits."""
 
@@ -70,9 +68,8 @@ class Services:
         self._admission = Admission(hub.program.caller_share)
         self._held_off: set[str] = set()
         self._looked_at = 0
-        self._beginning = asyncio.Lock()
-        self._took: dict[tuple[str, str], float] = {}
-        """Seconds, by caller and method, the last time."""
+        self._beginnings = Beginnings()
+        self._rows: dict[Kind, _Rows] = {}
         self._endpoints: list[_Endpoint] = []
         self._pings: dict[Kind, int] = {"account": 0, "project": 0}
         self._pong_made = 0.0
@@ -92,22 +89,27 @@ class Services:
             ("admin", "hub.admin"),
         ]
         for kind, subject in subjects:
+            if kind not in self._rows:
+                self._rows[kind] = _Rows(self._handler(kind), partial(self._charge, kind, seconds=REFUSAL_SECONDS))
             endpoint = _Endpoint(
                 service, EndpointConfig(name=kind, subject=subject, handler=_unused, queue_group=QUEUE)
             )
-            endpoint.answer = self._handler(kind)
-            endpoint.flooded = partial(self._charge, kind, seconds=REFUSAL_SECONDS)
+            endpoint.rows = self._rows[kind]
             await endpoint._start()
             service._endpoints.append(endpoint)
             self._endpoints.append(endpoint)
         await connection.flush()
 
     async def stop(self, seconds: float) -> None:
-        """Stop taking requests and finish those that were taken."""
+        """Stop taking requests and finish those that were taken. One connection that says nothing holds up nobody."""
+        end = asyncio.get_running_loop().time() + seconds
+        drained = asyncio.gather(*(endpoint.drain() for endpoint in self._endpoints), return_exceptions=True)
+        await asyncio.wait({drained}, timeout=seconds / 2)
+        drained.cancel()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                for endpoint in self._endpoints:
-                    await endpoint.finish()
+            async with asyncio.timeout_at(end):
+                for rows in self._rows.values():
+                    await rows.finish()
                 if self._tasks:
                     await asyncio.wait(self._tasks)
 
@@ -201,12 +203,15 @@ class Services:
             else:
                 if kind == "account":
                     await caller.check_may_ask(request.method)
-                await self._turn_of(caller, request.method)
+                asked = caller.key, request.method
+                await self._beginnings.wait(asked)
                 begun = time.perf_counter()
-                async with asyncio.timeout(METHOD_SECONDS):
-                    result = await self._tables[kind].call(caller, request)
-                answer = encode_result(request.id, result)
-                self._took[caller.key, request.method] = time.perf_counter() - begun
+                try:
+                    async with asyncio.timeout(METHOD_SECONDS):
+                        result = await self._tables[kind].call(caller, request)
+                    answer = encode_result(request.id, result)
+                finally:
+                    self._beginnings.note(asked, time.perf_counter() - begun, failed=not answer)
             self._admission.charge(caller.key, len(answer) * ANSWER_BYTE_SECONDS)
         except Exception as caught:
             error = _as_rpc_error(caught, request)
@@ -214,16 +219,6 @@ class Services:
         record_call(self._hub.audit, self._hub.state, caller, request, outcome, result)
         self._metrics.requests.labels(kind, outcome).observe(time.perf_counter() - started)
         return None if request.is_notification else answer
-
-    async def _turn_of(self, caller: Caller, method: str) -> None:
-        """Wait until a call may begin: of those that may be long one in each turn of the loop, so that whoever connects
-        gets in between."""
-        if self._took.get((caller.key, method), QUICK_SECONDS) < QUICK_SECONDS:
-            return
-        async with self._beginning:
-            await asyncio.sleep(0)
-        if len(self._took) > MOST_CALLERS:
-            self._took.clear()
 
     def _caller(self, kind: Kind, subject: str) -> tuple[Caller, str]:
         """Who asks on a subject, and how every reply subject of theirs begins."""
@@ -289,44 +284,55 @@ _PING = re.compile(
 other way to write it gets the same answer from the method of that name."""
 
 
-class _Endpoint(Endpoint):
-    """An endpoint of the micro framework whose callback is ours: the framework's own costs as much as a ping."""
+class _Rows:
+    """The requests of one kind that wait, over whichever connection they came."""
 
-    answer: Callable[[Msg], Coroutine[Any, Any, None]]
-    flooded: Callable[[str], None]
-    """Told of each request that is dropped, since too many of its caller wait."""
-
-    def __init__(self, service: Service, config: EndpointConfig) -> None:
-        super().__init__(service, config)
+    def __init__(self, answer: Callable[[Msg], Coroutine[Any, Any, None]], flooded: Callable[[str], None]) -> None:
+        self._answer = answer
+        self._flooded = flooded
+        """Told of each request that is dropped, since too many of its caller wait."""
         self._turns = Turns()
         self._work = asyncio.create_task(self._answer_in_turn())
 
+    async def take(self, message: Msg, behind: int) -> None:
+        """Answer a request, or let it wait; ``behind`` are as many of its connection."""
+        if self._turns.empty() and behind <= IN_A_ROW:
+            await self._answer(message)  # as long as no row would be long, there is none: a ping costs half as much
+        elif self._turns.has_room(message):
+            self._turns.put_nowait(message)
+        else:
+            self._flooded(message.subject)
+
     async def finish(self) -> None:
-        """Take no more requests, and return when all that were taken had their turn."""
-        if self._subscription is not None:
-            await self._subscription.drain()  # type: ignore[no-untyped-call]
+        """Return when all that were taken had their turn."""
         await self._turns.join()
         self._work.cancel()
-
-    async def _handle_request(self, msg: Msg) -> None:
-        self._num_requests += 1
-        subscription = self._subscription  # none yet for what arrives while it is made
-        if subscription is not None and self._turns.empty() and subscription.pending_msgs <= IN_A_ROW:
-            await self.answer(msg)  # as long as no row would be long, there is none: a ping costs half as much
-        elif self._turns.has_room(msg):
-            self._turns.put_nowait(msg)
-        else:
-            self.flooded(msg.subject)
 
     async def _answer_in_turn(self) -> None:
         while True:
             message = await self._turns.get()
             try:
-                await self.answer(message)
+                await self._answer(message)
             except Exception:
                 log.exception("a request on %s was not answered", message.subject[:80])
             finally:
                 self._turns.task_done()
+
+
+class _Endpoint(Endpoint):
+    """An endpoint of the micro framework whose callback is ours: the framework's own costs as much as a ping."""
+
+    rows: _Rows
+
+    async def drain(self) -> None:
+        """Take no more requests."""
+        if self._subscription is not None:
+            await self._subscription.drain()  # type: ignore[no-untyped-call]
+
+    async def _handle_request(self, msg: Msg) -> None:
+        self._num_requests += 1
+        subscription = self._subscription  # none yet for what arrives while it is made
+        await self.rows.take(msg, subscription.pending_msgs if subscription is not None else IN_A_ROW + 1)
 
 
 async def _unused(_: Any) -> None:

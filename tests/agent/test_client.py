@@ -362,7 +362,7 @@ async def test_closing_while_being_refused_ends_the_attempts() -> None:
 
     async def server(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b'INFO {"server_id":"x","version":"2.15.1","max_payload":1024,"auth_required":true}\r\n')
-        while not (await reader.readline()).startswith(b"PING"):
+        while (line := await reader.readline()) and not line.startswith(b"PING"):
             pass
         if not refusing:
             writer.write(b"PONG\r\n")
@@ -382,11 +382,40 @@ async def test_closing_while_being_refused_ends_the_attempts() -> None:
     assert connection._reconnection_task is not None
     assert connection._reconnection_task.done()
     assert connection.is_closed
-    assert _is_closed(connection._transport, "nats")
+    assert connection._transport is None or _is_closed(connection._transport, "nats")
     for writer in refusing:
         writer.close()
     listening.close()
     await listening.wait_closed()
+
+
+async def test_closing_with_something_unsent_while_nobody_is_there() -> None:
+    async def upgrade(request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.send_bytes(b'INFO {"server_id":"x","version":"2.15.1","max_payload":1024}\r\n')
+        async for message in socket:
+            if b"PING" in message.data:
+                await socket.send_bytes(b"PONG\r\n")
+        return socket
+
+    app = web.Application()
+    app.router.add_get("/", upgrade)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    told: list[Status] = []
+    connection = await connect(
+        NatsServers(urls=[f"ws://127.0.0.1:{runner.addresses[0][1]}"]),
+        name="unsent",
+        inbox_prefix="_INBOX.admin",
+        on_status=lambda status, _reason: told.append(status),
+    )
+    await runner.cleanup()
+    await until_async(lambda: told.count("connecting") > 2, "it is tried in vain")
+    await connection.publish("x", b"unsent")
+    await connection.close()
+    assert told[-1] == "closed"
 
 
 @pytest.mark.parametrize("scheme", ["ws", "nats"])

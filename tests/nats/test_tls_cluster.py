@@ -229,8 +229,21 @@ async def test_two_connections_stay_apart(cluster: Cluster) -> None:
             await asyncio.wait_for(back.wait(), 10)
             assert where(one) != where(other)
             await cluster.whole()
-    together = await cluster.connect("hub", where(one), apart_from=one)
-    assert where(together) == where(one), "where there is no other, it is not avoided"
+    last = where(one)
+    back = asyncio.Event()
+    other.on_reconnect(back.set)
+    for number in MEMBERS:
+        if number != last:
+            cluster.kill(number)
+    await asyncio.wait_for(back.wait(), 10)
+    assert where(other) == last, "where there is no other, it is not avoided"
+    await other.move_apart()
+    assert other.is_connected, "nor left"
+    await cluster.whole()
+    back.clear()
+    await other.move_apart()
+    await asyncio.wait_for(back.wait(), 10)
+    assert where(other) != where(one) == last
 
 
 async def test_a_server_that_says_nothing_any_more_is_left(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,6 +125,16 @@ async def test_a_command_streams_through_a_reconnect(site: Site, world: World) -
     await browser.close()
 
 
+async def test_a_closed_client_leaves_no_socket(site: Site, world: World) -> None:
+    """Not even until the end of the TLS session has been agreed upon: the event loop may be closed next."""
+    client = await Client.sign_in(site.url, world.email_a, world.password, ca_file=site.ca_file)
+    transport: Any = client.connection._transport
+    socket = transport._ws.get_extra_info("socket")
+    assert socket.fileno() != -1
+    await client.close()
+    assert socket.fileno() == -1
+
+
 async def test_a_program_works_while_its_rights_change_all_the_time(site: Site, world: World) -> None:
     """Made, started, used and deleted without a pause, while grants of somebody else cut the connection in between."""
     email = f"{uuid.uuid4()}@example.org"

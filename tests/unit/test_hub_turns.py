@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from nats.aio.msg import Msg
 
 from natskit.hub import turns
-from natskit.hub.turns import Turns
+from natskit.hub.turns import Beginnings, Turns
 
 
 def message(subject: str, data: bytes = b"") -> Msg:
@@ -54,3 +55,41 @@ async def test_only_so_many_bytes_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not waiting.has_room(message("b", b"x")), "together they have enough"
     waiting.put_nowait(message("c", b"x" * 10))
     assert not waiting.has_room(message("c", b"x")), "one request each"
+
+
+async def turns_of(beginnings: Beginnings, *keys: str) -> list[int]:
+    """The turn of the loop in which each of several calls, all made at once, begins."""
+    turn, begun = 0, []
+
+    async def begin(key: str) -> None:
+        await beginnings.wait((key, "method"))
+        begun.append(turn)
+
+    calls = [asyncio.create_task(begin(key)) for key in keys]
+    while not all(call.done() for call in calls):
+        await asyncio.sleep(0)
+        turn += 1
+    return begun
+
+
+async def test_of_calls_that_may_be_long_one_begins_in_a_turn() -> None:
+    begun = await turns_of(Beginnings(), "a", "a", "b", "c")
+    assert len(set(begun)) == 4
+
+
+async def test_quick_calls_begin_together_as_long_as_they_are_quick_together() -> None:
+    beginnings = Beginnings()
+    beginnings.note(("a", "method"), 0.0001, failed=False)
+    assert len(set(await turns_of(beginnings, *"aaaaaaaaaa"))) == 1
+    beginnings.note(("a", "method"), 0.0009, failed=False)
+    begun = await turns_of(beginnings, *"aaaaaaaa")
+    assert max(begun.count(turn) for turn in begun) == 2
+
+
+async def test_what_fails_quickly_is_not_quick() -> None:
+    beginnings = Beginnings()
+    beginnings.note(("a", "method"), 0.0001, failed=True)
+    assert len(set(await turns_of(beginnings, *"aaa"))) == 3
+    beginnings.note(("a", "method"), 0.0001, failed=False)
+    beginnings.note(("a", "method"), 0.5, failed=True)
+    assert len(set(await turns_of(beginnings, *"aaa"))) == 3

@@ -121,10 +121,10 @@ def test_what_only_echoes_is_no_answer() -> None:
             with contextlib.suppress(OSError):  # until the listener is shut down
                 while True:
                     connection, _ = listener.accept()
-                    with connection:
+                    with connection, contextlib.suppress(ConnectionError):
                         connection.sendall(connection.recv(4096))
 
-        thread = threading.Thread(target=echo)
+        thread = threading.Thread(target=echo, daemon=True)
         thread.start()
         try:
             said = wait(f"http://127.0.0.1:{listener.getsockname()[1]}/healthz", 0.06)

@@ -333,7 +333,7 @@ export class Client {
     const deadline = Date.now() + timeout;
     /** @returns {Promise<any>} */
     const asked = async () => {
-      const answer = await ask().catch((error) => this.#askAgain(error, ask));
+      const answer = await ask().catch((error) => this.#askAgain(error, ask, deadline));
       try {
         return readResponse(answer.data);
       } catch (error) {
@@ -379,10 +379,10 @@ export class Client {
   /**
    * What nobody has taken was never done, so it may be asked again: a right that was just granted comes with the next
    * connection, which is moments away, and who serves the subject may be coming back with a new key.
-   * @template T @param {unknown} error @param {() => Promise<T>} ask @returns {Promise<T>}
+   * @template T @param {unknown} error @param {() => Promise<T>} ask @param {number} deadline @returns {Promise<T>}
    */
-  async #askAgain(error, ask) {
-    if (isAbsent(error)) {
+  async #askAgain(error, ask, deadline) {
+    if (isAbsent(error) && Date.now() + ABSENT_PATIENCE < deadline) {
       await pause(ABSENT_PATIENCE);
       return await ask();
     }
