@@ -76,6 +76,8 @@ GRANT_SECONDS = 1.0
 """A right that was just granted comes with the next connection, which takes about 0.1."""
 ASK_SECONDS = 1.0
 ANSWER_SECONDS = 15.0
+ABSENT_SECONDS, ABSENT_PAUSE = 2.0, 0.25
+"""How long, and how often, a project that nobody serves is asked: it may be coming back with a new key."""
 
 
 class Reader:
@@ -205,8 +207,11 @@ class Reader:
     async def _on_message(self, message: Msg) -> None:
         frame = frame_of(message)
         if frame is None:
+            now = self._loop.time()
             if self._control and _nobody_listens(message):  # it may be reconnecting
-                self._asking_since = self._asking_since or self._loop.time()
+                self._asking_since = self._asking_since or now
+            elif _nobody_listens(message) and now - self._opened < ABSENT_SECONDS:
+                self._spawn(self._request_later())
             else:
                 self._fail(_refusal(message))
             return
@@ -269,6 +274,11 @@ class Reader:
         self._heard = self._loop.time()
         self._asking_since = self._refused = None
         self._spawn(self._resume() if self._control else self._request_again())
+
+    async def _request_later(self) -> None:
+        await asyncio.sleep(ABSENT_PAUSE)
+        if not self._control:
+            await self._request_again()
 
     async def _request_again(self) -> None:
         with contextlib.suppress(nats.errors.Error):

@@ -8,10 +8,12 @@ import os
 import random
 
 import pytest
+from nats.aio.msg import Msg
 
 from natskit.client import Client
 from natskit.errors import ConnectionLostError, NotAllowedError
-from natskit.rpc import RpcError
+from natskit.rpc import RpcError, encode_error
+from natskit.stream import Reader
 
 from .conftest import Project, Server, until_async
 
@@ -82,6 +84,23 @@ async def test_refusals(client: Client, project: Project, params: dict[str, obje
 async def test_nobody_there(client: Client) -> None:
     with pytest.raises(ConnectionLostError, match="not running"):
         async with client.exec("00000000-0000-0000-0000-000000000000", ["true"]):
+            pass
+
+
+async def test_somebody_there_in_a_moment(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = "00000000-0000-0000-0000-000000000001"
+    later = Reader._request_later
+
+    async def answer(message: Msg) -> None:
+        await message.respond(encode_error(1, RpcError("limit", "it is here now")))
+
+    async def come(reader: Reader) -> None:
+        await client.subscribe(f"projects.{project}.api", answer)
+        await later(reader)
+
+    monkeypatch.setattr(Reader, "_request_later", come)
+    with pytest.raises(RpcError, match="it is here now"):
+        async with client.exec(project, ["true"]):
             pass
 
 

@@ -132,7 +132,12 @@ def test_a_one_time_password_is_replaced_before_anything_else(page: Page, site: 
     expect(page.locator("#new-password")).to_be_visible()
     page.fill("#chosen-password", "a password of my own")
     page.click("#new-password-button")
-    expect(page.locator("#connection-state")).to_have_text("connected")
+    connected = page.locator("#connection-state").filter(has_text=re.compile("^connected$"))
+    cut_off = page.locator("#new-password-error").filter(has_text="cannot be reached")
+    expect(connected.or_(cut_off)).to_be_visible()
+    if cut_off.is_visible():  # see ``visit``; nothing repeats what may have been done
+        page.click("#new-password-button")
+        expect(connected).to_be_visible()
     page.click("#sign-out")
     page.fill("#email", made["email"])
     page.fill("#password", made["password"])
@@ -313,13 +318,22 @@ def test_who_is_away_for_a_moment_is_asked_again(page: Page, site: Site, world: 
                 });
             const answer = await client.callProject(project, "ping");
             client.nats.request = ask;
+            const publish = client.nats.publish.bind(client.nats);
+            let absent = true, output = "";
+            client.nats.publish = (subject, ...rest) => {
+                publish(absent ? `projects.${stopped.project_id}.api` : subject, ...rest);
+                absent = false;
+            };
+            for await (const part of client.exec(project, {command: "printf here"})) {
+                output += new TextDecoder().decode(part.data);
+            }
             await client.callHub("delete_project", {project_id: stopped.project_id});
             await client.close();
-            return [errors.length, Boolean(answer)];
+            return [errors.length, Boolean(answer), output];
         }""",
         world.names["p"],
     )
-    assert asked == [1, True]
+    assert asked == [1, True, "here"]
 
 
 def test_a_page_of_another_origin_gets_nothing(context: BrowserContext, site: Site, world: World) -> None:

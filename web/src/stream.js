@@ -13,6 +13,9 @@ const TICK = 1_000;
 const QUIET = 6_000;
 const ASK_EVERY = 1_000;
 const ANSWER = 15_000;
+/** How long, and how often, a project is asked that nobody serves at this moment, in milliseconds. */
+const ABSENT = 2_000;
+const ABSENT_PAUSE = 250;
 
 /** @typedef {{stream: "stdout" | "stderr", data: Uint8Array}} Output */
 /** @typedef {{exit_code: number | null, signal: string | null, timed_out: boolean, cancelled: boolean}} Result */
@@ -29,12 +32,14 @@ export class StreamReader {
   #unacked = 0;
   #frames = /** @type {{seq: number, kind: string, data: Uint8Array}[]} */ ([]);
   #wake = () => {};
-  #heard = performance.now();
+  #opened = performance.now();
+  #heard = this.#opened;
   #askedAt = 0;
   #askingSince = 0;
   #failure = /** @type {Error | null} */ (null);
   #ended = false;
   #timer;
+  #later = /** @type {ReturnType<typeof setTimeout> | undefined} */ (undefined);
   #refusedAt = 0;
   #ask;
   #unsubscribe;
@@ -96,6 +101,7 @@ export class StreamReader {
 
   #close() {
     clearInterval(this.#timer);
+    clearTimeout(this.#later);
     this.#forget();
     if (!this.#ended) this.cancel();
     this.#unsubscribe();
@@ -107,7 +113,10 @@ export class StreamReader {
     const seq = Number(message.headers?.get(SEQ));
     if (!kind || !Number.isInteger(seq)) {
       // Once the stream runs, "nobody listens" is about a control message: the project may be reconnecting.
-      if (this.#control && message.headers?.code === 503) this.#askingSince ||= performance.now();
+      const nobody = message.headers?.code === 503;
+      const now = performance.now();
+      if (this.#control && nobody) this.#askingSince ||= now;
+      else if (nobody && now - this.#opened < ABSENT) this.#later = setTimeout(() => this.#askLater(), ABSENT_PAUSE);
       else this.#fail(refusal(message));
       return;
     }
@@ -154,6 +163,11 @@ export class StreamReader {
     // The project takes a reply subject once, so what was refused or lost may be asked for again.
     if (this.#control) this.#resume();
     else this.#ask();
+  }
+
+  /** Nobody took the request: the project may be coming back with a new key. */
+  #askLater() {
+    if (!this.#control) this.#ask();
   }
 
   /** @param {string} subject what the server did not let this client publish to */
