@@ -325,6 +325,20 @@ class Connection(NatsClient):
         finally:
             del transport.readline
 
+    def _connect_command(self) -> bytes:
+        # nats-py opens a creds file for the seed and then for the JWT. One that is replaced in between would give those
+        # of two users, which nats-server refuses after the whole time of an auth callout.
+        file = self._user_credentials
+        if not isinstance(file, str):
+            return super()._connect_command()
+        self._user_credentials = CredsText(Path(file).read_text())
+        self._setup_nkeys_jwt_connect()
+        try:
+            return super()._connect_command()
+        finally:
+            self._user_credentials = file
+            self._setup_nkeys_jwt_connect()
+
     def _pause(self, attempts: int) -> float:
         pause = min(self._longest_pause, 0.1 * 2 ** min(attempts, 10))
         return random.uniform(pause / 2, pause)

@@ -246,6 +246,36 @@ async def test_two_connections_stay_apart(cluster: Cluster) -> None:
     assert where(other) != where(one) == last
 
 
+async def test_creds_are_replaced_between_two_looks_at_them(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the runner, while the agent tries to connect: a seed and a JWT are of one user, always."""
+    creds, told = tmp_path / "creds", list[str]()
+    creds.write_text(cluster.identity.creds("PLATFORM", "admin"))
+    connection = await connect(
+        NatsServers(urls=[cluster.url(1)], ca_file=cluster.ca),
+        name="replaced",
+        inbox_prefix=inbox_prefix("admin"),
+        creds=creds,
+        on_status=lambda status, _reason: told.append(status),
+    )
+    cluster.connections.append(connection)
+    seed_of: Any = connection._read_creds_user_nkey
+
+    def seed_and_replace(source: Any) -> bytearray:
+        seed: bytearray = seed_of(source)
+        creds.write_text(cluster.identity.creds("PLATFORM", "hub"))
+        return seed
+
+    monkeypatch.setattr(connection, "_read_creds_user_nkey", seed_and_replace)
+    back = asyncio.Event()
+    connection.on_reconnect(back.set)
+    told.clear()
+    await connection.force_reconnect()
+    await asyncio.wait_for(back.wait(), 10)
+    assert told.count("connecting") == 1, "let in at once"
+
+
 async def test_a_server_that_says_nothing_any_more_is_left(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(natskit.connection, "PING_INTERVAL", 0.2)
     client = await cluster.connect("admin", *MEMBERS)
