@@ -1,7 +1,7 @@
-"""A whole identity in one file, and back: a tar, encrypted with a passphrase (age, c2sp.org/age).
+"""Back up an identity to one file and restore it: a tar, encrypted with a passphrase (age, c2sp.org/age).
 
-Without natskit: ``age --decrypt FILE | tar -x``. An encrypted identity is backed up as it is, sealed, by its own
-passphrase; another passphrase later does not change that of an earlier backup.
+To restore without natskit: ``age --decrypt FILE | tar -x``. A backup of an encrypted identity has the identity's
+passphrase at that time; a later change of the passphrase does not change earlier backups.
 """
 
 from __future__ import annotations
@@ -16,19 +16,26 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from natskit.errors import IdentityError
-from natskit.identity import Identity, passphrase, vault
+from natskit.identity import passphrase, vault
 from natskit.identity.files import locked, make_private, sync_directory, write_private
+from natskit.identity.identity import Identity
+
+BACKUP_KEY = Path("backup", "backup.key")
+"""The key of the platform's own backups (:mod:`natskit.backup.sealing`), in its identity."""
+
+_UNFINISHED = "restore-unfinished"
+"""Beside the identity while a restore has closed the platform: the name of the backup."""
 
 LARGEST = 64 * 1024**2
-"""Bytes of a backup that is restored; an identity has some kilobytes for each host."""
+"""Maximum size of a backup to restore, in bytes. An identity has a few kilobytes per host."""
 
 
 def backup(directory: Path, file: Path) -> None:
-    """Write the identity in ``directory`` to ``file``, which must not be there yet. Raises :class:`IdentityError`."""
+    """Write the identity in ``directory`` to ``file``, which must not exist. Raises :class:`IdentityError`."""
     if file.exists():
-        raise IdentityError(f"{file} is there already: name another file")
+        raise IdentityError(f"{file} exists already: choose another file")
     if not file.absolute().parent.is_dir():
-        raise IdentityError(f"{file.absolute().parent} is no folder")
+        raise IdentityError(f"{file.absolute().parent} is not a folder")
     if (directory / vault.KEY).exists():
         text = passphrase.current(str(directory))
         vault.unlock_with(directory, text)
@@ -42,7 +49,7 @@ def backup(directory: Path, file: Path) -> None:
 
 
 def restore(file: Path, directory: Path) -> None:
-    """Put the identity in a backup to ``directory``, which must be missing or empty: whole, or not at all.
+    """Restore a backup to ``directory``, which must be missing or empty and stays unchanged on an error.
 
     Raises :class:`IdentityError`.
     """
@@ -66,17 +73,18 @@ def restore(file: Path, directory: Path) -> None:
 def refuse_filled(directory: Path) -> None:
     """Raise :class:`IdentityError` unless ``directory`` is missing or empty."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise IdentityError(f"{directory} is not empty: name a folder that is missing or empty")
+        raise IdentityError(f"{directory} is not empty: choose a folder that is missing or empty")
 
 
 @contextmanager
 def arising(directory: Path, check: Callable[[Path], None]) -> Iterator[Path]:
-    """A folder to fill, which becomes ``directory`` at once when it is filled and ``check`` accepts it."""
+    """Yield a temporary folder. On success, and if ``check`` accepts its content, it atomically becomes
+    ``directory``."""
     refuse_filled(directory)
     directory = directory.absolute()
     make_private(directory.parent)
     unfinished = directory.with_name(f".{directory.name}.unfinished")
-    if unfinished.exists():  # whoever made it was killed
+    if unfinished.exists():  # left by a process that was killed
         shutil.rmtree(unfinished)
     unfinished.mkdir(mode=0o700)
     try:
@@ -106,7 +114,7 @@ def _tar(directory: Path) -> bytes:
 
 def _untar(packed: bytes, file: Path, directory: Path) -> None:
     if len(packed) > LARGEST:
-        raise IdentityError(f"{file} holds {len(packed)} bytes, and no identity has more than {LARGEST}")
+        raise IdentityError(f"{file} has {len(packed)} bytes, and a backup has at most {LARGEST}")
     try:
         with tarfile.open(fileobj=io.BytesIO(packed), mode="r:") as archive:
             for entry in archive:
@@ -120,7 +128,7 @@ def _untar(packed: bytes, file: Path, directory: Path) -> None:
 
 
 def _write_new(file: Path, content: bytes) -> None:
-    """Whole, private, and never over a file that is there already."""
+    """Write a private file atomically. Never overwrites an existing file."""
     fd, temporary = tempfile.mkstemp(dir=file.absolute().parent, prefix=f".{file.name}.")
     try:
         with os.fdopen(fd, "wb") as opened:
@@ -129,9 +137,27 @@ def _write_new(file: Path, content: bytes) -> None:
             os.fsync(fd)
         os.link(temporary, file)
     except FileExistsError:
-        raise IdentityError(f"{file} is there already: name another file") from None
+        raise IdentityError(f"{file} exists already: choose another file") from None
     except OSError as error:
         raise IdentityError(f"{file} cannot be written: {error.strerror}") from None
     finally:
         Path(temporary).unlink(missing_ok=True)
     sync_directory(file.absolute().parent)
+
+
+def unfinished_restore(identity: Path) -> str | None:
+    """The backup whose restore into the platform has not ended, so that it is closed; ``None`` if there is none."""
+    try:
+        return (identity.parent / _UNFINISHED).read_text()
+    except FileNotFoundError:
+        return None
+
+
+def begin_restore(identity: Path, name: str) -> None:
+    """Note that the platform is about to be closed for the restore of a backup."""
+    write_private(identity.parent / _UNFINISHED, name)
+
+
+def end_restore(identity: Path) -> None:
+    """Note that the platform is open again."""
+    (identity.parent / _UNFINISHED).unlink(missing_ok=True)

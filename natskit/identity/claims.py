@@ -9,15 +9,14 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
+from urllib.parse import urlsplit
 
-import nkeys
-
+from natskit import json_text
+from natskit.bus.permissions import Permissions
 from natskit.errors import ClaimsError
 from natskit.identity import nkey
-from natskit.permissions import Permissions
 
 Claims = dict[str, Any]
 
@@ -26,24 +25,43 @@ _NO_LIMIT = -1
 _NANOSECONDS = 1_000_000_000
 COOKIE = "__Host-natskit"
 """The cookie a browser's AUTH JWT travels in: the prefix makes browsers insist on Secure, Path=/ and no Domain
-(RFC 6265bis)."""
+(RFC 6265bis). :func:`cookie_name` is the name at a certain site."""
 MAX_TOKEN_LENGTH = 1 << 20
-"""Longest JWT that is looked at, in characters; the claims of 4,000 projects take about 200,000."""
+"""Maximum length of a JWT in characters. The claims of 4,000 projects take about 200,000."""
 
 
-def encode(claims: Mapping[str, Any], signer: nkeys.KeyPair) -> str:
-    """Sign claims. ``iss`` and ``jti`` (the base32 SHA-512/256 of the claims without it) are filled in."""
-    body = {key: value for key, value in claims.items() if key != "jti"} | {"iss": signer.public_key.decode()}
-    digest = hashlib.new("sha512_256", _json(body)).digest()
-    body["jti"] = base64.b32encode(digest).rstrip(b"=").decode()
-    signed = f"{_base64(_json(_HEADER))}.{_base64(_json(body))}"
+def cookie_name(url: str) -> str:
+    """The name of a site's cookie. Browsers send cookies to all ports of a host (RFC 6265, 8.5), so sites that differ
+    only in the port need different names. Otherwise signing in to one would sign the user out of the other."""
+    port = urlsplit(url).port
+    return COOKIE if port in (None, 443) else f"{COOKIE}-{port}"
+
+
+class Signer(Protocol):
+    """An nkey that signs, such as :class:`nkeys.KeyPair`."""
+
+    @property
+    def public_key(self) -> bytes:
+        """Its text."""
+
+    def sign(self, data: bytes) -> bytes:
+        """The Ed25519 signature of the data."""
+
+
+def encode(claims: Mapping[str, Any], signer: Signer) -> str:
+    """Sign claims. ``iss`` is filled in, and ``jti``, the base32 SHA-512/256 of the claims, if they have none."""
+    body = {**claims, "iss": signer.public_key.decode()}
+    if "jti" not in body:
+        digest = hashlib.new("sha512_256", _json(body)).digest()
+        body["jti"] = base64.b32encode(digest).rstrip(b"=").decode()
+    signed = f"{_ENCODED_HEADER}.{_base64(_json(body))}"
     return f"{signed}.{_base64(signer.sign(signed.encode()))}"
 
 
 def decode(token: str) -> Claims:
-    """The claims of a JWT whose signature matches its own ``iss``; whether to trust ``iss`` is for the caller.
+    """The claims of a JWT whose signature matches its own ``iss``.
 
-    Raises :class:`ClaimsError`.
+    The caller must check that it trusts ``iss``. Raises :class:`ClaimsError`.
     """
     if len(token) > MAX_TOKEN_LENGTH:
         raise ClaimsError(f"a JWT of {len(token)} characters is longer than {MAX_TOKEN_LENGTH}")
@@ -51,7 +69,7 @@ def decode(token: str) -> Claims:
     if len(parts) != 3:
         raise ClaimsError("a JWT has three parts separated by dots; this one has " + str(len(parts)))
     try:
-        header, body = (json.loads(_unbase64(part)) for part in parts[:2])
+        header, body = (json_text.read(_unbase64(part)) for part in parts[:2])
         signature = _unbase64(parts[2])
     except (ValueError, binascii.Error, RecursionError):
         raise ClaimsError("a JWT is not base64url-encoded JSON") from None
@@ -85,7 +103,7 @@ def tag(claims: Mapping[str, Any], name: str) -> str | None:
 def operator_claims(
     *, name: str, subject: str, signing_keys: Iterable[str], system_account: str, issued_at: int
 ) -> Claims:
-    """The operator: its signing keys, and which NATS account is the system account."""
+    """The operator's claims: its signing keys and its system account."""
     nats = {"type": "operator", "version": 2, "signing_keys": sorted(signing_keys), "system_account": system_account}
     return {"iat": issued_at, "name": name, "sub": subject, "nats": nats}
 
@@ -100,6 +118,9 @@ def account_claims(
     jetstream: bool = False,
     exports: Iterable[str] = (),
     imports: Iterable[tuple[str, str]] = (),
+    exported_streams: Iterable[str] = (),
+    exported_to_all: Iterable[str] = (),
+    imported_streams: Iterable[tuple[str, str, str]] = (),
     callout_users: Iterable[str] = (),
     callout_accounts: Iterable[str] = (),
     revoked: Mapping[str, int] | None = None,
@@ -107,10 +128,13 @@ def account_claims(
     """A NATS account.
 
     ``scopes`` are a role's name, a signing key of it, and what that key may hand out. ``exports`` are services for all
-    NATS accounts, ``imports`` those of another one, by its key and the subject. ``revoked`` are users by their nkeys:
-    what was signed for them up to that time (Unix seconds) is refused. With ``callout_users`` the account delegates
-    authentication: everyone else who connects to it is decided on by those users (auth callout, ADR-26), who may place
-    them into ``callout_accounts``. Leafnodes and bearer tokens aside, nothing is limited: limits are the server's.
+    NATS accounts, ``imports`` those of another one, by its key and the subject. ``exported_streams`` have one ``*``, in
+    the place of the key of the NATS account that may import them; ``exported_to_all`` are streams that every one may;
+    ``imported_streams`` are the key of the other one, the subject there, and the one here. ``revoked`` are users by
+    their nkeys: what was signed for them up to that time (Unix seconds) is refused. With ``callout_users`` the account
+    delegates authentication: everyone else who connects to it is decided on by those users (auth callout, ADR-26), who
+    may place them into ``callout_accounts``. Leafnodes and bearer tokens aside, nothing is limited: limits are the
+    server's.
     """
     limits: dict[str, Any] = dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn"), _NO_LIMIT)
     limits |= {"wildcards": True}
@@ -120,16 +144,27 @@ def account_claims(
     for role, key, permissions in sorted(scopes, key=lambda scope: scope[:2]):
         keys.append({"kind": "user_scope", "key": key, "role": role, "template": _template(permissions)})
     nats: dict[str, Any] = {"type": "account", "version": 2, "limits": limits, "signing_keys": keys}
-    services = sorted(exports)
-    if services:
-        # Every server answers, not one.
-        nats["exports"] = [
-            {"name": subject, "subject": subject, "type": "service", "response_type": "Stream"} for subject in services
-        ]
-    if wanted := sorted(imports):
-        nats["imports"] = [
-            {"name": subject, "subject": subject, "account": account, "type": "service"} for account, subject in wanted
-        ]
+    # Every server answers a service, not one.
+    exported: list[dict[str, Any]] = [
+        {"name": subject, "subject": subject, "type": "service", "response_type": "Stream"}
+        for subject in sorted(exports)
+    ] + [
+        {"name": subject, "subject": subject, "type": "stream", "account_token_position": _position(subject)}
+        for subject in sorted(exported_streams)
+    ]
+    exported += [{"name": subject, "subject": subject, "type": "stream"} for subject in sorted(exported_to_all)]
+    imported: list[dict[str, Any]] = [
+        {"name": subject, "subject": subject, "account": account, "type": "service"}
+        for account, subject in sorted(imports)
+    ] + [
+        {"name": here, "subject": subject, "account": account, "type": "stream"}
+        | ({"local_subject": here} if here != subject else {})
+        for account, subject, here in sorted(imported_streams)
+    ]
+    if exported:
+        nats["exports"] = exported
+    if imported:
+        nats["imports"] = imported
     if revoked:
         nats["revocations"] = dict(revoked)
     if users := sorted(callout_users):
@@ -137,11 +172,16 @@ def account_claims(
     return {"iat": issued_at, "name": name, "sub": subject, "nats": nats}
 
 
+def _position(subject: str) -> int:
+    """Which word of a subject is ``*``, from 1."""
+    return subject.split(".").index("*") + 1
+
+
 def with_rights_of(wanted: Claims, earlier: Claims) -> Claims:
-    """A NATS account whose scopes also allow what they allowed ``earlier``, those included that it has no more."""
+    """A NATS account whose scopes also grant their ``earlier`` rights, including scopes that it no longer has."""
     keys = [key for key in earlier.get("nats", {}).get("signing_keys") or [] if isinstance(key, dict)]
     templates = {key["key"]: key["template"] for key in keys}
-    out: Claims = json.loads(_json(wanted))
+    out: Claims = json_text.read(_json(wanted))
     has = {key["key"] for key in out["nats"].get("signing_keys", []) if isinstance(key, dict)}
     out["nats"]["signing_keys"] = sorted(
         [*out["nats"].get("signing_keys", []), *(key for key in keys if key["key"] not in has)],
@@ -162,6 +202,19 @@ def user_claims(*, subject: str, name: str, issuer_account: str, permissions: Pe
     return {"iat": issued_at, "name": name, "sub": subject, "nats": nats}
 
 
+def temporary_user_claims(
+    *, subject: str, name: str, permissions: Permissions, issued_at: int, expires_at: int
+) -> Claims:
+    """A user with permissions of its own, signed by the NATS account's identity key."""
+    nats = {"type": "user", "version": 2, **_template(permissions)}
+    return {"iat": issued_at, "exp": expires_at, "name": name, "sub": subject, "nats": nats}
+
+
+def without_signing_keys(account: Claims) -> Claims:
+    """A NATS account that admits only users signed by its identity key. nats-server disconnects all others."""
+    return {**account, "nats": {**account["nats"], "signing_keys": []}}
+
+
 def platform_user_claims(
     *,
     subject: str,
@@ -171,7 +224,8 @@ def platform_user_claims(
     issued_at: int,
     expires_at: int | None = None,
 ) -> Claims:
-    """A user whose rights are the scope of the key that signs it; it may carry none of its own (jwt ``UserScope``)."""
+    """A user whose rights are the scope of its signing key. It must not have permissions of its own (jwt
+    ``UserScope``)."""
     nats: dict[str, Any] = {"type": "user", "version": 2, "issuer_account": platform_account, "tags": list(tags)}
     claims: Claims = {"iat": issued_at, "name": name, "sub": subject, "nats": nats}
     return claims if expires_at is None else claims | {"exp": expires_at}
@@ -188,9 +242,9 @@ def auth_user_claims(
     bearer: bool = False,
     connection_types: Iterable[str] = (),
 ) -> Claims:
-    """A user of the NATS account AUTH: somebody who may knock at the door, and do nothing else.
+    """A user of the NATS account AUTH, who may request authorization by the auth callout and nothing else.
 
-    ``bearer``: holding the JWT is enough, no key needs to sign the server's nonce (browsers).
+    ``bearer``: the JWT is enough to connect, without a key that signs the server's nonce (for browsers).
     """
     denied = Permissions(publish=(), subscribe=(), connection_types=tuple(connection_types))
     nats = {"type": "user", "version": 2, "issuer_account": auth_account, "tags": list(tags)} | _template(denied)
@@ -202,9 +256,9 @@ def auth_user_claims(
 def authorization_response_claims(
     *, user_nkey: str, server_id: str, auth_account: str, issued_at: int, jwt: str = "", error: str = ""
 ) -> Claims:
-    """The answer to an auth callout (ADR-26): the user JWT the connection gets, or why it gets none.
+    """The answer to an auth callout (ADR-26): the user JWT of the connection, or the reason for a refusal.
 
-    ``issuer_account`` is needed because a signing key signs it.
+    ``issuer_account`` is required because a signing key signs it.
     """
     nats = {"type": "authorization_response", "version": 2, "issuer_account": auth_account}
     nats |= {"jwt": jwt} if jwt else {"error": error}
@@ -224,7 +278,8 @@ def format_creds(jwt: str, seed: str) -> str:
 
 
 def _template(permissions: Permissions) -> dict[str, Any]:
-    """``UserPermissionLimits`` of the jwt library. Where nothing is allowed, everything must be denied by name."""
+    """``UserPermissionLimits`` of the jwt library. An empty allow list allows everything, so deny everything
+    instead."""
     allow = {"pub": permissions.publish, "sub": permissions.subscribe}
     out: dict[str, Any] = {
         key: {"allow": sorted(subjects)} if subjects else {"deny": [">"]} for key, subjects in allow.items()
@@ -235,7 +290,7 @@ def _template(permissions: Permissions) -> dict[str, Any]:
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
+    return json_text.write_sorted(value)
 
 
 def _base64(data: bytes) -> str:
@@ -248,3 +303,6 @@ def _unbase64(text: str) -> bytes:
     if _base64(data) != text:
         raise ValueError("not canonical base64url")
     return data
+
+
+_ENCODED_HEADER = _base64(_json(_HEADER))

@@ -1,4 +1,4 @@
-"""Files that nobody but their owner may read, and that are never seen half-written."""
+"""Write files atomically that only their owner may read."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from natskit.errors import IdentityError
 
 
 def make_private(directory: Path) -> None:
-    """Make a directory, and the missing ones above it, with mode 0700."""
+    """Create a directory and its missing parents with mode 0700."""
     if not directory.is_dir():
         make_private(directory.parent)
         directory.mkdir(mode=0o700, exist_ok=True)
 
 
 def write_private(path: Path, content: str | bytes) -> None:
-    """Write a file with mode 0600, atomically and durably; a file that holds the content already is left alone."""
+    """Write a file with mode 0600, atomically and durably. A file that already has the content is not written again."""
     data = content.encode() if isinstance(content, str) else content
     if path.exists() and path.read_bytes() == data:
         return
@@ -40,7 +40,7 @@ def write_private(path: Path, content: str | bytes) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make durable what was written, renamed or removed in a directory (fsync(2))."""
+    """Make writes, renames and removals in a directory durable (fsync(2))."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -50,7 +50,7 @@ def sync_directory(directory: Path) -> None:
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """One process at a time may write an identity."""
+    """Lock an identity, so that only one process at a time writes it."""
     make_private(directory)
     fd = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -61,7 +61,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def check_private(path: Path) -> None:
-    """Raise :class:`IdentityError` if anybody but the owner may read ``path``, or it does not exist."""
+    """Raise :class:`IdentityError` if ``path`` does not exist or users other than its owner may read it."""
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except OSError as error:

@@ -1,19 +1,24 @@
-"""An identity as nsc keeps it, and back: an nsc store, its keystore and creds files, none of it encrypted.
+"""Convert an identity to nsc's format and back: an nsc store, its keystore and creds files, all unencrypted.
 
 Checked against the sources of nsc v2 (``cmd/store/store.go``, ``cmd/store/keys.go``), jwt v2 (``creds_utils.go``) and
 nkeys, as of June 2026:
 
-- ``stores/{operator}/.nsc`` says what the store is (``Info``); ``{operator}.jwt`` and ``accounts/{name}/{name}.jwt``
-  are named as the claims are, and so are ``accounts/{name}/users/{user}.jwt`` (``StoreRaw``);
-- ``keys/keys/{kind}/{shard}/{public key}.nk`` holds a seed: the kind is the first character of the public key, the
-  shard are the next two (``GetKeyPath``); signing keys are kept like the others;
-- ``keys/creds/{operator}/{account}/{user}.creds`` is what ``FormatUserConfig`` writes and ``userConfigRE`` finds.
+- ``stores/{operator}/.nsc`` describes the store (``Info``). ``{operator}.jwt``, ``accounts/{name}/{name}.jwt`` and
+  ``accounts/{name}/users/{user}.jwt`` have the names in their claims (``StoreRaw``);
+- ``keys/keys/{kind}/{shard}/{public key}.nk`` contains a seed. The kind is the first character of the public key, and
+  the shard the next two (``GetKeyPath``). The same holds for signing keys;
+- ``keys/creds/{operator}/{account}/{user}.creds`` has the format that ``FormatUserConfig`` writes and ``userConfigRE``
+  reads.
 
-nsc reads it with ``nsc --data-dir DIR/stores --keystore-dir DIR/keys --config-dir ANOTHER list accounts``. It has no
-place for certificates: the CA and what it has signed are beside it, in ``tls``, ``routes`` and ``proxy``.
+nsc reads it with ``nsc --data-dir DIR/stores --keystore-dir DIR/keys --config-dir ANOTHER list accounts``. It does not
+store certificates: the CA and the certificates that it signed are beside the store, in ``tls``, ``routes`` and
+``proxy``.
 
-Only what natskit has made can be imported. An operator of somebody else's cannot be shared: its JWT names one system
-account, and natskit's servers need it to be theirs.
+Three things can be imported: an export, a copy of one that nsc made with its own ``import`` commands (without
+certificates), and an operator that nsc made, if its name is natskit, it has one signing key, and its accounts are SYS,
+AUTH, PLATFORM and, since there are documents, DOCS. A deploy adds what natskit needs and is missing there, and signs
+the JWTs again with its own claims. An operator of another name cannot be used: its JWT names the system account of
+other servers, and natskit's servers need their own. tests/nats/test_nsc.py tries all of this with the real nsc.
 """
 
 from __future__ import annotations
@@ -24,13 +29,16 @@ from pathlib import Path
 from typing import Any
 
 from natskit.errors import ClaimsError, IdentityError
-from natskit.identity import INDEX, NATS_ACCOUNTS, OPERATOR, STATIC_USERS, Identity, claims, seed_path
+from natskit.identity import claims
 from natskit.identity.backup import arising
 from natskit.identity.files import write_private
+from natskit.identity.identity import INDEX, NATS_ACCOUNTS, OPERATOR, STATIC_USERS, Identity, seed_path
 from natskit.identity.tls import PROXY, ROUTES
 from natskit.identity.vault import SEALED, Vault
 
 _INFO = {"managed": False, "name": OPERATOR, "kind": "operator", "version": "1"}
+_LATER = ("DOCS",)
+"""NATS accounts that exports of older versions do not have. A deploy adds them."""
 _CERTIFICATES = ("tls", ROUTES, PROXY)
 
 
@@ -43,7 +51,7 @@ def export(directory: Path, target: Path) -> None:
     def check(made: Path) -> None:
         if not _same_keys(_index(made), index):
             raise IdentityError(
-                f"a rotation of {directory} is under way, which nsc has no place for: complete it first"
+                f"a rotation of {directory} is not finished, and nsc cannot store its keys: complete it first"
             )
 
     with arising(target, check) as made:
@@ -61,9 +69,9 @@ def export(directory: Path, target: Path) -> None:
 
 
 def import_(source: Path, directory: Path) -> None:
-    """Make the identity in ``directory``, which must be missing or empty, of what :func:`export` wrote.
+    """Make the identity in ``directory``, which must be missing or empty, of an nsc store.
 
-    Raises :class:`IdentityError`, in particular for what nsc made itself.
+    Raises :class:`IdentityError` for what natskit cannot use: see above.
     """
     index = _index(source)
     with arising(directory, lambda made: _check(made)) as made:
@@ -96,13 +104,13 @@ def _contents(directory: Path, *folders: str) -> Iterator[Path]:
 
 
 def _index(source: Path) -> dict[str, Any]:
-    """Which key plays which role, by the JWTs alone."""
+    """The role of each key, from the JWTs alone."""
     store = source / "stores" / OPERATOR
     known = sorted(path.name for path in (source / "stores").glob("*") if path.is_dir())
     if OPERATOR not in known:
         found = f"the operator {known[0]}" if known else "no operator"
         raise IdentityError(
-            f"{source}/stores has {found}, not {OPERATOR}: an operator that natskit has not made cannot be used, since "
+            f"{source}/stores has {found}, not {OPERATOR}: natskit cannot use an operator that it did not make, since "
             "its JWT names another system account than that of natskit's servers; a deploy makes one"
         )
     operator = _claims(store / f"{OPERATOR}.jwt")
@@ -114,6 +122,8 @@ def _index(source: Path) -> dict[str, Any]:
         "runners": {},
     }
     for name in NATS_ACCOUNTS:
+        if name in _LATER and not (store / "accounts" / name).exists():
+            continue
         body = _claims(store / "accounts" / name / f"{name}.jwt")
         signing = {_role(key): _key(key) for key in body["nats"].get("signing_keys", [])}
         if len(signing) != len(body["nats"].get("signing_keys", [])):
@@ -129,17 +139,26 @@ def _index(source: Path) -> dict[str, Any]:
                 index["runners"][user["name"]] = user["sub"]
             else:
                 index["users"][f"{name}/{user['name']}"] = user["sub"]
+        _check_users(index, name, store / "accounts" / name / "users")
     return index
+
+
+def _check_users(index: dict[str, Any], account: str, folder: Path) -> None:
+    """Check that each role with a signing key has its user. Without that user's key, a deploy would silently make
+    another."""
+    for name, user in STATIC_USERS:
+        if name == account and user in index["accounts"][name]["signing"] and f"{name}/{user}" not in index["users"]:
+            raise IdentityError(f"{folder / user}.jwt is missing: copy the users as well as the NATS accounts")
 
 
 def _claims(path: Path) -> claims.Claims:
     try:
         body = claims.decode(path.read_text().strip())
         if not isinstance(body.get("nats"), dict) or body.get("name") != path.stem:
-            raise ClaimsError("its name is not that of the file")
+            raise ClaimsError("the name in it differs from the file's")
         return body
     except FileNotFoundError:
-        raise IdentityError(f"{path} is missing: natskit has not made this, or not whole") from None
+        raise IdentityError(f"{path} is missing: this is not a complete export of natskit") from None
     except (OSError, UnicodeDecodeError, ClaimsError) as error:
         raise IdentityError(f"{path}: {error}") from None
 
@@ -152,7 +171,7 @@ def _only(operator: claims.Claims, store: Path) -> str:
 
 
 def _role(key: Any) -> str:
-    """AUTH has the only key without a scope: that of the hubs."""
+    """The role of a signing key. The only key without a scope is that of the hubs, in AUTH."""
     return str(key["role"]) if isinstance(key, dict) else "hub"
 
 
@@ -162,7 +181,7 @@ def _key(key: Any) -> str:
 
 def _same_keys(found: dict[str, Any], index: dict[str, Any]) -> bool:
     return all(found[part] == index.get(part) for part in ("operator", "users", "runners")) and all(
-        found["accounts"][name].get(part) == index["accounts"][name].get(part)
+        found["accounts"].get(name, {}).get(part) == index["accounts"].get(name, {}).get(part)
         for name in NATS_ACCOUNTS
         for part in ("identity", "signing", "revoked")
     )

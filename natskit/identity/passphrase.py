@@ -1,9 +1,9 @@
-"""The passphrase of an encrypted identity: where it comes from, and that nobody else hears of it.
+"""The passphrase of an encrypted identity: its sources and its protection.
 
-In this order: the variable ``NATSKIT_IDENTITY_PASSPHRASE``; what the command in ``NATSKIT_IDENTITY_PASSPHRASE_COMMAND``
-prints (run without a shell, such as ``pass show natskit``); a question on the terminal. The variables are taken out of
-the environment before anything is started, so no child process inherits them. A child that is to know the passphrase
-is handed a descriptor to read it from (:func:`handed_down`).
+The sources, in this order: the variable ``NATSKIT_IDENTITY_PASSPHRASE``; the output of the command in
+``NATSKIT_IDENTITY_PASSPHRASE_COMMAND`` (run without a shell, such as ``pass show natskit``); a question on the
+terminal. natskit removes these variables from its environment before it starts any child process. A child that needs
+the passphrase gets a file descriptor to read it from (:func:`handed_down`).
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from natskit.errors import IdentityError
 VARIABLE = "NATSKIT_IDENTITY_PASSPHRASE"
 COMMAND = "NATSKIT_IDENTITY_PASSPHRASE_COMMAND"
 NEW_VARIABLE = "NATSKIT_IDENTITY_NEW_PASSPHRASE"
-"""What a change of the passphrase changes it to; asked for on the terminal, unless told."""
+"""The variable with the new passphrase for a change. Without it, natskit asks on the terminal."""
 DESCRIPTOR = "NATSKIT_IDENTITY_PASSPHRASE_FD"
-"""The number of an inherited descriptor with the passphrase, for commands that natskit starts."""
+"""The variable with the number of an inherited file descriptor, which natskit's child processes read the passphrase
+from."""
 LEAST = 8
-"""Characters of a new passphrase. Who guesses it is slowed down by scrypt, to a second an attempt (c2sp.org/age)."""
+"""Minimum length of a new passphrase. scrypt slows down guesses to one per second (c2sp.org/age)."""
 
 _given: dict[str, str] = {}
 
 
 def withdraw() -> None:
-    """Take the variables out of this process's environment; they are remembered here."""
+    """Remove the variables from this process's environment and remember their values."""
     for name in (VARIABLE, COMMAND, NEW_VARIABLE):
         value = os.environ.pop(name, None)
         if value:  # set to nothing is not set
@@ -41,15 +42,15 @@ def withdraw() -> None:
 
 
 def remember(passphrase: str) -> None:
-    """Keep a passphrase that has opened something: for :func:`handed_down`, and not to ask again."""
+    """Keep a correct passphrase, for :func:`handed_down` and so that natskit does not ask again."""
     _given[VARIABLE] = passphrase
 
 
 @contextmanager
 def handed_down() -> Iterator[tuple[dict[str, str], tuple[int, ...]]]:
-    """What a child needs not to ask: its further environment, and its ``pass_fds``; nothing if none is known here.
+    """The additional environment and the ``pass_fds`` that give a child the passphrase; empty if none is known here.
 
-    The passphrase itself is in a file in memory that has no name, and can be read by several, one after the other.
+    The passphrase is in an anonymous file in memory, which several processes can read one after the other.
     """
     withdraw()
     if VARIABLE not in _given:
@@ -64,7 +65,7 @@ def handed_down() -> Iterator[tuple[dict[str, str], tuple[int, ...]]]:
 
 
 def current(what: str) -> str:
-    """The passphrase of ``what``, which has one. Raises :class:`IdentityError` if there is none to be had."""
+    """The existing passphrase of ``what``. Raises :class:`IdentityError` if no source provides it."""
     withdraw()
     if VARIABLE in _given:
         return _given[VARIABLE]
@@ -74,9 +75,9 @@ def current(what: str) -> str:
 
 
 def chosen(what: str) -> str:
-    """A passphrase for ``what``, which has none yet; on the terminal it is asked for twice.
+    """A new passphrase for ``what``; on the terminal it must be typed twice.
 
-    Raises :class:`IdentityError` also for one that is too short.
+    Raises :class:`IdentityError`, also if the passphrase is too short.
     """
     withdraw()
     if VARIABLE in _given or COMMAND in _given:
@@ -85,7 +86,7 @@ def chosen(what: str) -> str:
 
 
 def changed(what: str) -> str:
-    """Another passphrase for ``what``. Raises :class:`IdentityError` as :func:`chosen`."""
+    """A different passphrase for ``what``. Raises :class:`IdentityError` as :func:`chosen` does."""
     withdraw()
     return _long_enough(_given[NEW_VARIABLE]) if NEW_VARIABLE in _given else _asked_twice(what)
 

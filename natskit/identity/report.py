@@ -1,4 +1,4 @@
-"""What an identity holds, and until when it is good: every key, JWT and certificate. No secret is read for that."""
+"""List every key, JWT and certificate of an identity with its expiry date. Reads no secret."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from typing import Any, Literal
 from cryptography import x509
 
 from natskit.errors import ClaimsError, IdentityError
-from natskit.identity import INDEX, NATS_ACCOUNTS, OPERATOR, claims, rotation, seed_path
+from natskit.identity import claims, rotation
+from natskit.identity.backup import BACKUP_KEY
 from natskit.identity.files import check_private
+from natskit.identity.identity import INDEX, OPERATOR, seed_path
 from natskit.identity.tls import PROXY, RENEW_DAYS, ROUTES
 from natskit.identity.vault import Vault
 
@@ -35,18 +37,18 @@ class Entry:
     to_do: str
     file: str
     expires: int | None = None
-    """Unix seconds; ``None`` for what never does, or where that is not known."""
+    """Expiry in Unix seconds; ``None`` if it never expires or the date is unknown."""
     problem: State | None = None
 
     def state(self, now: int, warn_days: int) -> State:
-        """How it is at ``now``; ``near`` if it ends within so many days."""
+        """The state at ``now``; ``near`` if it expires within ``warn_days``."""
         if self.problem or self.expires is None:
             return self.problem or "good"
         return "expired" if self.expires <= now else "near" if self.expires <= now + warn_days * DAY else "good"
 
     @property
     def until(self) -> str:
-        """The end, for a person."""
+        """The expiry date as text."""
         if self.expires is None:
             return self.problem or "never"
         return f"{datetime.fromtimestamp(self.expires, UTC):%Y-%m-%d}" + (f" ({self.problem})" if self.problem else "")
@@ -54,41 +56,42 @@ class Entry:
 
 @dataclass(frozen=True)
 class Named:
-    """A file with a certificate or a JWT that a setting names."""
+    """A file with a certificate or JWT that a setting refers to."""
 
     setting: str
     host: str
     path: str
     on_host: bool
-    """It is there and not here."""
+    """Whether the file is on the host instead of this machine."""
     served: str | None = None
-    """``host:port`` where the certificate can be seen all the same."""
+    """``host:port`` of a server that presents the certificate."""
 
 
 @dataclass(frozen=True)
 class InUse:
-    """What ``platform.json`` says of the last deploy."""
+    """The last deploy's record in ``platform.json``."""
 
     certificates: frozenset[str]
-    """Of the platform's CA: their paths within the identity, without ``.crt``."""
+    """Certificates of the platform's CA: paths within the identity, without ``.crt``."""
     named: tuple[Named, ...] = ()
 
 
 def entries(directory: Path, in_use: InUse | None = None) -> list[Entry]:
-    """Everything in the identity, and what settings name beside it. Raises :class:`IdentityError`.
+    """All entries of the identity, and files outside it that settings name.
 
-    Without ``in_use`` nothing is known of which certificates are still needed, and of those outside.
+    Raises :class:`IdentityError`. Without ``in_use``, unneeded certificates and files outside are unknown.
     """
     if not (directory / INDEX).exists():
-        raise IdentityError(f"{directory} holds no identity: a deploy makes one")
+        raise IdentityError(f"{directory} contains no identity: deploy to create one")
     check_private(directory)
     try:
         index = json.loads((directory / INDEX).read_bytes())
         return [
             *_operator(directory, index),
-            *(entry for name in NATS_ACCOUNTS for entry in _account(directory, index, name)),
+            *(entry for name in index["accounts"] for entry in _account(directory, index, name)),
             *_users(directory, index),
             *_under_rotation(directory, index),
+            *_backups(directory),
             *_certificates(directory, in_use),
             *(_named(named) for named in (in_use.named if in_use else ())),
         ]
@@ -117,7 +120,12 @@ def _account(directory: Path, index: dict[str, Any], name: str) -> Iterator[Entr
 
 
 def _users(directory: Path, index: dict[str, Any]) -> Iterator[Entry]:
-    known = {"hub": "each hub", "admin": "natskit on this machine", "probe": "hosts of nats, in a deploy"}
+    known = {
+        "hub": "each hub",
+        "keeper": "each keeper",
+        "admin": "natskit on this machine",
+        "probe": "hosts of nats, in a deploy",
+    }
     for name, key in sorted(index["users"].items()):
         account, user = name.split("/", 1)
         kind: rotation.Kind = "hub-keys" if name in rotation.users("hub-keys", index) else "nats-account"
@@ -130,7 +138,7 @@ def _users(directory: Path, index: dict[str, Any]) -> Iterator[Entry]:
 
 
 def _under_rotation(directory: Path, index: dict[str, Any]) -> Iterator[Entry]:
-    """Keys that a rotation brings in, or takes out; the seed of one that no longer signs need not be there."""
+    """The new and retiring keys of a rotation. A key that no longer signs may have no seed."""
     found = [("operator, next", key) for key in [index.get("operator_next")] if key]
     found += [("operator, retiring", key) for key in index.get("operator_retiring", [])]
     for name, account in index["accounts"].items():
@@ -144,6 +152,11 @@ def _under_rotation(directory: Path, index: dict[str, Any]) -> Iterator[Entry]:
     for name, key in found:
         file = str(seed_path(directory, key).relative_to(directory))
         yield Entry("key", name, "a rotation under way", f"complete it: natskit identity rotate {kind}".rstrip(), file)
+
+
+def _backups(directory: Path) -> Iterator[Entry]:
+    if Vault(directory).exists(directory / BACKUP_KEY):
+        yield Entry("key", "backups", "natskit backup", "keep it: it opens all backups", str(BACKUP_KEY))
 
 
 def _rotate(kind: rotation.Kind) -> str:
@@ -160,7 +173,7 @@ def _key(directory: Path, name: str, public: str, used_by: str, to_do: str) -> E
 
 def _jwt(directory: Path, name: str, file: str, used_by: str) -> Entry:
     path = directory / "stores" / OPERATOR / file
-    return _token(name, path, used_by, "deploy: it is signed anew", str(path.relative_to(directory)))
+    return _token(name, path, used_by, "deploy, which signs it again", str(path.relative_to(directory)))
 
 
 def _token(name: str, path: Path, used_by: str, to_do: str, file: str) -> Entry:
@@ -187,7 +200,7 @@ def _certificates(directory: Path, in_use: InUse | None) -> Iterator[Entry]:
         for path in sorted([*place.glob("*.crt"), *place.glob("hosts/*.crt")]):
             file = str(path.relative_to(directory))
             if path.name == "ca.crt":
-                yield _certificate(f"CA{suffix}", path, file, who, "nothing renews it: docs/ca.md")
+                yield _certificate(f"CA{suffix}", path, file, who, "nothing renews it: docs/how-to/own-ca.md")
                 continue
             what = f"host {path.stem}{suffix}" if path.parent.name == "hosts" else f"site ({path.stem})"
             used_by = "nginx" if path.stem == "proxy" else "a program on that host"
@@ -209,7 +222,7 @@ def _named(named: Named) -> Entry:
 
 
 def _served(address: str) -> int | None:
-    """When the certificate that is shown there ends; nothing if nobody shows one."""
+    """The expiry of the certificate that the server presents; ``None`` if it presents none."""
     host, _, port = address.rpartition(":")
     try:
         pem = ssl.get_server_certificate((host.strip("[]"), int(port)), timeout=LOOK_SECONDS)
@@ -232,5 +245,5 @@ def _certificate(name: str, path: Path, file: str, used_by: str, to_do: str, lef
 
 
 def due(found: Iterable[Entry], now: int, warn_days: int) -> list[Entry]:
-    """Those that somebody has to do something about."""
+    """The entries that need an action."""
     return [entry for entry in found if entry.state(now, warn_days) in ("near", "expired", "missing", "damaged")]

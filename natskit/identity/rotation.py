@@ -1,9 +1,8 @@
-"""Which keys a rotation exchanges, and what each of its steps writes into the index of an identity.
+"""The keys that a rotation replaces, and the changes of each step to an identity's index.
 
-A rotation has four moments, each one write of the index: *offer* (the new keys are accepted, nobody signs with them
-yet), *switch* (the new ones sign, the old ones are accepted), *move* (who held creds of old ones has been given new
-ones), *drop* (the old ones are out). What has to happen on the servers between two of them is in
-:mod:`natskit.rotation`. Nothing here does I/O.
+A rotation has four steps, each of which writes the index once: *offer* (the new keys are accepted, but do not sign),
+*switch* (the new keys sign, the old keys are accepted), *move* (all holders of old creds have new ones) and *drop* (the
+old keys are removed). :mod:`natskit.ops.key_rotation` updates the servers between these steps. Nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ HUB_ROLES = ("browser", "project", "runner")
 
 
 def signing_keys(kind: Kind, index: Index) -> list[tuple[str, str]]:
-    """The signing keys that a rotation exchanges, as NATS account and role."""
+    """The signing keys that a rotation replaces, as pairs of NATS account and role."""
     held = {("AUTH", "hub"), *(("PLATFORM", role) for role in HUB_ROLES)}
     known = [(account, role) for account, entry in index["accounts"].items() for role in entry["signing"]]
     match kind:
@@ -38,7 +37,7 @@ def signing_keys(kind: Kind, index: Index) -> list[tuple[str, str]]:
 
 
 def users(kind: Kind, index: Index) -> list[str]:
-    """The users with creds of their own that a rotation gives new nkeys, as ``PLATFORM/hub``."""
+    """The users that get new nkeys from a rotation, such as ``PLATFORM/hub``."""
     match kind:
         case "hub-keys":
             return [user for user in index["users"] if user.endswith("/hub")]
@@ -49,11 +48,11 @@ def users(kind: Kind, index: Index) -> list[str]:
 
 
 def offer(index: Index, seeds: dict[str, str], kind: Kind, now: int, *, urgent: bool, create: CreateSeed) -> None:
-    """Make the new keys. Raises :class:`IdentityError` while another rotation is under way."""
+    """Create the new keys. Raises :class:`IdentityError` while another rotation is unfinished."""
     running = index.get("rotation")
     if running is not None:
         raise IdentityError(
-            f"a rotation of {running['kind']} is under way: run `natskit identity rotate {running['kind']}` to the end"
+            f"a rotation of {running['kind']} is not finished: run `natskit identity rotate {running['kind']}` first"
         )
 
     def new(of: nkey.Kind) -> str:
@@ -73,7 +72,7 @@ def offer(index: Index, seeds: dict[str, str], kind: Kind, now: int, *, urgent: 
 
 
 def switch(index: Index, now: int, *, cookie_seconds: int) -> None:
-    """From now on the new keys sign. ``cookie_seconds``: how long a cookie by the old key may still be exchanged."""
+    """Make the new keys sign. ``cookie_seconds``: how long hubs exchange cookies signed by the old key."""
     urgent = index["rotation"]["urgent"]
     for account in index["accounts"].values():
         for role, key in account.pop("next", {}).items():
@@ -95,12 +94,13 @@ def switch(index: Index, now: int, *, cookie_seconds: int) -> None:
 
 
 def drop(index: Index, now: int) -> None:
-    """The old keys are out: what they signed is refused, and what is not theirs to end is revoked by its nkey."""
+    """Remove the old keys, so that everything they signed is refused. Creds that stay valid otherwise are revoked by
+    nkey."""
     rotation, gone = index["rotation"], []
     for name, account in index["accounts"].items():
         retired = account.pop("retiring", [])
         gone += [entry["key"] for entry in retired]
-        # Every creds file that was revoked in this NATS account was signed by one of the keys that are gone now.
+        # All revoked creds of this NATS account were signed by keys that are removed now.
         if rotation["kind"] == "nats-account" and retired:
             account.pop("revoked", None)
         for entry in index.get("retiring_users", []):
@@ -113,7 +113,8 @@ def drop(index: Index, now: int) -> None:
 
 
 def forget_cookie_keys(index: Index, now: int) -> None:
-    """Cookies by those keys have expired. While a key is accepted, the creds of projects and runners count by it."""
+    """Remove keys whose cookies have expired. Until then, creds of projects and runners signed by these keys are valid
+    too."""
     known = accepted(index, "AUTH") if index else []
     kept = [entry for entry in index.get("cookie_keys", []) if entry["until"] > now or entry["key"] in known]
     if kept:
@@ -123,32 +124,32 @@ def forget_cookie_keys(index: Index, now: int) -> None:
 
 
 def accepted(index: Index, account: str) -> list[str]:
-    """The signing keys of a NATS account that are accepted, whatever their role."""
+    """The accepted signing keys of a NATS account, for all roles."""
     entry = index["accounts"][account]
     return [*entry["signing"].values(), *entry.get("next", {}).values(), *(r["key"] for r in entry.get("retiring", []))]
 
 
 def keys_of_role(index: Index, account: str, role: str) -> list[str]:
-    """The signing keys that are accepted for a role, the one that signs first."""
+    """The accepted signing keys of a role. The first one signs."""
     entry = index["accounts"][account]
     others = [entry["next"][role]] if role in entry.get("next", {}) else []
     return [entry["signing"][role], *others, *(r["key"] for r in entry.get("retiring", []) if r["role"] == role)]
 
 
 def keys_of_user(index: Index, user: str) -> list[str]:
-    """The nkeys of a user that are accepted."""
+    """The accepted nkeys of a user."""
     others = [index["next_users"][user]] if user in index.get("next_users", {}) else []
     return [index["users"][user], *others, *(r["key"] for r in index.get("retiring_users", []) if r["user"] == user)]
 
 
 def operator_keys(index: Index) -> list[str]:
-    """The operator's signing keys that are accepted."""
+    """The operator's accepted signing keys."""
     others = [index["operator_next"]] if index.get("operator_next") else []
     return [index["operator"]["signing"], *others, *index.get("operator_retiring", [])]
 
 
 def needed(index: Index) -> list[str]:
-    """The keys whose seeds a rotation needs besides those of the index that is not rotated."""
+    """The keys whose seeds a rotation needs in addition to the current ones in the index."""
     found = [key for account in index["accounts"].values() for key in account.get("next", {}).values()]
     found += [*index.get("next_users", {}).values(), *index.get("next_runners", {}).values()]
     return found + ([index["operator_next"]] if index.get("operator_next") else [])

@@ -1,7 +1,7 @@
-"""The platform's own CA, the certificate the proxy serves where the user gives none, and those hosts show each other.
+"""The platform's own CA, the proxy's default certificate, and the certificates that hosts present to each other.
 
-P-256 because every browser takes it; a certificate lives 397 days, the longest Apple and Chromium accept from a public
-CA, and is renewed when 30 days are left.
+Keys are P-256, which every browser supports. A certificate is valid for 397 days, the maximum that Apple and Chromium
+accept from a public CA, and is renewed when 30 days are left.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from natskit.errors import IdentityError
 from natskit.identity.vault import Vault, as_vault
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
-"""Ours are of the first kind; that of a CA of the user's may be of the other."""
+"""natskit creates keys of the first kind; the key of a user's CA may be of the second."""
 
 ROUTES, PROXY = "routes", "proxy"
 """Folders of the identity with a CA of their own."""
@@ -35,21 +35,22 @@ _HOST: Usage = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
 
 
 def ensure_ca(place: Path | Vault, *, now: int) -> Path:
-    """The path of the CA's certificate (``tls/ca.crt``), made with its key once. ``now`` in Unix seconds.
+    """The path of the CA's certificate (``tls/ca.crt``), created with its key at the first call.
 
-    Both may have been put there by the user (docs/ca.md). Then the certificates of those who signed the CA's own, up to
-    the root, come after it in the file: whoever is told to trust the CA is given all of it.
-
-    Raises :class:`IdentityError` if only one of the two files is there.
+    ``now`` is in Unix seconds. The user may provide both files (docs/how-to/own-ca.md). The certificate file then also
+    contains the chain up to the root, and every program that must trust the CA gets the whole file. Raises
+    :class:`IdentityError` if only one of the two files exists.
     """
     files = as_vault(place)
     certificate, key = files.directory / "tls" / "ca.crt", files.directory / "tls" / "ca.key"
     if files.exists(certificate) != files.exists(key):
         missing = key if files.exists(certificate) else certificate
-        raise IdentityError(f"{missing} is missing beside the other half of the CA: restore it from a backup")
+        raise IdentityError(
+            f"{missing} is missing: the CA needs both its certificate and its key. Restore it from a backup"
+        )
     if not files.exists(certificate):
         private = ec.generate_private_key(ec.SECP256R1())
-        # In a server's log, where somebody was refused, it is told by this which of the CAs was wanted.
+        # A server that refuses a client logs this name: it says which of the CAs the server trusts.
         part = files.directory.name if files.directory.name in (ROUTES, PROXY) else "local"
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"natskit {part} CA {_at(now):%Y-%m-%d}")])
         built = (
@@ -68,7 +69,7 @@ def ensure_server_certificate(
 ) -> tuple[str, str]:
     """The PEM of a server's certificate and key for these DNS names and IP addresses, signed by the local CA.
 
-    Kept in ``tls/{name}.crt`` and ``.key``. Made anew when the hosts or the CA have changed, or no more than
+    They are stored in ``tls/{name}.crt`` and ``.key``, and renewed when the hosts or the CA change or at most
     ``renew_days`` are left. Raises :class:`IdentityError`.
     """
     return _ensure(as_vault(place), Path(name), hosts, _SERVER, now, renew_days)
@@ -77,9 +78,9 @@ def ensure_server_certificate(
 def ensure_host_certificate(
     place: Path | Vault, name: str, hosts: Iterable[str], *, now: int, renew_days: int = RENEW_DAYS
 ) -> tuple[str, str]:
-    """The PEM of the certificate and key a host of the platform serves with and shows to other hosts (mutual TLS).
+    """The PEM of a host's certificate and key for mutual TLS between hosts.
 
-    As :func:`ensure_server_certificate`, but good for a TLS client too, and kept in ``tls/hosts/``.
+    As :func:`ensure_server_certificate`, but also valid for TLS clients, and stored in ``tls/hosts/``.
     """
     return _ensure(as_vault(place), Path("hosts") / name, hosts, _HOST, now, renew_days)
 
@@ -87,7 +88,7 @@ def ensure_host_certificate(
 def _ensure(files: Vault, name: Path, hosts: Iterable[str], usage: Usage, now: int, renew_days: int) -> tuple[str, str]:
     hosts = sorted({_normal(host) for host in hosts})
     if not hosts:
-        raise IdentityError(f"the certificate {name} is for no host: name at least one")
+        raise IdentityError(f"the certificate {name} has no host: name at least one")
     ca_path = ensure_ca(files, now=now)
     ca = _load_certificate(files, ca_path, "restore it from a backup")
     certificate, key = (files.directory / "tls" / f"{name}.{suffix}" for suffix in ("crt", "key"))
@@ -137,7 +138,7 @@ def _is_good(
     remedy = f"remove {path} and deploy again"
     certificate = _load_certificate(files, path, remedy)
     if certificate.public_key() != _load_key(files, key, remedy).public_key():
-        return False  # whoever wrote them was interrupted in between
+        return False  # they do not match: the process that wrote them was interrupted
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     found = sorted([*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))])
     ends = certificate.not_valid_after_utc
@@ -147,19 +148,20 @@ def _is_good(
 
 
 def _check_ca(ca: x509.Certificate, path: Path, now: int) -> None:
-    """It may be anybody's. Raises :class:`IdentityError` for one whose certificates nobody would accept."""
+    """Check a CA, which the user may have provided. Raises :class:`IdentityError` if clients would refuse its
+    certificates."""
     try:
         can_sign = ca.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except x509.ExtensionNotFound:
         can_sign = False
     if not can_sign:
-        raise IdentityError(f"{path}: the first certificate in it is not that of a CA (basicConstraints CA:TRUE)")
+        raise IdentityError(f"{path}: its first certificate is not that of a CA (basicConstraints CA:TRUE)")
     if _at(now) >= ca.not_valid_after_utc:
         raise IdentityError(f"{path}: the CA has expired on {ca.not_valid_after_utc:%Y-%m-%d}")
 
 
 def _between(chain: bytes) -> str:
-    """Of the CA and those above it, the ones that somebody needs who knows the root alone."""
+    """The intermediate certificates that a client needs if it trusts only the root."""
     return "".join(_pem(each) for each in x509.load_pem_x509_certificates(chain) if each.issuer != each.subject)
 
 
@@ -207,7 +209,7 @@ def _key_usage(*, ca: bool) -> x509.KeyUsage:
 
 
 def _normal(host: str) -> str:
-    """One way to write a host; addresses have several. Raises :class:`IdentityError`."""
+    """The canonical form of a host; an address has several forms. Raises :class:`IdentityError`."""
     if not host or not host.isascii() or "%" in host:
         raise IdentityError(f"{host!r} cannot be in a certificate: write a name in ASCII (xn--…), or an IP address")
     try:

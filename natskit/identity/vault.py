@@ -28,25 +28,25 @@ from natskit.identity.files import check_private, locked, sync_directory, write_
 KEY = "age-identity.age"
 SEALED = ".age"
 SECRETS = (".nk", ".creds", ".key")
-"""Ends of the names of files with a secret in them: seeds, creds, private keys of certificates."""
+"""Suffixes of files that contain a secret: seeds, creds, private keys of certificates."""
 _SEALED_SECRETS = tuple(name + SEALED for name in SECRETS)
 PUBLIC = (".jwt", ".crt", ".json", ".lock")
 
 LEAST_WORK = 18
-"""As the command ``age`` takes: N = 2^18, a second for each guess, 256 MiB."""
+"""scrypt's work factor of the command ``age``: N = 2^18, which costs a second and 256 MiB per guess."""
 ATTEMPTS = 8
 
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}")
-"""What :func:`write_private` leaves when it is killed."""
+"""Temporary files that :func:`write_private` leaves if it is killed."""
 
 _unlocked: dict[bytes, Any] = {}
-"""The age identities opened in this process, by the content of their files."""
+"""The age identities that this process has opened, by the content of their files."""
 _unlocking = threading.Lock()
-"""A deploy prepares its hosts side by side, and asks once."""
+"""A deploy prepares its hosts concurrently but must ask only once."""
 
 
 class Vault:
-    """The files of one identity folder. With ``write=False`` what is written is kept in memory, and read from there."""
+    """The files of one identity folder. With ``write=False``, writes stay in memory and are read from there."""
 
     def __init__(self, directory: Path, *, write: bool = True) -> None:
         self.directory = directory
@@ -55,23 +55,23 @@ class Vault:
         self._written: dict[Path, bytes] = {}
 
     def at(self, folder: str) -> Vault:
-        """A folder within this one, sealed by the same key."""
+        """A subfolder, encrypted with the same key."""
         inner = Vault(self.directory / folder, write=self.writes)
         inner._root, inner._written = self._root, self._written
         return inner
 
     @property
     def is_encrypted(self) -> bool:
-        """Whether secrets are sealed here."""
+        """Whether this folder's secrets are encrypted."""
         return (self._root / KEY).exists()
 
     def unlock(self) -> None:
-        """Ask for the passphrase now, if there is one and it is not known yet. Raises :class:`IdentityError`."""
+        """Ask for the passphrase now, if one is needed and not known yet. Raises :class:`IdentityError`."""
         if self.is_encrypted:
             self._key()
 
     def exists(self, path: Path) -> bool:
-        """Whether the file is there, sealed or not."""
+        """Whether the file exists, encrypted or not."""
         return path in self._written or path.exists() or (is_secret(path) and sealed(path).exists())
 
     def read(self, path: Path) -> bytes:
@@ -85,7 +85,7 @@ class Vault:
         return _open(found, self._key()) if found != path else _read(found)
 
     def write(self, path: Path, content: str) -> None:
-        """Write a file as :func:`write_private` does, sealed if it is a secret and this folder is encrypted."""
+        """Write a file as :func:`write_private` does. A secret in an encrypted folder is encrypted."""
         data = content.encode()
         if not self.writes:
             self._written[path] = data
@@ -95,7 +95,7 @@ class Vault:
             write_private(sealed(path), _seal(data, self._key()))
 
     def remove(self, path: Path) -> None:
-        """Remove a file, sealed or not, if it is there."""
+        """Remove a file if it exists, encrypted or not."""
         for found in (sealed(path), path) if is_secret(path) else (path,):
             if found.exists():
                 _remove(found)
@@ -110,32 +110,34 @@ def as_vault(place: Path | Vault) -> Vault:
 
 
 def is_secret(path: Path) -> bool:
-    """Whether a file of this name, not sealed, has a secret in it."""
+    """Whether an unencrypted file of this name contains a secret."""
     return path.name.endswith(SECRETS)
 
 
 def sealed(path: Path) -> Path:
-    """Where a secret is when it is sealed."""
+    """The path of a secret's encrypted file."""
     return path.with_name(path.name + SEALED)
 
 
 def plain_secrets(directory: Path) -> list[Path]:
-    """The secrets that lie there readable."""
+    """The unencrypted secrets."""
     return sorted(path for path in directory.rglob("*") if is_secret(path) and path.is_file())
 
 
 def unknown_files(directory: Path) -> list[Path]:
-    """Files of which natskit does not know whether they are secret, and which it therefore leaves alone."""
+    """Files unknown to natskit, which it does not encrypt because it cannot tell whether they are secret."""
     known = (*SECRETS, *PUBLIC, *_SEALED_SECRETS)
     files = (path for path in directory.rglob("*") if path.is_file())
     return sorted(path for path in files if path.name != KEY and not path.name.endswith(known))
 
 
 def encrypt(directory: Path) -> int:
-    """Seal every secret of an identity, which may still be to be made; the number of those that were readable.
+    """Encrypt every secret of an identity, which need not exist yet.
 
-    May be interrupted at any moment, and completed by doing it again. Raises :class:`IdentityError`.
+    Returns the number of secrets that were readable. After an interruption, call it again to complete it. Raises
+    :class:`IdentityError`.
     """
+    age()  # without it nothing is touched
     with locked(directory):
         check_private(directory)
         key = _unlock(directory / KEY) if (directory / KEY).exists() else _make_key(directory / KEY)
@@ -150,7 +152,8 @@ def encrypt(directory: Path) -> int:
 
 
 def decrypt(directory: Path) -> int:
-    """The way back, in the same manner; the number of secrets that were sealed."""
+    """Decrypt every secret of an identity, as :func:`encrypt` encrypts them. Returns the number of decrypted
+    secrets."""
     with locked(directory):
         check_private(directory)
         if not (directory / KEY).exists():
@@ -166,7 +169,7 @@ def decrypt(directory: Path) -> int:
 
 
 def change_passphrase(directory: Path) -> None:
-    """Encrypt the key of an encrypted identity with another passphrase. Raises :class:`IdentityError`."""
+    """Encrypt the key of an encrypted identity with a new passphrase. Raises :class:`IdentityError`."""
     with locked(directory):
         path = directory / KEY
         if not path.exists():
@@ -176,18 +179,19 @@ def change_passphrase(directory: Path) -> None:
 
 
 def unlock_with(directory: Path, text: str) -> None:
-    """Open an encrypted identity with a passphrase that is known already. Raises :class:`IdentityError`."""
+    """Open an encrypted identity with the given passphrase. Raises :class:`IdentityError`."""
     with _unlocking:
         _open_key(directory / KEY, text)
 
 
 def is_unlocked(directory: Path) -> bool:
-    """Whether nobody needs to be asked to read what is there."""
+    """Whether the folder can be read without asking for a passphrase."""
     return not (directory / KEY).exists() or _read(directory / KEY) in _unlocked
 
 
 def refuse_half_encrypted(directory: Path) -> None:
-    """Raise :class:`IdentityError` if secrets lie readable in a folder that was to be encrypted, or decrypted."""
+    """Raise :class:`IdentityError` if the folder is only partly encrypted, after an interrupted encryption or
+    decryption."""
     if (directory / KEY).exists() and (found := plain_secrets(directory)):
         raise IdentityError(
             f"{directory} is encrypted in part: {found[0]} is not. `natskit identity encrypt {directory}` completes "
@@ -198,8 +202,8 @@ def refuse_half_encrypted(directory: Path) -> None:
 def seal_with(data: bytes, text: str) -> bytes:
     """Encrypt with a passphrase.
 
-    The library chooses how much work that is by the time a very small piece takes. A busy machine looks like a slow
-    one then, and anybody could guess a thousand times as fast: it is asked again, which is quick in that case.
+    The library derives the work factor from a short time measurement. On a busy machine it chooses one so low that
+    guessing becomes a thousand times faster. In that case, encrypt again, which is quick then.
     """
     found = [bytes(age().passphrase.encrypt(data, text))]
     while _work(found[-1]) < LEAST_WORK and len(found) < ATTEMPTS:
@@ -208,7 +212,7 @@ def seal_with(data: bytes, text: str) -> bytes:
 
 
 def open_with(content: bytes, text: str, what: Path) -> bytes:
-    """The opposite, of the content of the file ``what``. Raises :class:`IdentityError`."""
+    """Decrypt the content of the file ``what``. Raises :class:`IdentityError`."""
     for attempt in range(ATTEMPTS):
         try:
             return bytes(age().passphrase.decrypt(content, text))
@@ -220,19 +224,15 @@ def open_with(content: bytes, text: str, what: Path) -> bytes:
 
 
 def _work(content: bytes) -> int:
-    """The logarithm of scrypt's N, in the header of what is encrypted with a passphrase."""
+    """The logarithm of scrypt's N, from the header of a passphrase-encrypted file."""
     match = re.match(rb"age-encryption\.org/v1\n-> scrypt \S+ (\d+)\n", content)
     return int(match[1]) if match else 0
 
 
 def age() -> Any:
-    """The library, which only the control machine has. Raises :class:`IdentityError`."""
-    try:
-        import pyrage
-    except ImportError:
-        raise IdentityError(
-            "this Python has no pyrage, which encrypted identities need: scripts/environment python3 platform"
-        ) from None
+    """The library. Raises :class:`ModuleNotFoundError` without the extra ``deploy``, which the command explains."""
+    import pyrage
+
     return pyrage
 
 
@@ -261,7 +261,7 @@ def _make_key(path: Path) -> Any:
 
 
 def _write_key(path: Path, key: Any, text: str) -> None:
-    """As ``age-keygen`` writes it, then encrypted."""
+    """Write a key in the format of ``age-keygen``, encrypted."""
     lines = f"# created: {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}\n# public key: {key.to_public()}\n{key}\n"
     content = seal_with(lines.encode(), text)
     write_private(path, content)
@@ -295,7 +295,7 @@ def _remove(path: Path) -> None:
 
 
 def _remove_temporaries(directory: Path) -> None:
-    """Halves of files that nobody will complete, since whoever wrote them is dead: this is under the lock."""
+    """Remove temporary files of killed processes. The caller must hold the lock."""
     for path in _temporaries(directory):
         _remove(path)
 

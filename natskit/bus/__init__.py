@@ -1,0 +1,1 @@
+"""The NATS side: connections, JetStream, output streams, and who may publish and subscribe where."""

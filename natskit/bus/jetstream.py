@@ -1,0 +1,50 @@
+"""Requests to JetStream about its streams (docs.nats.io, "JetStream wire API Reference")."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import nats.errors
+
+from natskit.errors import StateError
+
+if TYPE_CHECKING:
+    from natskit.bus.connection import Connection
+
+REQUEST_SECONDS = 3.0
+STREAM_NOT_FOUND = 10059
+MESSAGE_NOT_FOUND = 10037
+MARKER_SECONDS = 3600
+"""How long the marker of a deleted key of a KV bucket is kept. Hubs hear of it when it is stored; one that was away
+for longer than half of this time reads the whole bucket again."""
+
+
+class SilenceError(StateError):
+    """JetStream did not answer in time."""
+
+
+class JetStreamError(StateError):
+    """JetStream refused the request; ``code`` is its ``err_code``."""
+
+    def __init__(self, verb: str, error: Mapping[str, Any]) -> None:
+        super().__init__(f"{verb}: {error.get('description', 'failed')}")
+        self.code = error.get("err_code", 0)
+
+
+async def api(
+    connection: Connection, verb: str, body: Mapping[str, Any], seconds: float = REQUEST_SECONDS
+) -> dict[str, Any]:
+    """Send a request to ``$JS.API.{verb}`` and return the answer.
+
+    Raises :class:`JetStreamError` if JetStream refuses it, and :class:`SilenceError` if no answer arrives in time.
+    """
+    try:
+        answer = await connection.request(f"$JS.API.{verb}", json.dumps(body).encode(), timeout=seconds)
+    except nats.errors.Error as error:
+        raise SilenceError(f"{verb}: {type(error).__name__}") from error
+    parsed: dict[str, Any] = json.loads(answer.data)
+    if "error" in parsed:
+        raise JetStreamError(verb, parsed["error"])
+    return parsed

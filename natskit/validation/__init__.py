@@ -1,0 +1,1 @@
+"""What people type: e-mail addresses, titles, passwords, host names and origins."""
