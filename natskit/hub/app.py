@@ -1,4 +1,4 @@
-"""A hub: its parts put together, started in order and stopped in the reverse one."""
+"""A hub: builds its parts, starts them in order and stops them in reverse order."""
 
 from __future__ import annotations
 
@@ -17,47 +17,58 @@ from typing import TYPE_CHECKING, Any
 import nats.errors
 import uvicorn
 
-from natskit.connection import Connection, connect, request
+from natskit.bus.connection import Connection, connect
+from natskit.bus.permissions import inbox_prefix
+from natskit.bus.request import request
 from natskit.errors import IdentityError, SettingsError
-from natskit.hub import https
-from natskit.hub.accounts import Accounts
-from natskit.hub.audit import Audit
-from natskit.hub.backend import Backends
-from natskit.hub.callout import Callout
-from natskit.hub.connections import Connections
-from natskit.hub.http import Pages
+from natskit.hub.api.access import check_declarations
+from natskit.hub.api.dispatch import Dispatcher
+from natskit.hub.audit.events import Audit
+from natskit.hub.auth.callout import Callout
+from natskit.hub.auth.disconnect import Connections
+from natskit.hub.auth.passwords import Passwords, cost_of
+from natskit.hub.auth.sessions import Sessions
+from natskit.hub.auth.tokens import Tokens
+from natskit.hub.config import HubProgram
+from natskit.hub.context import HubContext
 from natskit.hub.metrics import Metrics
-from natskit.hub.passwords import Passwords
-from natskit.hub.program import HubProgram
-from natskit.hub.projects import Projects
-from natskit.hub.runners import Runners
-from natskit.hub.service import Services
-from natskit.hub.sessions import Sessions
-from natskit.hub.state import State
-from natskit.hub.tokens import Tokens
-from natskit.identity import HubKeys
-from natskit.permissions import inbox_prefix
-from natskit.program import cancel
-from natskit.rpc import load_methods
+from natskit.hub.services.accounts import Accounts
+from natskit.hub.services.projects import Projects
+from natskit.hub.services.runners import Runners
+from natskit.hub.sign_in.backend import Backends
+from natskit.hub.state.view import State
+from natskit.hub.web import tls
+from natskit.hub.web.routes import HttpApi
+from natskit.identity.identity import HubKeys
+from natskit.process.lifecycle import cancel
+from natskit.process.metrics_endpoint import MetricsEndpoint
+from natskit.rpc import load_methods, set_program_name
 
 if TYPE_CHECKING:
-    from natskit.hub.oidc import Oidc
+    from natskit.hub.sign_in.oidc import Oidc
 
 log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 5.0
-SWEEP_SECONDS = 60.0
+APART_SECONDS = 60.0
+KEEP_SECONDS, KEEP_SECONDS_AT_END = 120.0, 10.0
+"""How long a hub writes its files at most; 50,000 accounts take a second. When it stops, its service manager waits for
+20 s."""
+KEEP_SHARE = 100
+"""A hub spends a hundredth of its time on its files at most."""
+HASHES_SECONDS, HASHES_AT_ONCE = 600.0, 1000
+"""How often a hub looks which costs the hashes of passwords have, and at how many before it serves something else."""
 RETURN_SECONDS = 0.25
-"""The longest pause between two attempts to reach nats-server. Hubs are few, and whoever nats-server lets in before one
-is back waits for the whole ``nats_auth_timeout``."""
+"""The longest pause between two attempts to reach nats-server. Hubs are few, and a client that connects before a hub is
+back waits for the whole ``nats_auth_timeout``."""
 
 
 class Hub:
-    """One hub process. Made by :meth:`start`; its attributes are what methods of the API work with."""
+    """One hub process. :meth:`start` makes its parts and connects them."""
 
     program: HubProgram
     ready: bool
-    """Whether everything was started, and nothing was stopped yet."""
+    """Whether all parts are started, and none is stopped yet."""
     metrics: Metrics
     audit: Audit
     state: State
@@ -69,7 +80,7 @@ class Hub:
     oidc: Oidc | None
     projects: Projects
     runners: Runners
-    services: Services
+    dispatcher: Dispatcher
 
     def __init__(self, program: HubProgram) -> None:
         self.program = program
@@ -80,13 +91,14 @@ class Hub:
         self._tasks: list[asyncio.Task[None]] = []
         self._nats: dict[str, Connection] = {}
         self._methods = load_methods("natskit.hub", "natskit_hub", program.api_packages)
+        check_declarations("account", self._methods)
         keys = HubKeys.read(program.keys)
         self.tokens = Tokens(keys, program.authorization_ttl_seconds)
         self._new_oidc = _oidc(program, keys)
         self._passwords = Passwords(program.password)
 
     async def start(self) -> None:
-        """Connect, read the state, and begin to answer. Waits for nats-server as long as it takes."""
+        """Connect, read the state, and answer. Waits for nats-server as long as it takes."""
         for name, creds in self._creds().items():
             apart_from = self._nats["services"] if name == "services-2" else None
             self._nats[name] = await self._connect(name, creds, apart_from)
@@ -96,47 +108,72 @@ class Hub:
         self.state = State(
             platform,
             self.program.runners,
-            locked_out=lambda names: self.connections.cut_now(names),
-            ended=lambda names: self.connections.cut_ended(names),
-            changed=lambda names: self.connections.cut_soon(names),
+            locked_out=lambda names: self.connections.disconnect_now(names),
+            ended=lambda names: self.connections.disconnect_ended(names),
+            changed=lambda names: self.connections.disconnect_soon(names),
             changes_per_minute=self.program.share_changes_per_minute,
         )
         self.connections = Connections(platform, self.state, self.tokens.platform_account, self.metrics)
         self.sessions = Sessions(
-            self.state, self.tokens, self._passwords, self.program.session, self.connections.cut_now
+            self.state,
+            self.tokens,
+            self._passwords,
+            self.program.session,
+            self.connections.disconnect_now,
+            self.connections.is_connected,
         )
         self.projects = Projects(
             self.state, platform, self._ask, self.connections.is_connected, self.program.max_projects_per_account
         )
         self.runners = Runners(self.state)
-        self.accounts = Accounts(self.state, self._passwords, self.sessions, self.projects, self.connections.cut_now)
+        self.accounts = Accounts(
+            self.state, self._passwords, self.sessions, self.projects, self.connections.disconnect_now
+        )
         self.backends = Backends(self.program.backends, self.accounts, self.sessions, self.audit)
         parts = self.state, self.accounts, self.sessions, self.audit
         self.oidc = self._new_oidc(*parts) if self._new_oidc else None
-        self.services = Services(self, self._methods, self.metrics)
-        self.metrics.watch(self.gauges, self.services.pings)
-        self._callout = Callout(self._nats["auth"], self.state, self.tokens, self.metrics, self.audit)
+        context = HubContext(
+            program=self.program,
+            state=self.state,
+            accounts=self.accounts,
+            projects=self.projects,
+            runners=self.runners,
+            sessions=self.sessions,
+            tokens=self.tokens,
+            audit=self.audit,
+        )
+        self.dispatcher = Dispatcher(context, self._methods, self.connections, self.metrics)
+        self.metrics.watch(self.gauges)
+        self._callout = Callout(
+            self._nats["auth"], self.state, self.tokens, self.metrics, self.audit, self.connections.turn_away
+        )
         self._spawn(self.audit.run(platform))
+        if (folder := self.program.state_folder) is not None:
+            await self.state.load(folder, self.tokens.platform_account)
         self._spawn(self.state.follow())
         for bucket in self.state.buckets:
             await bucket.current.wait()
+        await self._expect_hashes()
+        self._spawn(self._keep_expecting_hashes())
         self._spawn(self.connections.run())
-        self._spawn(self._sweep())
+        self._spawn(self._keep_apart())
+        self._spawn(self._keep_state_now_and_then())
         await self._callout.start()
         for name, connection in self._nats.items():
             if name.startswith("services"):
-                await self.services.start(connection)
+                await self.dispatcher.start(connection)
         self.ready = True
         log.info("hub %s is ready", self.program.name)
 
     async def stop(self) -> None:
-        """Hand over to the other hubs: take nothing new, finish what was taken, then go."""
+        """Hand over to the other hubs: take no more requests, finish those taken, and disconnect."""
         self.ready = False
         log.info("hub %s stops", self.program.name)
         with contextlib.suppress(nats.errors.Error, TimeoutError):
             await asyncio.wait_for(self._callout.stop(), 1)
-        await self.services.stop(DRAIN_SECONDS)
+        await self.dispatcher.stop(DRAIN_SECONDS)
         await cancel(self._tasks)
+        await self._keep_state(KEEP_SECONDS_AT_END)
         if "platform" in self._nats:
             await self.audit.finish(self._nats["platform"])
         for connection in self._nats.values():
@@ -146,13 +183,18 @@ class Hub:
         self._passwords.close()
 
     def renew(self) -> None:
-        """Use the signing keys that the deploy has written meanwhile. Raises :class:`IdentityError`, and keeps the old
-        ones, if they cannot be read."""
+        """Load the signing keys again, which a deploy may have replaced. Raises :class:`IdentityError`, and keeps the
+        old keys, if the file cannot be read."""
         self.tokens.use(HubKeys.read(self.program.keys))
-        log.info("signs with the signing keys of its file")
+        log.info("signing keys loaded again")
+
+    @property
+    def file_connection(self) -> Connection:
+        """Carries the files that are passed on over HTTP, and nothing that they could delay."""
+        return self._nats["files"]
 
     def problems(self) -> list[str]:
-        """What keeps this hub from doing its work, in words; empty when all is well."""
+        """What keeps this hub from doing its work, in words. Empty when all is well."""
         problems = [f"not connected to nats-server ({name})" for name, c in self._nats.items() if not c.is_connected]
         if not self.ready:
             problems.append("starting, or stopping")
@@ -162,8 +204,12 @@ class Hub:
             problems += [bucket.problem for bucket in self.state.buckets if bucket.problem]
         return problems
 
+    async def metrics_text(self) -> bytes:
+        """All metrics, in Prometheus' text format."""
+        return self.metrics.text()
+
     def gauges(self) -> dict[str, float]:
-        """The hub's metrics of this moment."""
+        """Metrics that are read when Prometheus asks."""
         out = {"natskit_hub_healthy": float(not self.problems()), "natskit_hub_start_time_seconds": self._started}
         if hasattr(self, "state"):
             out |= self.audit.gauges()
@@ -175,12 +221,14 @@ class Hub:
     # ----
 
     def _creds(self) -> dict[str, Path]:
-        """Requests have connections of their own: what somebody floods them with delays neither the state nor a cut.
+        """The creds file of each connection, by its name.
 
-        In a cluster there are two, to different servers: whichever host dies, somebody answers.
+        Requests have their own connections, so that a flood of them delays neither the state nor a disconnect. In a
+        cluster there are two, to different servers: if one host dies, the hub still answers. So have files, whose parts
+        are large.
         """
         creds = self.program.creds
-        names = ["platform", "services", *(["services-2"] if len(self.program.nats.urls) > 1 else [])]
+        names = ["platform", "files", "services", *(["services-2"] if len(self.program.nats.urls) > 1 else [])]
         return {**dict.fromkeys(names, creds.platform), "auth": creds.auth}
 
     async def _connect(self, name: str, creds: Path, apart_from: Connection | None) -> Connection:
@@ -196,19 +244,46 @@ class Hub:
     async def _ask(self, subject: str, body: bytes, seconds: float) -> bytes:
         return await request(self._nats["platform"], subject, body, seconds)
 
-    async def _sweep(self) -> None:
-        """Forget sessions that are over: JetStream drops their records by itself, without a word.
-
-        And take requests over two servers again, if there was only one for a while.
-        """
+    async def _keep_apart(self) -> None:
+        """Take requests over two servers again after only one was available."""
         while True:
-            await asyncio.sleep(SWEEP_SECONDS)
-            if "services-2" in self._nats:
-                await self._nats["services-2"].move_apart()
-            now = time.time()
-            for key, entry in list(self.state.sessions.entries.items()):
-                if entry.value.expires_at + 2 * SWEEP_SECONDS < now:
-                    self.state.sessions.forget(key)
+            await asyncio.sleep(APART_SECONDS)
+            await self._nats["services"].move_apart()
+
+    async def _keep_state_now_and_then(self) -> None:
+        pause = self.program.keep_state_seconds
+        while True:
+            await asyncio.sleep(pause)
+            began = time.monotonic()
+            await self._keep_state(KEEP_SECONDS)
+            pause = max(self.program.keep_state_seconds, KEEP_SHARE * (time.monotonic() - began))
+
+    async def _keep_state(self, seconds: float) -> None:
+        """Write the files with which the next start is quicker, for ``seconds`` at most. Without them, nothing is
+        lost."""
+        if (folder := self.program.state_folder) is None or not hasattr(self, "state"):
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self.state.keep(folder, self.tokens.platform_account)
+        except OSError as error:  # a timeout is one, too
+            log.warning(
+                "%s: the state is not kept for the next start: %s", folder, error.strerror or "it takes too long"
+            )
+
+    async def _expect_hashes(self) -> None:
+        """Tell the passwords what stored hashes cost."""
+        stored = set[str]()
+        for number, (_, account) in enumerate(self.state.all_accounts()):
+            stored.add(cost_of(account.password_hash))
+            if not number % HASHES_AT_ONCE:
+                await asyncio.sleep(0)
+        self._passwords.expect(stored)
+
+    async def _keep_expecting_hashes(self) -> None:
+        while True:
+            await asyncio.sleep(HASHES_SECONDS)
+            await self._expect_hashes()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -217,23 +292,23 @@ class Hub:
 
 
 def _oidc(program: HubProgram, keys: HubKeys) -> Callable[[State, Accounts, Sessions, Audit], Oidc] | None:
-    """What makes the door of the OpenID provider, if there is one. Raises :class:`SettingsError`."""
+    """Makes the sign-in at the OpenID provider of the settings, if there is one. Raises :class:`SettingsError`."""
     if program.oidc is None:
         return None
-    from natskit.hub.oidc import Oidc, client_secret, cookie_key  # authlib: 10 MB that most hubs do not need
+    from natskit.hub.sign_in.oidc import Oidc, client_secret, cookie_key  # authlib: 10 MB that most hubs do not need
 
     return partial(Oidc, program.oidc, client_secret(program.oidc), cookie_key(keys.auth_signing_seed))
 
 
 async def serve(program: HubProgram) -> None:
-    """Run a hub until SIGTERM or SIGINT. HTTP answers from the first moment, so that health can be asked.
+    """Run a hub until SIGTERM or SIGINT. HTTP answers from the start, so that the health can be checked.
 
-    SIGHUP brings other signing keys and a renewed certificate into use. Raises :class:`SettingsError` for files that
-    cannot be used.
+    SIGHUP loads the signing keys and the certificate again. Raises :class:`SettingsError` for unusable files.
     """
+    set_program_name(program.name)
     hub = Hub(program)
     config = uvicorn.Config(
-        Pages(hub).app(),
+        HttpApi(hub).app(),
         host=program.http.host,
         port=program.http.port,
         log_config=None,
@@ -246,11 +321,14 @@ async def serve(program: HubProgram) -> None:
     certificate: ssl.SSLContext | None = None
     if program.http.tls is not None:
         config.load()
-        config.ssl = certificate = https.server_context(program.http.tls)
-    loop.add_signal_handler(signal.SIGHUP, _renew, hub, certificate)
+        config.ssl = certificate = tls.server_context(program.http.tls)
+    metrics = MetricsEndpoint(program.metrics, hub.metrics_text) if program.metrics else None
+    loop.add_signal_handler(signal.SIGHUP, _renew, hub, certificate, metrics)
     server = _Server(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.handle_exit, number, None)
+    if metrics is not None:
+        await metrics.start()
     web = asyncio.create_task(server.serve())
     starting = asyncio.create_task(hub.start())
     await asyncio.wait({web, starting}, return_when=asyncio.FIRST_COMPLETED)
@@ -260,25 +338,29 @@ async def serve(program: HubProgram) -> None:
     else:
         await cancel([starting])
     await hub.stop()
+    if metrics is not None:
+        await metrics.close()
 
 
-def _renew(hub: Hub, context: ssl.SSLContext | None) -> None:
+def _renew(hub: Hub, context: ssl.SSLContext | None, metrics: MetricsEndpoint | None) -> None:
     try:
         hub.renew()
     except IdentityError as error:
-        log.error("the signing keys stay as they were: %s", error)
+        log.error("the old signing keys stay in use: %s", error)
     if context is None or hub.program.http.tls is None:
         return
     try:
-        certificate = https.reload(context, hub.program.http.tls)
+        certificate = tls.reload(context, hub.program.http.tls)
+        if metrics is not None:
+            metrics.renew()
     except SettingsError as error:
-        log.error("the certificate stays as it was: %s", error)
+        log.error("the old certificate stays in use: %s", error)
     else:
         log.info("certificate %x, good until %s", certificate.serial_number, certificate.not_valid_after_utc)
 
 
 class _Server(uvicorn.Server):
-    """uvicorn raises the signal again when HTTP has ended, which would end the hub before it has handed over."""
+    """uvicorn raises the signal again after HTTP has stopped, which would end the hub before it has handed over."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -286,7 +368,7 @@ class _Server(uvicorn.Server):
 
 
 def _die_loudly(task: asyncio.Task[None]) -> None:
-    """A part that ended although nobody stopped it leaves a hub that only seems alive: end, and be restarted."""
+    """A failed part leaves a hub that only seems alive: end the process, so that it is restarted."""
     if not task.cancelled() and task.exception() is not None:
         log.critical("a part of the hub failed", exc_info=task.exception())
         os.kill(os.getpid(), signal.SIGTERM)

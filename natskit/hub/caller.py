@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import cached_property
+from typing import Literal
 
-from natskit.hub.records import Account
+from natskit.hub.context import HubContext
+from natskit.hub.state.records import Account
 from natskit.rpc import RpcError
 
-if TYPE_CHECKING:
-    from natskit.hub.app import Hub
-
-
-WITH_ONE_TIME_PASSWORD = frozenset(
-    {"ping", "whoami", "change_password", "list_sessions", "end_session", "end_all_sessions"}
-)
-"""What an account may ask before it has chosen its own password."""
+Kind = Literal["account", "project", "runner", "admin"]
 
 
 @dataclass(frozen=True)
 class Caller:
-    """``id`` comes from the subject of the request, which only its owner may publish to, or from the session."""
+    """``id`` comes from the subject of the request, to which only this caller may publish, or from the session."""
 
-    hub: Hub
-    kind: Literal["account", "project", "runner", "admin"]
+    hub: HubContext
+    kind: Kind
     id: str
     session_id: str | None = None
-    """Known only over HTTP."""
+    """Known over HTTP alone."""
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Its name among all callers."""
         return f"{self.kind}.{self.id}"
@@ -40,12 +35,3 @@ class Caller:
         if account is None or account.disabled:
             raise RpcError("forbidden", "this account may not use the platform")
         return account
-
-    async def check_may_ask(self, method: str) -> None:
-        """Raises :class:`RpcError` if the calling account may not, at this moment, call this method."""
-        if self.hub.state.account(self.id) is None:
-            await self.hub.state.accounts.find(self.id)  # made through another hub a moment ago
-        if self.account.one_time and method not in WITH_ONE_TIME_PASSWORD:
-            raise RpcError(
-                "must_change_password", "you signed in with a one-time password: change it first (change_password)"
-            )

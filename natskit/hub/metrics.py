@@ -1,11 +1,11 @@
-"""What a hub counts, for Prometheus. The ping's fast path counts for itself and is read when asked for."""
+"""The metrics of a hub, for Prometheus."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 
 Numbers = Callable[[], Mapping[str, float]]
 
@@ -19,27 +19,49 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self.callouts = Counter(
-            "natskit_hub_callouts", "Connections asked about, by outcome", ["result"], registry=self._registry
+            "natskit_hub_callouts", "Auth callouts, by outcome", ["result"], registry=self._registry
         )
         self.callout_seconds = Histogram(
             "natskit_hub_callout_seconds", "Time to answer a callout", buckets=_FAST, registry=self._registry
         )
-        self.requests = Histogram(
+        self._requests = Histogram(
             "natskit_hub_request_seconds",
-            "Time to answer a request, by who asked and outcome",
+            "Time to answer a request, by kind of caller and outcome",
             ["kind", "outcome"],
             buckets=_SLOW,
             registry=self._registry,
+        )
+        self.refused_requests = Counter(
+            "natskit_hub_refused_requests",
+            "Requests that the hub refused before reading them (over its caller's share, too large), by kind of caller",
+            ["kind"],
+            registry=self._registry,
+        )
+        """``_enter`` in ``natskit/hub/api/dispatch.py`` counts them."""
+        self.file_bytes = Counter(
+            "natskit_hub_file_bytes", "Bytes of files passed on over HTTP, up or down", ["way"], registry=self._registry
         )
         self.sign_ins = Counter("natskit_hub_sign_ins", "Sign-ins, by outcome", ["result"], registry=self._registry)
         self.audit = Counter(
             "natskit_hub_audit_events", "Audit events, by outcome", ["result"], registry=self._registry
         )
-        self.cut = Counter("natskit_hub_connections_cut", "Connections cut", registry=self._registry)
+        self.disconnected = Counter(
+            "natskit_hub_connections_cut", "Connections that the hub ended", registry=self._registry
+        )
 
-    def watch(self, gauges: Numbers, counters: Numbers) -> None:
-        """Numbers that are kept elsewhere and read when Prometheus asks."""
-        self._registry.register(_Watched(gauges, counters))
+        self._outcomes: dict[tuple[str, str], Histogram] = {}
+        """The parts of the histogram of requests: to look them up by their labels costs as much as to count."""
+
+    def request(self, kind: str, outcome: str, seconds: float) -> None:
+        """A request of this kind of caller was answered."""
+        found = self._outcomes.get((kind, outcome))
+        if found is None:
+            found = self._outcomes[kind, outcome] = self._requests.labels(kind, outcome)
+        found.observe(seconds)
+
+    def watch(self, gauges: Numbers) -> None:
+        """Read these numbers, which are kept elsewhere, whenever Prometheus asks."""
+        self._registry.register(_Watched(gauges))
 
     def text(self) -> bytes:
         """Everything, in Prometheus' text format."""
@@ -47,11 +69,9 @@ class Metrics:
 
 
 class _Watched:
-    def __init__(self, gauges: Numbers, counters: Numbers) -> None:
-        self._gauges, self._counters = gauges, counters
+    def __init__(self, gauges: Numbers) -> None:
+        self._gauges = gauges
 
     def collect(self) -> Iterable[Metric]:
         for name, value in self._gauges().items():
             yield GaugeMetricFamily(name, name.replace("_", " "), value=value)
-        for name, value in self._counters().items():
-            yield CounterMetricFamily(name, name.replace("_", " "), value=value)

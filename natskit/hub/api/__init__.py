@@ -1,0 +1,1 @@
+"""The methods of the hub, and how requests over NATS reach them."""

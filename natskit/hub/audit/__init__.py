@@ -1,0 +1,1 @@
+"""The audit: the events that a hub writes."""

@@ -1,0 +1,1 @@
+"""Authentication: the auth callout, passwords, sessions, tokens, and ending connections."""

@@ -1,0 +1,1 @@
+"""Limits: what one caller may ask of a hub, and how often."""

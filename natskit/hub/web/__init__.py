@@ -1,0 +1,1 @@
+"""The hub over HTTP: routes, responses, sign-in options, TLS."""
