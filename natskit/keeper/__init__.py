@@ -1,0 +1,1 @@
+"""The keeper: keeps the documents that several people edit at once, with their whole history."""

@@ -1,0 +1,375 @@
+"""The methods of documents (docs/reference/documents.md)."""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+import re
+import time
+import uuid
+from base64 import b64decode, b64encode
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from natskit import json_text
+from natskit.bus import yjs_format
+from natskit.bus.document_record import Update
+from natskit.bus.yjs_format import MOST_CLIENT, BadUpdateError
+from natskit.errors import StateError
+from natskit.keeper import paths
+from natskit.keeper.document import Document
+from natskit.keeper.documents import PAGE, Documents
+from natskit.keeper.store import OvertakenError, Place
+from natskit.rpc import Methods, RpcError
+
+PART_BYTES = 512 * 1024
+PRESENCE_BYTES = 4096
+MOST_ROWS = 10_000
+MOST_MARK_BYTES = 64 * 1024
+"""Of the names of versions, which are in each answer of ``history``, besides the rows."""
+READ_ROWS = 20_000
+"""Updates that one request for the history reads at most."""
+REST_BYTES = 8192
+"""Of an answer, besides the part of the document in it."""
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _bytes(value: Any) -> bytes:
+    if not isinstance(value, str):
+        raise ValueError("must be base64")
+    try:
+        return b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("must be base64 (RFC 4648)") from None
+
+
+Base64 = Annotated[bytes, BeforeValidator(_bytes)]
+Client = Annotated[int, Field(ge=1, le=MOST_CLIENT, strict=True)]
+Number = Annotated[int, Field(ge=1, le=MOST_CLIENT, strict=True)]
+Sequence = Annotated[int, Field(ge=0, le=MOST_CLIENT, strict=True)]
+Time = Annotated[int, Field(ge=0, le=253_402_300_799_000, strict=True)]
+"""Milliseconds since 1970, up to the year 9999."""
+Part = Annotated[int, Field(ge=0, le=100_000, strict=True)]
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks about what: an account, or ``admin``, that may use the project."""
+
+    documents: Documents
+    publish: Callable[[str, bytes], Awaitable[None]]
+    max_documents: int
+    author: str
+    project: str
+    document: str
+    """A document's id, or ``-`` for the project."""
+
+    @property
+    def place(self) -> Place:
+        """The document. Raises :class:`RpcError` if the request names none."""
+        if self.document == paths.PROJECT:
+            raise RpcError("invalid_params", "this method needs the id of a document as the last word of the subject")
+        return Place(self.project, self.document)
+
+    async def tell(self, document: str, path: str, change: str) -> None:
+        """Tell the members of the project of a change of its documents."""
+        body = json_text.write({"document_id": document, "path": path, "change": change})
+        await self.publish(f"events.project.{self.project}.documents.changed", body)
+
+
+documents: Methods[Caller] = Methods()
+
+
+@documents.method("open")
+async def open_(
+    caller: Caller,
+    path: str | None = None,
+    create: bool = False,
+    text: str = "",
+    state_vector: Base64 = b"",
+    part: Part = 0,
+    sequence: Sequence | None = None,
+) -> dict[str, Any]:
+    """What the caller lacks of a document, by its id or path. With ``create``, make one if there is none."""
+    vector = _checked_vector(state_vector)
+    document, known, created = await _found(caller, path, create, text)
+    place = Place(caller.project, document)
+    async with caller.documents.use(place) as held:
+        if sequence in (None, held.sequence):
+            return _opened(caller, held, known, created, vector, part)
+    return _opened(caller, await caller.documents.moment(place, sequence), known, created, vector, part)
+
+
+async def _found(caller: Caller, path: str | None, create: bool, text: str) -> tuple[str, str, bool]:
+    """The id and the path of a document, and whether it was made for this request."""
+    store = caller.documents.store
+    if caller.document != paths.PROJECT:
+        if path is not None or create:
+            raise RpcError("invalid_params", "name either an id, in the subject, or a path")
+        return caller.document, (await paths.read(store, caller.project)).entry(caller.document).path, False
+    if path is None:
+        raise RpcError("invalid_params", "open needs the parameter 'path', or the id of a document in the subject")
+    path = paths.checked(path)
+    document = (await paths.read(store, caller.project)).find(path)
+    if document is not None:
+        return document, path, False
+    if not create:
+        raise RpcError("not_found", f"the project has no document {path!r}")
+    return await _create(caller, path, text)
+
+
+async def _create(caller: Caller, path: str, text: str) -> tuple[str, str, bool]:
+    """Make a document. Its updates come first, so that nobody finds one by its path that has none."""
+    made = str(uuid.uuid4())
+    if _SURROGATE.search(text):
+        raise RpcError("invalid_params", "text has half a surrogate pair, which has no UTF-8")
+
+    def add(all_: paths.Paths) -> str:
+        found = all_.find(path)
+        if found is None:
+            all_.add(made, path, caller.author, caller.max_documents)
+        return found or made
+
+    document = ""
+    try:
+        await caller.documents.create(Place(caller.project, made), caller.author, text.replace("\r\n", "\n"))
+        document = await paths.change(caller.documents.store, caller.project, add)
+    finally:
+        if document != made:  # another caller was first, or it does not fit
+            await caller.documents.remove(Place(caller.project, made))
+    if document == made:
+        await caller.tell(document, path, "created")
+    return document, path, document == made
+
+
+def _opened(caller: Caller, held: Document, path: str, created: bool, vector: bytes, part: int) -> dict[str, Any]:
+    update = held.doc.get_update(vector or None)
+    size = min(PART_BYTES, (caller.documents.store.max_payload - REST_BYTES) * 3 // 4)
+    parts = max(1, -(-len(update) // size))
+    if part >= parts:
+        raise RpcError("invalid_params", f"part {part}: the document has {parts} parts")
+    return {
+        "document_id": held.place.document,
+        "path": path,
+        "created": created,
+        "sequence": held.sequence,
+        "state_vector": _text(held.doc.get_state()),
+        "update": _text(update[part * size : (part + 1) * size]),
+        "part": part,
+        "parts": parts,
+        "sha256": hashlib.sha256(update).hexdigest(),
+    }
+
+
+@documents.method()
+async def updates(
+    caller: Caller, after: Sequence = 0, limit: Annotated[int, Field(ge=1, le=1000, strict=True)] = 1000
+) -> dict[str, Any]:
+    """What was stored after a sequence, oldest first: as many updates as fit into one message."""
+    store = caller.documents.store
+    found, more = await store.updates(caller.place, after, limit)
+    if not found and not after:
+        raise RpcError("not_found", f"the project has no document {caller.document}")
+    room, rows = store.max_payload - REST_BYTES, list[dict[str, Any]]()
+    for update in found:
+        room -= len(update.update) * 4 // 3 + 300
+        if room < 0 and rows:
+            more = True
+            break
+        rows.append(
+            {
+                "sequence": update.sequence,
+                "previous": update.previous,
+                "author": update.author,
+                "client": update.client,
+                "number": update.number,
+                "time": update.time,
+                "update": _text(update.update),
+            }
+        )
+    return {"updates": rows, "more": more}
+
+
+@documents.method()
+async def update(caller: Caller, update: Base64, client: Client, number: Number) -> dict[str, Any]:
+    """Store an update of the caller."""
+    given = Update(caller.author, client, number, 0, round(time.time() * 1000), update)
+    return _stored(await caller.documents.update(caller.place, given))
+
+
+@documents.method()
+async def presence(caller: Caller, client: Client, state: Any = None) -> dict[str, Any]:
+    """Tell the members of the project where the caller is in the document, and who."""
+    place = caller.place
+    if len(json_text.write(state)) > PRESENCE_BYTES:
+        raise RpcError("limit", f"state has more than {PRESENCE_BYTES} bytes of JSON", limit=PRESENCE_BYTES)
+    body = {"author": caller.author, "client": client, "state": state, "time": round(time.time() * 1000)}
+    await caller.publish(f"events.project.{place.project}.presence.{place.document}", json_text.write(body))
+    return {}
+
+
+@documents.method()
+async def close(caller: Caller, client: Client) -> dict[str, Any]:
+    """Tell the members of the project that the caller has left the document."""
+    return await presence(caller, client)
+
+
+@documents.method()
+async def check(caller: Caller) -> dict[str, Any]:
+    """What the caller can compare its own document with."""
+    async with caller.documents.use(caller.place) as held:
+        digest = hashlib.sha256(held.text.encode()).hexdigest()
+        return {"sequence": held.sequence, "state_vector": _text(held.doc.get_state()), "sha256": digest}
+
+
+@documents.method()
+async def history(
+    caller: Caller,
+    after: Sequence = 0,
+    limit: Annotated[int, Field(ge=1, le=MOST_ROWS, strict=True)] = MOST_ROWS,
+    group_seconds: Annotated[float, Field(ge=0, le=86_400)] = 0,
+) -> dict[str, Any]:
+    """Who changed the document when, oldest first."""
+    rows: list[list[Any]] = []
+    read, more, last = 0, True, after
+    while more and len(rows) < limit and read < READ_ROWS:
+        found, more = await caller.documents.store.updates(caller.place, last, PAGE if group_seconds else limit)
+        read += len(found)
+        for each in found:
+            row = [each.sequence, each.time, each.author, each.client, len(each.update)]
+            if group_seconds and rows and rows[-1][2:4] == row[2:4] and row[1] - rows[-1][1] <= group_seconds * 1000:
+                rows[-1][:2], rows[-1][4] = row[:2], rows[-1][4] + row[4]
+            elif len(rows) == limit:
+                more = True
+                break
+            else:
+                rows.append(row)
+        last = rows[-1][0] if rows else last
+    if not rows and not after:
+        raise RpcError("not_found", f"the project has no document {caller.document}")
+    return {"rows": rows, "more": more, "versions": await _versions(caller)}
+
+
+async def _versions(caller: Caller) -> list[dict[str, Any]]:
+    named: dict[int, dict[str, Any]] = {}
+    for content in await caller.documents.store.marks(caller.place):
+        named = {mark["sequence"]: mark for mark in json_text.read(content)}
+    return [named[sequence] for sequence in sorted(named) if named[sequence]["name"]]
+
+
+@documents.method()
+async def state_at(
+    caller: Caller, sequence: Sequence | None = None, time: Time | None = None, part: Part = 0
+) -> dict[str, Any]:
+    """The document as it was at a moment."""
+    moment = await caller.documents.sequence_at(caller.place, sequence, time)
+    path = (await paths.read(caller.documents.store, caller.project)).entry(caller.document).path
+    return _opened(caller, await caller.documents.moment(caller.place, moment), path, False, b"", part)
+
+
+@documents.method()
+async def restore(caller: Caller, sequence: Sequence | None = None, time: Time | None = None) -> dict[str, Any]:
+    """Make the text of the document what it was at a moment, by a new edit of the caller."""
+    moment = await caller.documents.sequence_at(caller.place, sequence, time)
+    wanted = await caller.documents.moment(caller.place, moment)
+    return _stored(await caller.documents.restore(caller.place, caller.author, wanted.text))
+
+
+@documents.method()
+async def name_version(
+    caller: Caller, sequence: Sequence, name: Annotated[str, Field(max_length=200)]
+) -> dict[str, Any]:
+    """Give a moment of the history a name; an empty one removes it."""
+    store, place = caller.documents.store, caller.place
+    if await store.update_until(place, sequence=sequence) != sequence:
+        raise RpcError("not_found", f"the document has no update {sequence}")
+    mark = {"sequence": sequence, "name": name.strip(), "author": caller.author, "time": round(time.time() * 1000)}
+    for _ in range(paths.ATTEMPTS):
+        last, content = await store.newest(place, place.subject("mark"))
+        marks = {each["sequence"]: each for each in (json_text.read(content) if content else [])}
+        marks[sequence] = mark
+        written = json_text.write([each for each in marks.values() if each["name"]])
+        if len(written) > MOST_MARK_BYTES:
+            raise RpcError("limit", "the document has too many named versions: remove some names")
+        try:
+            await store.put(place.subject("mark"), written, last, replace=True)
+        except OvertakenError:
+            continue
+        break
+    else:
+        raise StateError("the names of versions are being changed by others; try again")
+    await caller.tell(place.document, "", "named")
+    return {}
+
+
+@documents.method()
+async def rename(caller: Caller, path: str) -> dict[str, Any]:
+    """Give the document another path. Its id and history stay."""
+    place, path = caller.place, paths.checked(path)
+    await paths.change(caller.documents.store, caller.project, lambda all_: all_.rename(place.document, path))
+    await caller.tell(place.document, path, "renamed")
+    return {"document_id": place.document, "path": path}
+
+
+@documents.method("list")
+async def list_(caller: Caller) -> list[dict[str, Any]]:
+    """The documents of the project, by path."""
+    found = await paths.read(caller.documents.store, caller.project)
+    return [
+        {"document_id": document, "path": entry.path, "created": entry.created, "by": entry.by}
+        for document, entry in sorted(found.documents.items(), key=lambda item: item[1].path)
+    ]
+
+
+@documents.method()
+async def delete(caller: Caller) -> dict[str, Any]:
+    """Remove the document and its history from the disks."""
+    place, store = caller.place, caller.documents.store
+
+    def begin(all_: paths.Paths) -> str:
+        if place.document in all_.gone:  # a keeper died on the way
+            return ""
+        path = all_.entry(place.document).path
+        del all_.documents[place.document]
+        all_.gone.append(place.document)
+        return path
+
+    def end(all_: paths.Paths) -> None:
+        if place.document in all_.gone:
+            all_.gone.remove(place.document)
+
+    try:
+        path = await paths.change(store, caller.project, begin)
+    except RpcError as error:
+        if error.kind != "limit":
+            raise
+        # A full stream takes no change of the paths before something has gone.
+        (await paths.read(store, caller.project)).entry(place.document)
+        await caller.documents.remove(place)
+        path = await paths.change(store, caller.project, begin)
+    await caller.documents.remove(place)
+    # nats-server forgets the time of the newest message if that is purged and nothing is written after it.
+    await paths.change(store, caller.project, end)
+    await caller.tell(place.document, path, "deleted")
+    return {}
+
+
+def _stored(stored: Update) -> dict[str, Any]:
+    return {"sequence": stored.sequence, "previous": stored.previous, "time": stored.time}
+
+
+def _checked_vector(vector: bytes) -> bytes:
+    try:
+        yjs_format.read_vector(vector)
+    except BadUpdateError as error:
+        raise RpcError("invalid_params", f"state_vector: {error}") from None
+    return vector
+
+
+def _text(data: bytes) -> str:
+    return b64encode(data).decode()

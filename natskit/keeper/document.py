@@ -1,0 +1,185 @@
+"""A document in a keeper's memory: the Yjs document up to a sequence, and who sent what last.
+
+It holds nothing that is not stored, except while an update is being stored, under :attr:`Document.lock`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pycrdt import Doc, Text, TransactionEvent
+
+from natskit import json_text
+from natskit.bus import yjs_format
+from natskit.bus.document_record import Update
+from natskit.bus.yjs_format import BadUpdateError
+from natskit.document import set_text
+from natskit.keeper.store import Place
+
+TEXT = "text"
+"""The root type of a text document."""
+EMPTY_UPDATE = b"\x00\x00"
+"""An update that changes nothing. A document begins with one, so that a keeper can tell it from a deleted one."""
+MOST_SENDERS = 512
+"""Copies of a document whose last number a keeper remembers. A copy repeats a number only until it is answered."""
+SNAPSHOT_UPDATES, SNAPSHOT_BYTES = 300, 64 * 1024
+MOST_UPDATES = 5000
+"""Updates after which a snapshot is due, however large it is: reading them takes the longest when a document opens."""
+UPDATE_OVERHEAD = 100
+"""Bytes that a stored update takes on the disk besides its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """The last update of one copy of the document."""
+
+    number: int
+    sequence: int
+    previous: int
+    time: int
+    digest: str
+
+    @classmethod
+    def of(cls, update: Update) -> Sent:
+        """What is remembered of a stored update."""
+        return cls(update.number, update.sequence, update.previous, update.time, digest_of(update.update))
+
+
+def digest_of(update: bytes) -> str:
+    """What an update is recognized by when it is sent again."""
+    return hashlib.sha256(update).hexdigest()[:32]
+
+
+@dataclass
+class Document:
+    """One document. Everybody who reads or changes it holds its lock."""
+
+    place: Place
+    doc: Doc[Any] = field(default_factory=Doc)
+    sequence: int = 0
+    """Of the last update in it."""
+    vector: dict[int, int] = field(default_factory=dict)
+    senders: OrderedDict[tuple[str, int], Sent] = field(default_factory=OrderedDict)
+    """By author and client: nobody can use up the numbers of another."""
+    owners: dict[int, str] = field(default_factory=dict)
+    """Who began to write under each Yjs client id: nobody else may."""
+    snapshot_sequence: int = 0
+    """The sequence of the newest snapshot's own message."""
+    snapshot_bytes: int = 0
+    updates_since: int = 0
+    bytes_since: int = 0
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    is_loaded: bool = False
+    is_behind: bool = False
+    """Whether a stored update may be missing, of which no event told."""
+    arrived: list[Update] = field(default_factory=list)
+    """Stored updates that events told of, to be applied by the next who holds the lock."""
+
+    @property
+    def size(self) -> int:
+        """An upper bound of the document's size in Yjs' encoding: the last snapshot and the updates since."""
+        return self.snapshot_bytes + self.bytes_since
+
+    @property
+    def text(self) -> str:
+        """The text of a text document."""
+        return str(self.doc.get(TEXT, type=Text))
+
+    def sent(self, update: Update) -> Sent | None:
+        """The last update that is stored of the copy that made this one."""
+        return self.senders.get((update.author, update.client))
+
+    def try_update(self, update: bytes) -> None:
+        """Apply an update that is not stored yet. Raises :class:`BadUpdateError`; the document is useless then."""
+        wanted = yjs_format.read(update).after(self.vector)
+        _apply(self.doc, update)
+        if yjs_format.read_vector(self.doc.get_state()) != {c: n for c, n in wanted.items() if n}:
+            raise BadUpdateError("the update does not add what it says")
+
+    def note(self, update: Update) -> None:
+        """An update that is in the document is stored."""
+        self.sequence = update.sequence
+        for client in yjs_format.read(update.update).added:
+            self.owners.setdefault(client, update.author)
+        sender = update.author, update.client
+        self.senders[sender] = Sent.of(update)
+        self.senders.move_to_end(sender)
+        while len(self.senders) > MOST_SENDERS:
+            self.senders.popitem(last=False)
+        self.updates_since += 1
+        self.bytes_since += len(update.update) + UPDATE_OVERHEAD
+
+    def take(self, updates: Iterable[Update]) -> None:
+        """Apply stored updates that follow the last one. Raises :class:`BadUpdateError`."""
+        for update in updates:
+            if update.sequence > self.sequence:
+                _apply(self.doc, update.update)
+                self.note(update)
+        self.read_vector()
+
+    def read_vector(self) -> None:
+        """Know what is in the document. With many clients that takes long: once for many updates."""
+        self.vector = yjs_format.read_vector(self.doc.get_state())
+
+    def set_text(self, wanted: str) -> bytes:
+        """Change the text by small edits; returns the update, which is not stored yet. Empty if nothing changes."""
+        updates: list[bytes] = []
+
+        def changed(event: TransactionEvent) -> None:
+            updates.append(event.update)
+
+        subscription = self.doc.observe(changed)
+        try:
+            set_text(self.doc.get(TEXT, type=Text), wanted)
+        finally:
+            self.doc.unobserve(subscription)
+        return updates[0] if updates else b""
+
+    @property
+    def needs_snapshot(self) -> bool:
+        """Whether opening the document would read too many updates.
+
+        A large document waits until as much was written as a snapshot takes, so that snapshots never take more space
+        than the updates.
+        """
+        if self.updates_since < SNAPSHOT_UPDATES and self.bytes_since < SNAPSHOT_BYTES:
+            return False
+        return self.bytes_since >= self.snapshot_bytes or self.updates_since >= MOST_UPDATES
+
+    # ---- snapshots
+
+    def snapshot_head(self, parts: list[int], size: int) -> bytes:
+        """The index of a snapshot: its parts by their sequences, and what is not in the Yjs document."""
+        senders = [
+            [author, client, sent.number, sent.sequence, sent.previous, sent.time, sent.digest]
+            for (author, client), sent in self.senders.items()
+        ]
+        owned: dict[str, list[int]] = {}
+        for client, author in self.owners.items():
+            owned.setdefault(author, []).append(client)
+        head = {"sequence": self.sequence, "parts": parts, "bytes": size, "senders": senders, "owned": owned}
+        return json_text.write(head)
+
+    def begin_with(self, own: int, head: dict[str, Any], state: bytes) -> None:
+        """Become the document as it was when the snapshot was made, whose index has the sequence ``own``."""
+        _apply(self.doc, state)
+        self.vector = yjs_format.read_vector(self.doc.get_state())
+        self.sequence = int(head["sequence"])
+        self.snapshot_sequence, self.snapshot_bytes = own, len(state)
+        self.owners = {client: author for author, owned in head.get("owned", {}).items() for client in owned}
+        self.senders = OrderedDict(((author, client), Sent(*sent)) for author, client, *sent in head["senders"])
+
+
+def _apply(doc: Doc[Any], update: bytes) -> None:
+    """Apply an update. yrs panics, beyond every :class:`Exception`, on some of what it does not expect."""
+    try:
+        doc.apply_update(update)
+    except (KeyboardInterrupt, SystemExit, asyncio.CancelledError):
+        raise
+    except BaseException as error:
+        raise BadUpdateError(f"the bytes are not a Yjs update that can be applied ({type(error).__name__})") from None

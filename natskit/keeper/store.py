@@ -1,0 +1,200 @@
+"""The streams of documents: put a message, read many, purge. Nobody else reads or writes them.
+
+The subjects are ``{kind}.{shard}.{project_id}[.{document_id}]`` (:data:`natskit.bus.permissions.DOCUMENT_KINDS`).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import nats.errors
+from nats.aio.msg import Msg
+
+from natskit.bus.connection import Connection
+from natskit.bus.document_record import Update, decode
+from natskit.bus.jetstream import MESSAGE_NOT_FOUND, JetStreamError, api
+from natskit.bus.permissions import DOCUMENT_SHARDS, DOCUMENT_STREAMS
+from natskit.bus.request_many import request_many
+from natskit.errors import StateError
+from natskit.rpc import RpcError
+
+PUT_SECONDS = 5.0
+READ_SECONDS = 10.0
+STALL_SECONDS = 2.0
+BATCH = 1000
+BATCH_BYTES = 8 * 1024**2
+_WRONG_LAST_SEQUENCE = (10071, 10164)
+_NO_ROOM = (10047, 10077, 10023)
+_NONE, _END = "404", "204"
+
+
+class OvertakenError(StateError):
+    """Another keeper stored something on this subject first."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a document's messages are."""
+
+    project: str
+    document: str
+
+    @property
+    def shard(self) -> int:
+        """The number of the stream, which is the same for all documents of a project."""
+        return zlib.crc32(self.project.encode()) % DOCUMENT_SHARDS
+
+    @property
+    def stream(self) -> str:
+        """The name of the stream."""
+        return DOCUMENT_STREAMS[self.shard]
+
+    def subject(self, kind: str) -> str:
+        """The subject of its ``doc`` (updates), ``snap`` (snapshots) or ``mark`` (names of versions)."""
+        return f"{kind}.{self.shard}.{self.project}.{self.document}"
+
+    @property
+    def paths(self) -> str:
+        """The subject of the paths of the project's documents."""
+        return f"map.{self.shard}.{self.project}"
+
+
+class Store:
+    """The documents' streams, through a connection as the user ``keeper`` of DOCS."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    @property
+    def max_payload(self) -> int:
+        """The most bytes of one message."""
+        return self.connection.max_payload
+
+    async def put(self, subject: str, payload: bytes, expected: int | None, *, replace: bool = False) -> int:
+        """Store a message if the last of its subject has the sequence ``expected``. Returns its sequence.
+
+        With ``replace``, the earlier messages of the subject go. Raises :class:`OvertakenError`, :class:`RpcError` if
+        there is no room, and :class:`StateError` if nobody knows whether it is stored.
+        """
+        headers = {} if expected is None else {"Nats-Expected-Last-Subject-Sequence": str(expected)}
+        if replace:
+            headers["Nats-Rollup"] = "sub"
+        try:
+            answer = await self.connection.request(subject, payload, timeout=PUT_SECONDS, headers=headers)
+        except nats.errors.Error as error:
+            raise StateError(f"the document could not be written ({type(error).__name__})") from error
+        ack = json.loads(answer.data)
+        if "error" not in ack:
+            return int(ack["seq"])
+        refusal = ack["error"]
+        if refusal.get("err_code") in _WRONG_LAST_SEQUENCE:
+            raise OvertakenError(str(refusal.get("description", "")))
+        if refusal.get("err_code") in _NO_ROOM:
+            raise RpcError(
+                "limit",
+                "the platform has no room for more in its documents: its operator has to raise keeper_max_bytes",
+            )
+        raise StateError(f"the document could not be written: {refusal.get('description')}")
+
+    async def updates(self, place: Place, after: int, limit: int = BATCH) -> tuple[list[Update], bool]:
+        """At most ``limit`` updates after a sequence, oldest first, and whether there are more."""
+        messages, more = await self._batch(place, place.subject("doc"), after, limit)
+        return [decode(message.data, message.headers) for message in messages], more
+
+    async def marks(self, place: Place) -> list[bytes]:
+        """The names of versions, as they were stored."""
+        found: list[bytes] = []
+        after, more = 0, True
+        while more:
+            messages, more = await self._batch(place, place.subject("mark"), after, BATCH)
+            found += [message.data for message in messages]
+            after = _sequence(messages[-1]) if messages else 0
+        return found
+
+    async def snapshot(self, place: Place, until: int | None = None) -> tuple[int, bytes] | None:
+        """The index of the newest snapshot that was stored up to a sequence, and the index' own sequence."""
+        question: dict[str, Any] = {"multi_last": [place.subject("snap")]}
+        found = await self._ask(place, question | ({} if until is None else {"up_to_seq": until}))
+        return (_sequence(found[-1]), found[-1].data) if found else None
+
+    async def message(self, place: Place, sequence: int) -> bytes:
+        """The message with a sequence. Raises :class:`StateError` if there is none."""
+        found = await self._ask(place, {"seq": sequence, "batch": 1, "next_by_subj": ">"})
+        if not found or _sequence(found[0]) != sequence:
+            raise StateError(f"there is no message {sequence} in {place.stream}")
+        return bytes(found[0].data)
+
+    async def update_until(self, place: Place, *, sequence: int | None = None, time: int | None = None) -> int:
+        """The sequence of the last update up to a sequence or a time (milliseconds since 1970); 0 if there is none."""
+        question: dict[str, Any] = {"multi_last": [place.subject("doc")]}
+        if sequence is not None:
+            question["up_to_seq"] = sequence
+        if time is not None:
+            question["up_to_time"] = datetime.fromtimestamp(time / 1000, UTC).isoformat().replace("+00:00", "Z")
+        found = await self._ask(place, question)
+        return _sequence(found[-1]) if found else 0
+
+    async def newest(self, place: Place, subject: str) -> tuple[int, bytes]:
+        """The sequence and the content of a subject's newest message, by the stream's leader; ``(0, b"")`` if none."""
+        try:
+            answer = await api(self.connection, f"STREAM.MSG.GET.{place.stream}", {"last_by_subj": subject})
+        except JetStreamError as error:
+            if error.code != MESSAGE_NOT_FOUND:
+                raise
+            return 0, b""
+        message = answer["message"]
+        return int(message["seq"]), base64.b64decode(message.get("data", ""))
+
+    async def purge(self, place: Place) -> None:
+        """Remove all messages of a document from the disks. Raises :class:`StateError`."""
+        for subject in (*(place.subject(kind) for kind in ("mark", "snap", "doc")), place.subject("snap") + ".>"):
+            await api(self.connection, f"STREAM.PURGE.{place.stream}", {"filter": subject})
+
+    async def _batch(self, place: Place, subject: str, after: int, limit: int) -> tuple[list[Msg], bool]:
+        messages: list[Msg] = []
+        read = 0
+        while True:
+            size = min(BATCH, limit - len(messages))
+            question = {"seq": after + 1, "batch": size, "max_bytes": BATCH_BYTES, "next_by_subj": subject}
+            found, pending = await self._read(place, question)
+            messages += found
+            read += sum(len(message.data) for message in found)
+            if not found or not pending or len(messages) >= limit or read >= BATCH_BYTES // 2:
+                return messages, bool(pending)
+            after = _sequence(found[-1])
+
+    async def _ask(self, place: Place, question: dict[str, Any]) -> list[Msg]:
+        return (await self._read(place, question))[0]
+
+    async def _read(self, place: Place, question: dict[str, Any]) -> tuple[list[Msg], int]:
+        """The messages of one batch (ADR-31), and how many more there are. Raises :class:`StateError`."""
+
+        def is_last(message: Msg) -> bool:
+            return "Status" in (message.headers or {})
+
+        try:
+            answers = await request_many(
+                self.connection,
+                f"$JS.API.DIRECT.GET.{place.stream}",
+                json.dumps(question).encode(),
+                seconds=READ_SECONDS,
+                stall=STALL_SECONDS,
+                is_last=is_last,
+            )
+        except nats.errors.Error as error:
+            raise StateError(f"the document could not be read ({type(error).__name__})") from error
+        headers: dict[Any, str] = (answers[-1].headers or {}) if answers else {}
+        if headers.get("Status") == _NONE:
+            return [], 0
+        if headers.get("Status") != _END:
+            raise StateError(f"the document could not be read ({headers.get('Status', 'no answer')})")
+        return answers[:-1], int(headers.get("Nats-Num-Pending", 0))
+
+
+def _sequence(message: Msg) -> int:
+    return int((message.headers or {})["Nats-Sequence"])
