@@ -1,1 +1,1 @@
-"""The project agent: runs commands and edits files of one project, for whoever may publish to ``projects.{id}``."""
+"""The project agent: runs commands and edits files of one project for callers that may publish to its subjects."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import natskit.project.lean  # noqa: F401 - must come first
+import natskit.bus.nats_without_aiohttp  # noqa: F401 - must come first
 
 # isort: split
 import argparse
@@ -16,15 +16,15 @@ import sys
 from pathlib import Path
 
 from natskit.errors import NatskitError, SettingsError
-from natskit.program import end_with_parent, log_to_stderr, read_settings, until_stopped
+from natskit.process.lifecycle import end_with_parent, log_to_stderr, read_settings, until_stopped
+from natskit.process.sd_notify import tell_systemd
 from natskit.project.agent import Agent
-from natskit.project.notify import tell_systemd
-from natskit.project.program import ProjectLimits, ProjectProgram
-from natskit.rpc import load_methods
+from natskit.project.config import ProjectLimits, ProjectProgram
+from natskit.rpc import load_methods, set_program_name
 
 
 def main() -> int:
-    """Read the settings, take the limits, answer until told to stop."""
+    """Read the settings, apply the limits, and answer until a signal stops the agent."""
     log_to_stderr()
     parser = argparse.ArgumentParser(prog="python -m natskit.project", description=__doc__)
     parser.add_argument("--settings", type=Path, required=True)
@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def die_with(parent: int | None) -> None:
-    """End when the runner ends, however it ends: an agent nobody watches would run twice after a restart."""
+    """End when the runner ends, for whatever reason: otherwise a restarted runner would start a second agent."""
     if parent is None:
         return
     end_with_parent()
@@ -80,6 +80,7 @@ async def serve(program: ProjectProgram, ready_fd: int | None = None) -> None:
     """Answer until SIGTERM or SIGINT."""
     if ready_fd is not None:
         os.set_inheritable(ready_fd, False)
+    set_program_name(f"the agent of project {program.project_id}")
     agent = Agent(program, load_methods("natskit.project", "natskit_project", program.api_packages))
 
     def started() -> None:

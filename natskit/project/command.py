@@ -8,38 +8,65 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import resource
 import signal
 import subprocess
+import sys
+import termios
 from collections.abc import Callable, Coroutine, Sequence
-from typing import IO, Any, Literal, TypedDict
+from typing import IO, Any, Literal, Protocol, TypedDict
 
-from natskit.project.sender import Sender
+from natskit.bus.output_stream import FRAME_BYTES, STDIN_REPORT_BYTES
+from natskit.process.descriptors import readable
+from natskit.process.lifecycle import spawn
+from natskit.process.signals import signal_name
+from natskit.project.background_output import Leftovers
+from natskit.project.sender import Kind
 from natskit.rpc import RpcError
-from natskit.stream import FRAME_BYTES, STDIN_REPORT_BYTES
 
 STDIN_BUFFER_BYTES = 8 * 1024 * 1024
 GRACE_SECONDS = 2.0
 """Between SIGTERM and SIGKILL."""
+LOOK_SECONDS = 0.05
+"""How often the agent checks whether a group that got SIGTERM still has processes."""
 OOM_SCORE = 200
-"""Added to the agent's own ``oom_score_adj`` (thousandths of the memory): when the project's memory is used up, the
-kernel ends a command and not the agent, which is then there to say so."""
+"""Added to the agent's own ``oom_score_adj`` (thousandths of the memory). When the project's memory is used up, the
+kernel ends a command and not the agent, which can then report it."""
 LINGER_SECONDS = 0.5
-"""How long a quiet pipe that somebody else holds open is watched after the command itself has ended."""
+"""How long after the end of a command its children's output still counts as its own: ``exec > >(tee log)`` leaves a
+``tee`` behind that writes the last lines a moment later."""
+
+
+class Sink(Protocol):
+    """What takes a command's output: the sender of a stream, or what keeps the output of a job."""
+
+    gone: asyncio.Event
+    input_taken: Callable[[], int]
+
+    async def room(self) -> None:
+        """Wait until it takes more output."""
+
+    async def send(self, kind: Kind, data: bytes) -> None:
+        """Take output."""
+
+    async def heartbeat(self) -> None:
+        """Say how much input the command has taken."""
 
 
 class Result(TypedDict):
-    """How a command ended: an exit code, or the name of the signal that ended it."""
+    """How a command ended: an exit code, or the name and number of the signal that ended it."""
 
     exit_code: int | None
     signal: str | None
+    signal_number: int | None
     timed_out: bool
     cancelled: bool
 
 
 class Command:
-    """A started command. It leads a process group of its own, which is what is signalled."""
+    """A started command. It leads a process group of its own, and signals go to the whole group."""
 
     def __init__(
         self,
@@ -48,9 +75,11 @@ class Command:
         cwd: str,
         env: dict[str, str],
         stdin: Literal["pipe", "none"],
+        leftovers: Leftovers,
         cpu_seconds: int | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._leftovers = leftovers
         try:
             self._process = subprocess.Popen(
                 list(argv),
@@ -65,134 +94,137 @@ class Command:
         except FileNotFoundError:
             raise RpcError("not_found", f"there is no command {argv[0][:200]!r}", what="command") from None
         except (OSError, ValueError) as error:
-            raise RpcError("invalid_state", f"{argv[0][:200]!r} cannot be started: {_reason(error)}") from None
+            raise RpcError("invalid_state", f"{argv[0][:200]!r} cannot be started: {reason(error)}") from None
         self.pid = self._process.pid
-        _prefer_to_agent(self.pid)
+        prefer_to_agent(self.pid)
         if cpu_seconds is not None:
             resource.prlimit(self.pid, resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
+        stdout, stderr = self._process.stdout, self._process.stderr
+        assert stdout is not None
+        assert stderr is not None
+        self._outputs = [_Output(stdout, "stdout"), _Output(stderr, "stderr")]
         self._pidfd = os.pidfd_open(self.pid)
         self._ended = self._loop.create_future()
         self._loop.add_reader(self._pidfd, self._on_end)
         self._tasks: set[asyncio.Task[None]] = set()
         self._kill_timer: asyncio.TimerHandle | None = None
+        self._killed = False
         self.timed_out = self.cancelled = False
         self._stdin = _Stdin(self._process.stdin) if self._process.stdin else None
 
-    async def run(self, sender: Sender, timeout: float | None) -> Result:  # noqa: ASYNC109 - part of the answer
-        """Send the output until the command has ended, or end it. Always leaves no trace but its children."""
+    async def run(self, sender: Sink, timeout: float | None) -> Result:  # noqa: ASYNC109 - part of the answer
+        """Send the output until the command has ended, or ``timeout`` seconds are over, which ends the command.
+
+        Its background processes go on; the agent reads and discards their output.
+        """
         timer = self._loop.call_later(timeout, self._on_timeout) if timeout is not None else None
         sender.input_taken = self._stdin_taken
         watch = self._loop.create_task(self._kill_when_gone(sender))
         if self._stdin is not None:
             self._stdin.report = lambda: self._spawn(sender.heartbeat())
-        stdout, stderr = self._process.stdout, self._process.stderr
-        assert stdout is not None
-        assert stderr is not None
-        pumps = [
-            self._loop.create_task(self._pump(stdout.fileno(), "stdout", sender)),
-            self._loop.create_task(self._pump(stderr.fileno(), "stderr", sender)),
-        ]
+        pumps = [self._loop.create_task(output.pump(sender)) for output in self._outputs]
         try:
-            await asyncio.gather(*pumps)
             await asyncio.shield(self._ended)
+            await self._group_ends()
+            await asyncio.wait(pumps, timeout=LINGER_SECONDS)
+            for output in self._outputs:
+                await output.sent.wait()
+            for pump in pumps:
+                if pump.done():
+                    pump.result()
         finally:
             watch.cancel()
             if timer is not None:
                 timer.cancel()
             for pump in pumps:
-                pump.cancel()
+                pump.cancel()  # wherever it waits: the sender has everything it read
+            await asyncio.wait(pumps)
             self._close()
         code = self._process.returncode
         return {
             "exit_code": code if code >= 0 else None,
-            "signal": _signal_name(-code) if code < 0 else None,
+            "signal": signal_name(-code) if code < 0 else None,
+            "signal_number": -code if code < 0 else None,
             "timed_out": self.timed_out,
             "cancelled": self.cancelled,
         }
 
     @property
     def stdin_received(self) -> int:
-        """How many bytes of input have come from the caller."""
+        """How many bytes of input the caller has sent."""
         return self._stdin.received if self._stdin is not None else 0
 
     def _stdin_taken(self) -> int:
         return self._stdin.taken if self._stdin is not None else 0
 
     def discard(self) -> None:
-        """End a command that was started but cannot be followed."""
+        """End a command that was started but whose stream could not be opened."""
         self._close()
 
     def feed(self, data: bytes) -> None:
-        """Put data into the command's stdin; more than it reads in time is refused by ending the command."""
+        """Write data to the command's stdin. If too much is unread, the command is ended."""
         if self._stdin is not None and not self._stdin.feed(data):
             self.terminate()
 
+    def feed_all(self, text: str) -> None:
+        """Write the whole input of the command, and close its stdin after it."""
+        self.feed(text.encode("utf-8", "surrogatepass"))
+        self.end_of_input()
+
     def end_of_input(self) -> None:
-        """Close the command's stdin once everything is written."""
+        """Close the command's stdin after all input is written."""
         if self._stdin is not None:
             self._stdin.finish()
 
     def cancel(self) -> None:
-        """End the command because the caller asks."""
-        self.cancelled = True
-        self.terminate()
+        """End the command because the caller asked. The result of a command that ended by itself does not change."""
+        if not self._has_ended():
+            self.cancelled = True
+            self.terminate()
 
     def terminate(self) -> None:
-        """Ask the whole group to end, and insist two seconds later."""
+        """Send SIGTERM to the whole group, and SIGKILL two seconds later."""
         if self._kill_timer is None:
             self._signal(signal.SIGTERM)
             self._kill_timer = self._loop.call_later(GRACE_SECONDS, self.kill)
 
     def kill(self) -> None:
-        """End the whole group now."""
+        """Send SIGKILL to the whole group."""
+        self._killed = True
         self._signal(signal.SIGKILL)
 
-    async def _pump(self, fd: int, kind: Literal["stdout", "stderr"], sender: Sender) -> None:
-        os.set_blocking(fd, False)
-        while True:
-            await sender.room()
-            if sender.gone.is_set():
-                return
-            try:
-                data = os.read(fd, FRAME_BYTES)
-            except BlockingIOError:
-                if not await self._readable(fd):
-                    return
-                continue
-            if not data:
-                return
-            await sender.send(kind, data)
-
-    async def _readable(self, fd: int) -> bool:
-        """Wait for data or the end of the pipe; false if the command has ended and the pipe stays quiet."""
-        ready = self._loop.create_future()
-        self._loop.add_reader(fd, _set, ready)
-        try:
-            if not self._ended.done():
-                await asyncio.wait({ready, self._ended}, return_when=asyncio.FIRST_COMPLETED)
-            if not ready.done():
-                await asyncio.wait({ready}, timeout=LINGER_SECONDS)
-            return ready.done()
-        finally:
-            self._loop.remove_reader(fd)
+    async def _group_ends(self) -> None:
+        """Wait while a group that got SIGTERM ends: a shell ends at once, and its children may still save something."""
+        while self._kill_timer is not None and not self._killed and _others_in_group(self.pid):  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_SECONDS)  # the kernel reports no end of a group
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        spawn(self._tasks, work)
 
-    async def _kill_when_gone(self, sender: Sender) -> None:
+    async def _kill_when_gone(self, sender: Sink) -> None:
         await sender.gone.wait()
         self.kill()
 
     def _on_timeout(self) -> None:
-        self.timed_out = True
-        self.terminate()
+        if not self._has_ended():
+            self.timed_out = True
+            self.terminate()
+
+    def _has_ended(self) -> bool:
+        """Whether the command itself has ended, even if the event loop has not noticed yet.
+
+        Does not reap it: while the leader is a zombie, no other process group can get its id.
+        """
+        if self._ended.done():
+            return True
+        return os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def _on_end(self) -> None:
-        # Not reaped yet: while the leader is a zombie, its process group id cannot become somebody else's.
         self._loop.remove_reader(self._pidfd)
-        _set(self._ended)
+        for output in self._outputs:
+            output.command_ended()
+        if not self._ended.done():
+            self._ended.set_result(None)
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process.returncode is None:
@@ -204,19 +236,70 @@ class Command:
             self._stdin.close()
         if self._kill_timer is not None:
             self._kill_timer.cancel()
-            self.kill()  # what is left of a group that was told to end
+            self.kill()  # processes that outlived SIGTERM
         if not self._ended.done():
             self.kill()
             self._loop.remove_reader(self._pidfd)
         self._process.wait()
         os.close(self._pidfd)
-        for pipe in (self._process.stdout, self._process.stderr):
-            if pipe is not None:
-                pipe.close()
+        for output in self._outputs:
+            if not output.closed:
+                self._leftovers.keep(output.pipe)
+
+
+class _Output:
+    """One of the command's pipes: read as fast as the reader of the stream takes it."""
+
+    def __init__(self, pipe: IO[bytes], kind: Literal["stdout", "stderr"]) -> None:
+        self.pipe = pipe
+        self.closed = False
+        """Set when no process can write to the pipe any more."""
+        self.sent = asyncio.Event()
+        """Set when the sender has all output of the command itself, or the reader is gone."""
+        self._kind = kind
+        self._owed: int | None = None
+        self._loop = asyncio.get_running_loop()
+        os.set_blocking(pipe.fileno(), False)
+
+    def command_ended(self) -> None:
+        """The reader gets the output that is in the pipe now, and none that other processes write later."""
+        if not self.closed:
+            unread = fcntl.ioctl(self.pipe.fileno(), termios.FIONREAD, b"\0" * 4)
+            self._owed = int.from_bytes(unread, sys.byteorder)
+            self._look()
+
+    async def pump(self, sender: Sink) -> None:
+        """Send output until the end of the pipe. Can be cancelled at any time without losing output."""
+        try:
+            while not self.closed and not sender.gone.is_set():
+                await sender.room()
+                if not sender.gone.is_set():
+                    await self._read(sender)
+        finally:
+            self.sent.set()
+
+    async def _read(self, sender: Sink) -> None:
+        try:
+            data = os.read(self.pipe.fileno(), FRAME_BYTES)
+        except BlockingIOError:
+            await readable(self.pipe.fileno())
+            return
+        if not data:
+            self.closed = True
+            self.pipe.close()
+            return
+        if self._owed is not None:
+            self._owed -= len(data)
+            self._look()
+        await sender.send(self._kind, data)
+
+    def _look(self) -> None:
+        if self._owed is not None and self._owed <= 0:
+            self.sent.set()
 
 
 class _Stdin:
-    """Writes to a pipe as fast as the command reads, keeping a bounded rest, and tells how far it is."""
+    """Write to a pipe as fast as the command reads, keep a bounded rest, and report the progress."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._pipe = pipe
@@ -230,7 +313,7 @@ class _Stdin:
 
     @property
     def taken(self) -> int:
-        """What is written, or will never be, since the command has closed its stdin."""
+        """Bytes that are written, or will never be, since the command has closed its stdin."""
         return self.received - len(self._rest)
 
     def feed(self, data: bytes) -> bool:
@@ -274,7 +357,7 @@ class _Stdin:
                 self._waiting = True
                 self._loop.add_writer(self._fd, self._write)
             return
-        except OSError:  # the command closed its stdin, which it may
+        except OSError:  # the command has closed its stdin
             self._rest.clear()
             self._finishing = True
             self._tell()
@@ -285,8 +368,21 @@ class _Stdin:
             self.close()
 
 
-def _prefer_to_agent(pid: int) -> None:
-    """Let the kernel end this process before the agent. Raising the score takes no privilege."""
+def _others_in_group(leader: int) -> bool:
+    """Whether a process group has processes besides its leader."""
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal() and int(entry.name) != leader:
+            with contextlib.suppress(OSError):  # ended meanwhile
+                # The name, in parentheses, may contain any character; state, parent and group follow (proc(5)).
+                with open(f"/proc/{entry.name}/stat", "rb") as file:
+                    state, _, group = file.read().rpartition(b")")[2].split()[:3]
+                if int(group) == leader and state not in (b"Z", b"X"):
+                    return True
+    return False
+
+
+def prefer_to_agent(pid: int) -> None:
+    """Make the kernel end this process before the agent. Raising the score requires no privilege."""
     with contextlib.suppress(OSError, ValueError):  # ended already, or no such file here
         with open("/proc/self/oom_score_adj") as file:
             own = int(file.read())
@@ -294,17 +390,5 @@ def _prefer_to_agent(pid: int) -> None:
             file.write(str(min(own + OOM_SCORE, 1000)))
 
 
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"SIG{number}"
-
-
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -1,4 +1,4 @@
-"""The project's end of a stream: what was sent is kept until the reader has it; what nobody reads is ended."""
+"""The project's end of a stream: keep frames until the reader acknowledges them, and end a stream without a reader."""
 
 from __future__ import annotations
 
@@ -10,34 +10,47 @@ from typing import Any, Literal
 
 import nats.errors
 
-from natskit.connection import Connection, to_json
-from natskit.stream import (
+from natskit.bus.connection import Connection
+from natskit.bus.output_stream import (
+    AWAY_SECONDS,
     FRAME_BYTES,
     GONE_SECONDS,
     HEARTBEAT_SECONDS,
     IDLE_SECONDS,
     KIND_HEADER,
     SEQ_HEADER,
-    SILENCE_SECONDS,
     STDIN_HEADER,
     STDIN_MISSING_HEADER,
     WINDOW_BYTES,
 )
+from natskit.bus.payload import to_json
+from natskit.process.lifecycle import spawn
 
-Kind = Literal["start", "stdout", "stderr", "end"]
+Kind = Literal["start", "stdout", "stderr", "event", "end"]
 
 
 class Sender:
-    """The project's end of one stream. All methods run on the event loop; :attr:`gone` tells that nobody reads."""
+    """The project's end of one stream. All methods run on the event loop; :attr:`gone` is set if the reader is gone."""
 
     def __init__(
-        self, connection: Connection, reader: str, control: str, own_inbox: str, window: int = WINDOW_BYTES
+        self,
+        connection: Connection,
+        reader: str,
+        control: str,
+        own_inbox: str,
+        window: int = WINDOW_BYTES,
+        patience: float | None = None,
     ) -> None:
         self.gone = asyncio.Event()
+        self.why_gone = ""
+        """The message for a reader that comes back later."""
+        self.silence = 0.0
+        """Seconds in which both ends were connected and the reader sent nothing."""
         self.input_taken: Callable[[], int] = lambda: 0
         self._connection = connection
         self._reader = reader
-        self._given_up = False
+        self._patience = GONE_SECONDS if patience is None else patience
+        self._unread = self._ended = False
         self._control = control
         self._own_inbox = own_inbox
         self._window = max(window, 2 * FRAME_BYTES)
@@ -47,14 +60,13 @@ class Sender:
         self._room = asyncio.Event()
         self._acked_all = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._heard = self._beaten = self._loop.time()
-        self._away_since: float | None = None
+        self._heard = self._beaten = self._ticked = self._loop.time()
         self._timer = self._loop.call_later(IDLE_SECONDS, self._tick)
         self._beats: set[asyncio.Task[None]] = set()
         self._room.set()
 
     async def start(self) -> None:
-        """Tell the reader where to acknowledge."""
+        """Send the first frame, which names the subject for acknowledgements."""
         await self.send("start", to_json({"control": self._control, "window": self._window}))
 
     async def room(self) -> None:
@@ -62,7 +74,9 @@ class Sender:
         await self._room.wait()
 
     async def send(self, kind: Kind, data: bytes) -> None:
-        """Send one frame and keep it until it is acknowledged. Call :meth:`room` first where data can flood."""
+        """Send one frame and keep it until the reader acknowledges it. Call :meth:`room` first if data can flood."""
+        if self._unread:
+            return
         frame = (self._next, kind, data)
         self._next += 1
         self._unacked.append(frame)
@@ -73,7 +87,10 @@ class Sender:
         await self._publish(*frame)
 
     async def end(self, response: bytes) -> None:
-        """Send the last frame and stay until the reader has everything, or is gone."""
+        """Send the last frame and wait until the reader has every frame, or is gone."""
+        self._ended = True
+        if self._unread:
+            return
         await self.send("end", response)
         gone = asyncio.ensure_future(self.gone.wait())
         done = asyncio.ensure_future(self._acked_all.wait())
@@ -85,22 +102,41 @@ class Sender:
 
     @property
     def reader(self) -> str:
-        """The inbox that the stream goes to."""
+        """The reader's inbox."""
         return self._reader
 
-    def give_up(self) -> None:
-        """Whoever reads may not any more: nothing is sent from now on, and :attr:`gone` is set."""
-        self._given_up = True
+    @property
+    def is_away(self) -> bool:
+        """Whether the reader has missed two heartbeats. It may come back, as a frozen tab does."""
+        return self.silence > AWAY_SECONDS and not self.gone.is_set()
+
+    def leave_unread(self) -> None:
+        """Discard all further frames: the reader has left."""
+        self._unread = True
+        self._unacked.clear()
+        self._unacked_bytes = 0
+        self._room.set()
+        self._acked_all.set()
+
+    def give_up(self, why: str) -> None:
+        """Send nothing more, and set :attr:`gone`, which ends the command.
+
+        ``why`` is the reason as the reader gets it, such as "you may not use this project any more".
+        """
+        what = "the command has ended, and its output is gone" if self._ended else "the command was ended"
+        self.why_gone = f"{what}: {why}"
+        self.leave_unread()
         self.gone.set()
+        self._timer.cancel()
 
     def close(self) -> None:
         """Stop the clock."""
         self._timer.cancel()
 
     async def on_control(self, message: dict[str, Any], reply: str) -> None:
-        """Take an ``ack`` or a ``resume`` from the reader."""
+        """Handle an ``ack`` or a ``resume`` of the reader."""
         self._heard = self._loop.time()
-        self._away_since = None
+        self.silence = 0.0
         if reply:
             self._reader = reply
         seq = message.get("seq")
@@ -110,11 +146,6 @@ class Sender:
             self._acknowledge(seq)
         elif message.get("type") == "resume":
             await self._resend(seq)
-
-    def on_nobody_listens(self) -> None:
-        """nats-server found no subscription for a frame: the reader is reconnecting, or gone."""
-        if self._away_since is None:
-            self._away_since = self._loop.time()
 
     def _acknowledge(self, seq: int) -> None:
         while self._unacked and self._unacked[0][0] <= seq:
@@ -132,8 +163,8 @@ class Sender:
             await self.heartbeat()
 
     async def _publish(self, seq: int, kind: str, data: bytes, more: dict[str, str] | None = None) -> None:
-        if self._given_up or not self._connection.is_connected:
-            return  # the reader asks again once it is heard
+        if self._unread or not self._connection.is_connected:
+            return  # the reader asks again when the connection is back
         with contextlib.suppress(nats.errors.Error):
             await self._connection.publish(
                 self._reader,
@@ -143,7 +174,7 @@ class Sender:
             )
 
     async def heartbeat(self, *, missing_from: int | None = None) -> None:
-        """Say that the stream lives, how far it is, and how much of the reader's input was taken."""
+        """Tell the reader that the stream is alive, its next frame, and how much input the command has taken."""
         headers = {STDIN_HEADER: str(self.input_taken())}
         if missing_from is not None:
             headers[STDIN_MISSING_HEADER] = str(missing_from)
@@ -151,22 +182,20 @@ class Sender:
 
     def _tick(self) -> None:
         now = self._loop.time()
+        # Counted by ticks: while this process was suspended or disconnected, it could not hear the reader.
+        passed, self._ticked = min(now - self._ticked, 2 * IDLE_SECONDS), now
         self._timer = self._loop.call_later(IDLE_SECONDS, self._tick)
         if not self._connection.is_connected:
-            self._heard = now  # it is the project that is away, not the reader
-            self._away_since = None
+            self._heard = now
+            self.silence = 0.0
             return
-        away = self._away_since is not None and now - self._away_since > GONE_SECONDS
-        if away or now - self._heard > SILENCE_SECONDS:
-            self.gone.set()
-            self._room.set()
-            self._timer.cancel()
+        self.silence += passed
+        if self.silence > self._patience:
+            self.give_up(f"nobody read its output for {self._patience:g} s")
             return
-        # Counted from what was heard, not from what was sent: a trickle of small frames must be acknowledged too,
-        # since acknowledgements are what renews the right to send.
+        # Counted since the reader's last message, not since the last frame: the reader must acknowledge a trickle of
+        # small frames too, since acknowledgements show that it is still there.
         due = IDLE_SECONDS if self._unacked else HEARTBEAT_SECONDS
         if now - max(self._heard, self._beaten) >= due * 0.99:
             self._beaten = now
-            beat = self._loop.create_task(self.heartbeat())
-            self._beats.add(beat)
-            beat.add_done_callback(self._beats.discard)
+            spawn(self._beats, self.heartbeat())

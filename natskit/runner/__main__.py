@@ -9,11 +9,12 @@ import os
 import sys
 from pathlib import Path
 
-from natskit import core_dumps
 from natskit.errors import NatskitError, SettingsError
-from natskit.program import log_to_stderr, read_settings, until_stopped
+from natskit.process import core_dumps
+from natskit.process.lifecycle import log_to_stderr, read_settings, until_stopped
+from natskit.rpc import set_program_name
+from natskit.runner.config import RunnerProgram
 from natskit.runner.daemon import Runner
-from natskit.runner.program import RunnerProgram
 
 
 def main() -> int:
@@ -50,6 +51,7 @@ def take_directory(directory: Path) -> int:
 
 async def serve(program: RunnerProgram) -> None:
     """Run until SIGTERM or SIGINT."""
+    set_program_name(f"runner {program.name}")
     runner = Runner(program)
     await until_stopped(runner.start(), runner.close, started=lambda: None)
 

@@ -1,26 +1,29 @@
-"""A project's agent as a child process of the runner: on the local machine, where nobody is root."""
+"""A project's agent as a child process of the runner: on the local machine, without root."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from natskit.errors import NatskitError
-from natskit.project.program import ProjectProgram
-from natskit.runner.processes import MARK, end_all
+from natskit.process.descriptors import readable
+from natskit.process.signals import signal_name
+from natskit.project.config import ProjectProgram
+from natskit.project.environment import passed_on
+from natskit.runner.orphans import MARK, end_all
 from natskit.runner.project_agent import ProjectAgent
+from natskit.runner.removal import remove_tree
 
 READY_SECONDS = 30.0
 STOP_SECONDS = 5.0
 LOG_BYTES = 1024 * 1024
-PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH")
-"""What an agent gets of the runner's environment; a command gets less still."""
+OWN_PACKAGES = "PYTHONPATH"
+"""The folders of the platform's own packages, for agents and not for their commands."""
 
 
 class AgentProcess(ProjectAgent):
@@ -31,11 +34,11 @@ class AgentProcess(ProjectAgent):
         self.process: subprocess.Popen[bytes] | None = None
 
     async def leave(self) -> None:
-        """Stop; the hubs still want it, so it comes back with the runner."""
+        """Stop the agent. The hubs still want it to run, so the next runner starts it again."""
         await self.stop()
 
     def folders(self) -> list[Path]:
-        """The home; what is in the machine's /tmp is everybody's."""
+        """The home. The machine's /tmp does not count: all users share it."""
         return [self._directory / "home"]
 
     async def _launch(self) -> None:
@@ -46,7 +49,7 @@ class AgentProcess(ProjectAgent):
         finally:
             os.close(tell)
         try:
-            await asyncio.wait_for(_readable(ready), READY_SECONDS)
+            await asyncio.wait_for(readable(ready), READY_SECONDS)
             answers = os.read(ready, 1) == b"1"
         except TimeoutError:
             raise NatskitError(
@@ -75,8 +78,9 @@ class AgentProcess(ProjectAgent):
         )
 
     def _spawn(self, tell: int) -> subprocess.Popen[bytes]:
-        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        environment |= {"HOME": str(self._directory / "home"), MARK: self.project_id}
+        environment = passed_on(os.environ) | {"HOME": str(self._directory / "home"), MARK: self.project_id}
+        if OWN_PACKAGES in os.environ:
+            environment[OWN_PACKAGES] = os.environ[OWN_PACKAGES]
         output = self._directory / "agent.log"
         fresh = not output.exists() or output.stat().st_size > LOG_BYTES
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | (os.O_TRUNC if fresh else os.O_APPEND)
@@ -100,7 +104,7 @@ class AgentProcess(ProjectAgent):
             os.close(fd)
 
     def _give(self, creds: str) -> None:
-        """It reads them where it has read them before."""
+        """Nothing to do: the agent reads the file it has read before."""
 
     async def _tell(self) -> None:
         if self.process is None or self.process.poll() is not None:
@@ -125,39 +129,17 @@ class AgentProcess(ProjectAgent):
         await asyncio.to_thread(end_all, self.project_id)
 
     async def _remove(self) -> None:
-        await asyncio.to_thread(_remove, self._directory)
-
-
-async def _readable(fd: int) -> None:
-    loop, ready = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(fd, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(fd)
+        await remove_tree(self._directory)
 
 
 async def _end_of(pid: int) -> None:
     """Wait for the end of a child without reaping it."""
     fd = os.pidfd_open(pid)
     try:
-        await _readable(fd)
+        await readable(fd)
     finally:
         os.close(fd)
 
 
 def _how(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-
-
-def _remove(directory: Path) -> None:
-    """Remove a tree, also where somebody took the right to from its directories."""
-    if not directory.exists():
-        return
-    for root, directories, _ in os.walk(directory):  # does not follow links
-        for name in directories:
-            path = Path(root, name)
-            if not path.is_symlink():
-                with contextlib.suppress(OSError):
-                    path.chmod(0o700)
-    shutil.rmtree(directory)
+    return f"exit code {code}" if code >= 0 else signal_name(-code)

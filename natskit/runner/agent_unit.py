@@ -1,7 +1,7 @@
 """A project's agent as an instance of the unit ``natskit-project@.service``: on hosts, each in its own sandbox.
 
-systemd starts a crashed agent again, also while there is no runner. When it gives up, or a start fails, the runner
-goes on, with pauses that grow and a new key. The runner sees what happens by asking for the list of units each second
+systemd restarts a crashed agent, even while no runner runs. When systemd gives up, or a start fails, the runner tries
+again, with growing pauses and a new key. The runner follows the units by asking systemd for their list every second
 (:meth:`AgentUnit.observe`).
 """
 
@@ -11,34 +11,32 @@ import asyncio
 import base64
 import contextlib
 import os
-import shutil
 import uuid
 from pathlib import Path
 from typing import Any
 
 from natskit.errors import NatskitError
 from natskit.identity.files import write_private
-from natskit.project.program import ProjectLimits, ProjectProgram
+from natskit.project.config import ProjectLimits, ProjectProgram
 from natskit.rpc import RpcError
 from natskit.runner.project_agent import ProjectAgent
+from natskit.runner.project_root import lay_out, make
+from natskit.runner.removal import remove_tree
+from natskit.runner.sandbox import HOME, HOMES, RENEWED
 from natskit.runner.systemd import GONE, UnitState, how_it_ended, list_units, systemctl
 
 UNITS = "natskit-project@*.service"
-HOME = Path("/home/project")
-"""The same in every project: where its unit mounts its state directory."""
-RENEWED = Path("/home/renewed")
-"""Where its unit shows a project its folder ``renewed``: credentials of a unit do not change while it runs."""
-PRIVATE = Path("/var/lib/private")
-"""Where systemd keeps the state of units with ``DynamicUser=`` (systemd.exec(5))."""
+LINKS_OF_SYSTEMD = Path("/var/lib/natskit-project")
+"""Links that systemd made to the homes of earlier versions, with ``StateDirectory=``."""
 START_SECONDS = 28.0
 """A little more than ``TimeoutStartSec`` of the unit, and less than a hub waits."""
 
 
 def instance_of(project_id: str) -> str:
-    """What stands for a project in the name of its unit, and is the name of its user: ``p`` and 26 of a-z, 2-7.
+    """A project's name in its unit, and the name of its user: ``p`` and 26 characters of a-z, 2-7.
 
-    Not the id itself: a user's name may have 31 characters. And without a name in the unit, ``DynamicUser=`` would
-    give all instances of a template one user (systemd takes the name before the ``@``).
+    The id itself is too long: a user's name may have 31 characters. Without a name in the unit, ``DynamicUser=`` would
+    give all instances of a template the same user (systemd takes the name before the ``@``).
     """
     return "p" + base64.b32encode(uuid.UUID(project_id).bytes).decode().rstrip("=").lower()
 
@@ -49,7 +47,7 @@ def unit_of(project_id: str) -> str:
 
 
 def project_of(unit: str) -> str | None:
-    """The project of a unit, if it is one."""
+    """The project of a unit; ``None`` if it is not a unit of a project."""
     instance = unit.removeprefix("natskit-project@").removesuffix(".service")
     try:
         project_id = str(uuid.UUID(bytes=base64.b32decode(instance[1:].upper() + "======")))
@@ -59,30 +57,30 @@ def project_of(unit: str) -> str | None:
 
 
 async def units() -> dict[str, UnitState]:
-    """The units of projects that are known to systemd, by project."""
+    """The states of the projects' units that systemd knows, by project."""
     found = await list_units(UNITS)
     return {project_id: state for unit, state in found.items() if (project_id := project_of(unit)) is not None}
 
 
 class AgentUnit(ProjectAgent):
-    """An agent that goes on without the runner."""
+    """An agent that keeps running without the runner."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.unit = unit_of(self.project_id)
-        # The unit's template knows no other name of the project.
+        # The unit's template knows the project only by this name.
         self._directory = self._program.directory / "projects" / instance_of(self.project_id)
         self._seen = GONE
         self._changed = asyncio.Event()
 
     def observe(self, seen: UnitState) -> None:
-        """Take what systemd says about the unit now."""
+        """Take over the state of the unit that systemd reports now."""
         if seen != self._seen:
             self._seen = seen
             self._changed.set()
 
     def adopt(self, seen: UnitState) -> None:
-        """Go on with a unit that runs, or is about to, since an earlier runner."""
+        """Take over a unit that an earlier runner has started."""
         self._new_key = False
         self._seen = seen
         self._keep_from("starting", self._keep(runs=True))
@@ -90,17 +88,17 @@ class AgentUnit(ProjectAgent):
             self._answers()
 
     async def leave(self) -> None:
-        """Go on: the unit outlives the runner, and the next one adopts it."""
+        """Leave the unit running: it outlives the runner, and the next runner adopts it."""
         await self._stop_keeping()
 
     def folders(self) -> list[Path]:
-        """The home, and what the unit has of /tmp and /var/tmp (``PrivateTmp=``)."""
+        """The home, and the unit's private parts of /tmp and /var/tmp (``PrivateTmp=``)."""
         private = [path for tmp in ("/tmp", "/var/tmp") for path in Path(tmp).glob(f"systemd-private-*-{self.unit}-*")]
         return [self._home, *private]
 
     @property
     def _home(self) -> Path:
-        return PRIVATE / self._program.state_name / instance_of(self.project_id)
+        return HOMES / instance_of(self.project_id)
 
     async def _launch(self) -> None:
         with contextlib.suppress(NatskitError):  # fails when it was never started
@@ -136,7 +134,11 @@ class AgentUnit(ProjectAgent):
         )
 
     async def _prepare(self) -> None:
+        await self._end()  # an operator may have started it by hand, and its root must not change while it runs
         await super()._prepare()
+        self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await asyncio.to_thread(lay_out, self._directory / "root")
+        make(self._directory / "cgroup")
         folder = self._directory / "renewed"
         folder.mkdir(exist_ok=True)
         folder.chmod(0o711)  # below one that is root's alone
@@ -146,7 +148,7 @@ class AgentUnit(ProjectAgent):
         path = self._directory / "renewed" / "project.creds"
         if not path.parent.is_dir():
             raise RpcError("invalid_state", "the project was started by an earlier version: stop it and start it")
-        user = self._home.stat().st_uid  # systemd has made it up for as long as the unit runs
+        user = self._home.stat().st_uid  # systemd allocated it for as long as the unit runs
         write_private(path, creds)
         os.chown(path, user, -1)
 
@@ -165,9 +167,9 @@ class AgentUnit(ProjectAgent):
         self._seen = GONE
 
     async def _remove(self) -> None:
-        """systemd removes what it made: as the project's own user could not, and without following its links."""
-        await systemctl("clean", "--what=state", self.unit, wait=None)
-        if self._home.exists():
-            raise NatskitError(f"{self._home} is still there after systemctl clean")
-        if self._directory.exists():
-            await asyncio.to_thread(shutil.rmtree, self._directory)
+        """Remove the home, whatever modes and depth its folders have, without following its links."""
+        await remove_tree(self._home)
+        link = LINKS_OF_SYSTEMD / self._home.name
+        if link.is_symlink():
+            link.unlink()
+        await remove_tree(self._directory)

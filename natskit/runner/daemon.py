@@ -6,23 +6,28 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Coroutine
 from typing import Any, TypedDict
 
 import nats.errors
 from nats.aio.msg import Msg
 
 from natskit import __version__, rpc
-from natskit.connection import Connection, connect, log_status, request
+from natskit.bus.connection import Connection, connect, log_status
+from natskit.bus.permissions import check_id, inbox_prefix
+from natskit.bus.request import request
 from natskit.errors import NatskitError
-from natskit.permissions import check_id, inbox_prefix
-from natskit.program import cancel
-from natskit.project.program import Id
+from natskit.process.lifecycle import cancel, spawn
+from natskit.project.config import Id
 from natskit.rpc import Methods, RpcError
 from natskit.runner.agent_process import AgentProcess
-from natskit.runner.agent_unit import PRIVATE, AgentUnit, units
+from natskit.runner.agent_unit import AgentUnit, units
+from natskit.runner.config import RunnerProgram
 from natskit.runner.disk import Disk
-from natskit.runner.program import RunnerProgram
+from natskit.runner.metrics import keep_written
+from natskit.runner.mounted_files import Followed
 from natskit.runner.project_agent import ProjectAgent, State, Switch
+from natskit.runner.sandbox import HOMES
 from natskit.runner.systemd import GONE
 
 log = logging.getLogger(__name__)
@@ -30,13 +35,13 @@ log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 5.0
 HUB_SECONDS = 5.0
 WATCH_SECONDS = 1.0
-"""Between two looks at the units: less than ``RestartSec`` of theirs, so that no crash is missed."""
+"""Between two checks of the units: less than their ``RestartSec``, so that the runner misses no crash."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
 JWT_ATTEMPTS = 4
 STARTS_AT_ONCE = 4
-"""After a restart: Python's start is mostly CPU, and more at once only makes each of them late."""
+"""The most starts at the same time after a restart. Starting Python is mostly CPU, so more would only delay each."""
 YOUNG_SECONDS = 30.0
-"""A project started this recently is not stopped because a register's answer does not know it yet."""
+"""A project that started this recently goes on even if an answer to ``register`` does not name it yet."""
 
 
 class ProjectState(TypedDict):
@@ -54,8 +59,9 @@ class Runner:
         self.program = program
         self._projects: dict[str, ProjectAgent] = {}
         self._kind: type[ProjectAgent] = AgentUnit if program.manager == "systemd" else AgentProcess
-        place = PRIVATE if program.manager == "systemd" else program.directory
+        place = HOMES if program.manager == "systemd" else program.directory
         self._disk = Disk(program, self._running, self._hold, place)
+        self._followed = Followed(program.directory / "shown")
         self._connection: Connection | None = None
         self._hub = f"hub.runner.{program.runner_id}"
         self._register = asyncio.Event()
@@ -69,9 +75,12 @@ class Runner:
         runner_id = self.program.runner_id
         (self.program.directory / "projects").mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.program.manager == "systemd":
+            self._follow_host()
             await self._adopt()
             self._spawn(self._watch_units())
         self._spawn(self._disk.watch())
+        if self.program.metrics_file is not None:
+            self._spawn(keep_written(self.program.metrics_file, self._projects.values, self._disk, self._is_connected))
         self._connection = await connect(
             self.program.nats,
             name=f"runner {self.program.name}",
@@ -87,20 +96,20 @@ class Runner:
             self._spawn(work)
 
     async def close(self) -> None:
-        """Leave the agents: systemd keeps its units; processes end, and come back with the next start."""
+        """Leave the agents: systemd keeps its units running; child processes end, and the next runner starts them."""
         await cancel(self._tasks)
         await asyncio.gather(*(project.leave() for project in self._projects.values()))
         if self._connection is not None:
             await self._connection.close()
 
     def project(self, project_id: str) -> ProjectAgent:
-        """The agent of a project, made when it is first asked for."""
+        """The agent of a project, created on first use."""
         if project_id not in self._projects:
             self._projects[project_id] = self._kind(self.program, project_id, self._ask_for_jwt, self._report)
         return self._projects[project_id]
 
     def forget(self, project_id: str) -> None:
-        """A project that was deleted."""
+        """Forget a deleted project."""
         self._projects.pop(project_id, None)
         self._reports.pop(project_id, None)
         self._disk.forget(project_id)
@@ -111,6 +120,9 @@ class Runner:
             {"project_id": one.project_id, "state": one.state, "detail": one.detail} for one in self._projects.values()
         ]
 
+    def _is_connected(self) -> bool:
+        return self._connection is not None and self._connection.is_connected
+
     def _running(self) -> list[ProjectAgent]:
         return [one for one in self._projects.values() if one.state == "running"]
 
@@ -120,18 +132,19 @@ class Runner:
                 await project.hold(reason)
 
     async def _adopt(self) -> None:
-        """Go on with the units that an earlier runner has started."""
+        """Take over the units that an earlier runner has started."""
         for project_id, seen in (await units()).items():
             if seen.runs or seen.is_starting:
                 project = self.project(project_id)
                 assert isinstance(project, AgentUnit)
                 project.adopt(seen)
         if self._projects:
-            log.info("adopted %d projects that run", len(self._projects))
+            log.info("adopted %d running projects", len(self._projects))
 
     async def _watch_units(self) -> None:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
+            self._follow_host()
             try:
                 seen = await units()
             except NatskitError as error:
@@ -140,6 +153,12 @@ class Runner:
             for project in self._projects.values():
                 if isinstance(project, AgentUnit):
                     project.observe(seen.get(project.project_id, GONE))
+
+    def _follow_host(self) -> None:
+        try:
+            self._followed.follow()
+        except OSError as error:
+            log.warning("the host's hosts or resolv.conf could not be copied for projects: %s", error)
 
     async def _keep_registered(self) -> None:
         while True:
@@ -159,7 +178,7 @@ class Runner:
             self._follow(wanted, set(answer.get("need_keys", ())))
 
     def _follow(self, wanted: set[str], need_keys: set[str]) -> None:
-        """Start what should run here and stop what should not, whatever happened while no hub was there."""
+        """Start the projects that should run here and stop all others, whatever happened while no hub was reachable."""
         for project_id in wanted:
             self._spawn(self._bring_back(self.project(project_id), needs_key=project_id in need_keys))
         for project in list(self._projects.values()):
@@ -173,7 +192,7 @@ class Runner:
                 try:
                     await project.rotate(self.switch)
                 except (NatskitError, OSError) as error:
-                    log.warning("project %s is started anew, since it got no new key: %s", project.project_id, error)
+                    log.warning("project %s is restarted, since it got no new key: %s", project.project_id, error)
                     await project.stop()
             if not project.held:
                 with contextlib.suppress(RpcError):  # reported, and tried again
@@ -181,7 +200,7 @@ class Runner:
         self._report(project.project_id, project.state, project.detail)
 
     def _renew(self, need_keys: set[str]) -> None:
-        """Give new keys to agents whose own are refused, unless that is being done."""
+        """Give new keys to agents whose keys the hubs refuse, unless that is in progress."""
         for project in self._running():
             if project.project_id in need_keys and not project.lock.locked():
                 self._spawn(self._bring_back(project, needs_key=True))
@@ -208,7 +227,7 @@ class Runner:
         self._reported.set()
 
     async def _send_reports(self) -> None:
-        """Tell the hubs each project's newest state, until one of them has heard it."""
+        """Report each project's newest state to the hubs, until one of them has received it."""
         while True:
             await self._reported.wait()
             self._reported.clear()
@@ -234,7 +253,7 @@ class Runner:
 
     @property
     def switch(self) -> Switch:
-        """What a change of a project's key asks of the hubs."""
+        """The requests to the hubs that change a project's key."""
         return Switch(self._ask_for_next_jwt, self._use_next_key)
 
     async def _ask_for_jwt(self, project_id: str, public_key: str) -> str:
@@ -249,7 +268,7 @@ class Runner:
         await self._insist("project_uses_next_key", project_id, public_key)
 
     async def end_if_locked_out(self, project: ProjectAgent) -> None:
-        """End an agent that runs with a key that is good for nothing: it was stopped while this runner was away."""
+        """End an agent whose key the hubs refuse: it was stopped while this runner was disconnected."""
         key = project.public_key()
         if project.state == "running" and key:
             with contextlib.suppress(NatskitError):
@@ -257,7 +276,7 @@ class Runner:
                     await project.stop()
 
     async def _insist(self, method: str, project_id: str, public_key: str) -> Any:
-        """Ask again: the hub that answers may be another one than the hub that gave the order, and not know of it."""
+        """Repeat a request: another hub than the one that gave the order may answer, and not know of the order yet."""
         for attempt in range(1, JWT_ATTEMPTS + 1):
             try:
                 return await self._call_hub(method, project_id=project_id, public_key=public_key)
@@ -277,19 +296,19 @@ class Runner:
         self._spawn(self._answer(message))
 
     async def _answer(self, message: Msg) -> None:
-        body = await runner_methods.answer(self, message.data)
-        if body is not None and message.reply and self._connection is not None:
+        if self._connection is None:
+            return
+        body = await runner_methods.answer(self, message.data, self._connection.max_payload)
+        if body is not None and message.reply:
             with contextlib.suppress(nats.errors.Error):
                 await self._connection.publish(message.reply, body)
 
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        spawn(self._tasks, work)
 
 
 runner_methods: Methods[Runner] = Methods()
-"""What a hub may ask of a runner, on ``runners.{runner_id}.api``."""
+"""The methods a hub may call on a runner, by ``runners.{runner_id}.api``."""
 
 
 @runner_methods.method()
@@ -351,10 +370,15 @@ async def rotate_project_keys(runner: Runner, project_id: Id) -> dict[str, str]:
 
 @runner_methods.method()
 async def delete_project(runner: Runner, project_id: Id) -> dict[str, str]:
-    """Stop a project and remove its files."""
+    """Stop a project and remove its files, including those an earlier attempt left behind."""
     project = runner.project(project_id)
     await project.interrupt()
     async with project.lock:
-        await project.delete()
+        try:
+            await project.delete()
+        except RpcError:
+            raise
+        except (NatskitError, OSError) as error:
+            raise RpcError("invalid_state", f"the project's files are not all removed: {error}") from None
     runner.forget(project_id)
     return {"state": "deleted"}

@@ -1,14 +1,14 @@
-"""The disk: a project that takes too much of it is stopped before the others notice.
+"""Disk usage: the runner stops a project that uses too much of the disk before other projects are affected.
 
-Quotas of the file system would be exact, but few hosts have them. So the files are measured, and between two
-measurements the free space is watched.
+Quotas of the file system would be exact, but few hosts have them. So the runner measures the files, and watches the
+free space between two measurements.
 
-A file system runs out of inodes as it runs out of bytes, so that a file counts as its share of both: as
-:data:`FILE_BYTES` at the least, however small it is.
+A file system can run out of inodes as well as of bytes, so a file counts as its share of both: at least
+:data:`FILE_BYTES`, however small it is.
 
-A project over ``max_disk_bytes`` is stopped and not brought back by itself. Its user has to start it to delete
-something, so a start is let through: for :data:`GRACE_SECONDS`, and as long as the files do not grow by more than a
-sixteenth of the limit over what they were when it was stopped first.
+The runner stops a project over ``max_disk_bytes`` and does not start it again by itself. Its user has to start it to
+delete files, so such a start is allowed: for :data:`GRACE_SECONDS`, and as long as the files do not grow by more than a
+sixteenth of the limit over their size when the project was first stopped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from natskit.runner.program import RunnerProgram
+from natskit.runner.config import RunnerProgram
 from natskit.runner.project_agent import ProjectAgent
 
 log = logging.getLogger(__name__)
@@ -31,16 +31,16 @@ log = logging.getLogger(__name__)
 GRACE_SECONDS = 600.0
 LOOK_SECONDS = 1.0
 BUSY_SECONDS = 3.0
-"""Between two measurements while somebody writes a lot: a fast disk takes gigabytes each second."""
+"""Between two measurements while a project writes a lot: a fast disk takes gigabytes each second."""
 AHEAD = 3
-"""How many more looks of the same kind the reserve has to last, since a walk and a stop take their time too."""
+"""For how many more checks the reserve has to last at the present rate: a walk and a stop take time too."""
 MEASURE_SECONDS = 120.0
-"""One walk through one project's files; whoever has so many that it takes longer is not measured."""
+"""The most time for a walk through one project's files. A project with more files than that is not measured."""
 FILE_BYTES = 16 * 1024
-"""What ext4 has an inode for (mke2fs.conf(5), ``inode_ratio``)."""
+"""Bytes per inode of ext4 (mke2fs.conf(5), ``inode_ratio``)."""
 NOTICEABLE_BYTES = 16 * 1024 * 1024
-"""What a project may write while the disk is nearly full: enough for its settings and logs. In one second, of all
-together: nothing that anybody has to hurry for."""
+"""Bytes that a project may write while the disk is nearly full: enough for its settings and logs. If all projects
+together write less in one second, there is no hurry."""
 
 
 @dataclass
@@ -48,13 +48,13 @@ class _Usage:
     size: int
     measured_at: float
     before: int
-    """The size at the measurement before, or the last one while there was enough room."""
+    """The size at the previous measurement, or at the last one with enough free space."""
     ceiling: int | None = None
-    """Up to where a project over its limit may go while its user cleans up."""
+    """The most bytes a project over its limit may have while its user cleans up."""
 
 
 class Disk:
-    """Watches what the running projects write."""
+    """Watches how much the running projects write."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Disk:
         self._free = self._measure_free()
 
     async def watch(self) -> None:
-        """Until cancelled."""
+        """Watch until cancelled."""
         if self._limit is None and not self._reserve:
             return
         while True:
@@ -81,8 +81,13 @@ class Disk:
                 log.exception("disk")
             await asyncio.sleep(LOOK_SECONDS)
 
+    def size(self, project_id: str) -> int | None:
+        """Bytes of a project at its last measurement; ``None`` before the first one."""
+        usage = self._usage.get(project_id)
+        return usage.size if usage else None
+
     def forget(self, project_id: str) -> None:
-        """A project that was deleted."""
+        """Forget a deleted project."""
         self._usage.pop(project_id, None)
 
     async def _look(self) -> None:
@@ -126,7 +131,7 @@ class Disk:
         grown = [(usage.size - usage.before, p) for p in self._running() if (usage := self._usage.get(p.project_id))]
         most, project = max(grown, key=lambda one: one[0], default=(0, None))
         if project is None or most < NOTICEABLE_BYTES:
-            return  # others filled the disk: to stop projects would not help
+            return  # other programs filled the disk: stopping projects would not help
         del self._usage[project.project_id]
         await self._hold(
             project, f"it has written {human(most)} while its host has only {human(free)} of disk left: delete files"
@@ -135,19 +140,19 @@ class Disk:
     def _measure_free(self) -> int:
         status = os.statvfs(self._place)
         free = status.f_bavail * status.f_frsize
-        # A file system that makes inodes as it goes has none to count.
+        # A file system that makes inodes on demand reports none.
         return min(free, status.f_favail * FILE_BYTES) if status.f_files else free
 
 
 class Taken(NamedTuple):
-    """What folders take on a disk: bytes, and files, folders among them."""
+    """The usage of folders on a disk: bytes, and files including folders."""
 
     size: int
     files: int
 
 
 async def measure(folders: Collection[Path]) -> Taken | None:
-    """What the folders take on the disk, nothing if they are missing; ``None`` if that cannot be found out."""
+    """The usage of folders on the disk, zero if they are missing; ``None`` if it cannot be measured."""
     size = await _du(folders, "--block-size=1")
     # A second walk, for which the kernel still has everything from the first one.
     files = None if size is None else await _du(folders, "--inodes")
@@ -156,8 +161,8 @@ async def measure(folders: Collection[Path]) -> Taken | None:
 
 async def _du(folders: Collection[Path], *options: str) -> int | None:
     process = await asyncio.create_subprocess_exec(
-        # A process of its own, since a walk in a thread holds up the loop. du follows no links, and counts a file with
-        # many names once.
+        # A separate process, since a walk in a thread delays the event loop. du follows no links, and counts a file
+        # with several names once.
         *("nice", "-n", "19", "du", "--summarize", "--total", "--one-file-system", *options, "--"),
         *map(str, folders),
         stdin=asyncio.subprocess.DEVNULL,
@@ -168,13 +173,13 @@ async def _du(folders: Collection[Path], *options: str) -> int | None:
     try:
         out, err = await asyncio.wait_for(process.communicate(), MEASURE_SECONDS)
     except TimeoutError:
-        log.warning("%s: so many files that they cannot be measured in %g s", next(iter(folders)), MEASURE_SECONDS)
+        log.warning("%s: measuring its files took more than %g s", next(iter(folders)), MEASURE_SECONDS)
         return None
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-    if b"ermission denied" in err:  # and not: a file that vanished meanwhile
+    if b"ermission denied" in err:  # other errors are files that vanished meanwhile
         log.error("a project's files cannot be measured: %s", err.decode(errors="replace").splitlines()[0])
         return None
     words = out.split()

@@ -1,4 +1,4 @@
-"""One project's agent as the runner sees it, whoever keeps its processes: start, watch, start again, stop."""
+"""One project's agent as the runner sees it, in a unit or in a child process: start, watch, restart, stop."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from natskit.errors import NatskitError
 from natskit.identity import nkey
 from natskit.identity.claims import format_creds
 from natskit.identity.files import write_private
-from natskit.program import cancel, read_settings
-from natskit.project.program import ProjectProgram
-from natskit.rpc import RpcError
-from natskit.runner.program import RunnerProgram
+from natskit.process.lifecycle import cancel, read_settings
+from natskit.project.config import ProjectProgram
+from natskit.rpc import RpcError, internal_error
+from natskit.runner.config import RunnerProgram
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ AskForJwt = Callable[[str, str], Awaitable[str]]
 
 
 class Switch(NamedTuple):
-    """What the hub is asked when a running agent gets another key: its JWT, and then to forget the key before."""
+    """The requests to a hub that give a running agent another key: sign a JWT for it, then forget the old key."""
 
     next_jwt: AskForJwt
     use: Callable[[str, str], Awaitable[None]]
@@ -35,7 +35,7 @@ class Switch(NamedTuple):
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 STEADY_SECONDS = 60.0
-"""An agent that ran this long is restarted at once when it ends."""
+"""After an agent has run this long, the pause before its restart is the shortest again."""
 
 
 class ProjectAgent(ABC):
@@ -48,9 +48,11 @@ class ProjectAgent(ABC):
         self.lock = asyncio.Lock()
         self.since = time.monotonic()
         self.held = False
-        """Stopped by the runner for a reason that only its user can end: not brought back until somebody asks."""
+        """Whether the runner stopped it for a reason that only its user can remove. It starts again only on request."""
+        self.unexpected_ends = 0
+        """How often it ended, or was ended by the runner, while it should have run."""
         self.asked_at = float("-inf")
-        """When somebody last asked for a start."""
+        """When a start was last requested."""
         self._program = program
         self._directory = program.directory / "projects" / project_id
         self._ask_for_jwt = ask_for_jwt
@@ -62,7 +64,7 @@ class ProjectAgent(ABC):
     async def start(self) -> None:
         """Start the agent and wait until it answers. Raises :class:`RpcError` if the first attempt fails."""
         if self.state == "failed":
-            await self._stop_keeping()  # somebody asks: do not wait for the next attempt
+            await self._stop_keeping()  # a start was requested: do not wait for the next attempt
         if self._keeper is None:
             self.held, self.asked_at = False, time.monotonic()
             self._new_key = True
@@ -72,13 +74,13 @@ class ProjectAgent(ABC):
             raise RpcError("unavailable", f"the project did not start: {self.detail or 'it is still starting'}")
 
     def public_key(self) -> str:
-        """The key in the agent's creds; empty where there are none."""
+        """The public key in the agent's creds; empty if there are none."""
         creds = self._directory / "project.creds"
         lines = creds.read_text().splitlines() if creds.exists() else []
         return next((nkey.public_key(line) for line in lines if line.startswith("SU")), "")
 
     async def interrupt(self) -> None:
-        """Let a :meth:`start` that waits for the agent give up, so that a stop need not wait for it."""
+        """Make a waiting :meth:`start` give up, so that a stop need not wait for it."""
         if self.state in ("starting", "failed"):
             await self._stop_keeping()
             self._set("failed", "it was stopped while it was starting")
@@ -92,7 +94,7 @@ class ProjectAgent(ABC):
         self._set("stopped")
 
     async def hold(self, reason: str) -> None:
-        """End the agent and everything it started now, for a ``reason`` that its user has to do something about."""
+        """End the agent and everything it started at once, for a ``reason`` that its user has to remove."""
         await self._stop_keeping()
         await self._kill()
         await self._end()
@@ -106,9 +108,9 @@ class ProjectAgent(ABC):
         await self._remove()
 
     async def rotate(self, switch: Switch) -> None:
-        """Give the running agent a new key; it comes back with it, and what it runs goes on.
+        """Give the running agent a new key; it reconnects with the key, and its commands go on.
 
-        Raises :class:`NatskitError`; the old key is good then, and the new one perhaps as well.
+        Raises :class:`NatskitError`. The old key is valid then, and the new one may be valid too.
         """
         if self.state != "running":
             raise RpcError("invalid_state", f"the project is {self.state}: it gets a new key when it is started")
@@ -119,7 +121,7 @@ class ProjectAgent(ABC):
         public_key = nkey.public_key(seed)
         jwt = await switch.next_jwt(self.project_id, public_key)
         creds = format_creds(jwt, seed)
-        # Both keys are good now. First for whoever starts it again, then for the one that runs.
+        # Both keys are valid now. Write the new one for the next start first, then for the running agent.
         write_private(self._directory / "project.creds", creds)
         self._give(creds)
         await self._tell()
@@ -127,11 +129,11 @@ class ProjectAgent(ABC):
 
     @abstractmethod
     async def leave(self) -> None:
-        """What becomes of the agent when the runner ends."""
+        """Called when the runner ends."""
 
     @abstractmethod
     def folders(self) -> list[Path]:
-        """Where the project can leave files; they count as its disk usage."""
+        """The folders in which the project can leave files; these count as its disk usage."""
 
     @abstractmethod
     async def _launch(self) -> None:
@@ -139,15 +141,15 @@ class ProjectAgent(ABC):
 
     @abstractmethod
     async def _ended(self) -> str:
-        """Wait for the end of a launched agent; how it ended."""
+        """Wait for the end of a launched agent, and return how it ended."""
 
     @abstractmethod
     async def _kill(self) -> None:
-        """End what runs, without asking it to."""
+        """Kill all processes of the project."""
 
     @abstractmethod
     async def _end(self) -> None:
-        """End what runs; nothing of it is left afterwards."""
+        """End all processes of the project, and wait until they are gone."""
 
     @abstractmethod
     async def _remove(self) -> None:
@@ -163,7 +165,7 @@ class ProjectAgent(ABC):
 
     @abstractmethod
     def _settings(self) -> ProjectProgram:
-        """What the agent reads."""
+        """The agent's settings."""
 
     def _keep_from(self, state: State, keeping: Awaitable[None]) -> None:
         self._settled.clear()
@@ -176,7 +178,7 @@ class ProjectAgent(ABC):
             await cancel([keeper])
 
     async def _keep(self, *, runs: bool = False) -> None:
-        """Launch, wait for the end, and again; an agent that ``runs`` already is waited for first."""
+        """Launch the agent, wait for its end, and repeat. With ``runs`` the agent runs already: begin with the wait."""
         pause = FIRST_PAUSE
         while True:
             began = time.monotonic()
@@ -190,9 +192,8 @@ class ProjectAgent(ABC):
             except (NatskitError, OSError) as error:
                 self._new_key = True
                 detail = str(error)
-            except Exception:
-                log.exception("project %s", self.project_id)
-                detail = "the runner failed; its log says why"
+            except Exception as error:
+                detail = internal_error(f"project {self.project_id} does not run", error).message
             runs = False
             await self._end()
             self._set("failed", detail)
@@ -209,7 +210,7 @@ class ProjectAgent(ABC):
         self._settled.set()
 
     async def _prepare(self) -> None:
-        """Write what the agent reads: its settings, and creds with a key of its own that the hub has signed."""
+        """Write the agent's settings, and creds with a key of its own that the hub has signed."""
         for directory in (self._directory.parent, self._directory):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         creds = self._directory / "project.creds"
@@ -222,6 +223,7 @@ class ProjectAgent(ABC):
     def _set(self, state: State, detail: str = "") -> None:
         if state != self.state:
             self.since = time.monotonic()
+            self.unexpected_ends += self.state == "running" and state in ("starting", "failed")
         changed = (state, detail) != (self.state, self.detail)
         self.state, self.detail = state, detail
         if changed:

@@ -1,19 +1,21 @@
-"""systemd as the runner asks it: by ``systemctl``, which speaks to it without a library of ours."""
+"""systemd as the runner uses it: through ``systemctl``, which needs no library."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from natskit.errors import NatskitError
+from natskit.process.signals import signal_name
 
 ASK_SECONDS = 20.0
-"""For what systemd answers by itself; a start or a stop takes as long as its unit's timeouts."""
+"""For requests that systemd answers by itself. A start or a stop may take as long as its unit's timeouts."""
 SHOWN = ("ActiveState", "SubState", "Result", "ExecMainCode", "ExecMainStatus")
 CLD_EXITED = "1"
+NEVER_RAN = "0"
+"""``ExecMainCode`` of a unit that failed before its main process started."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class UnitState:
 
     @property
     def is_starting(self) -> bool:
-        """It is on its way, perhaps once more after a crash, or because somebody restarts it by hand."""
+        """It is starting, perhaps again after a crash, or because an operator restarts it by hand."""
         return self.active in ("activating", "deactivating")
 
 
@@ -38,7 +40,7 @@ GONE = UnitState("inactive", "dead")
 
 
 async def systemctl(*words: str, wait: float | None = ASK_SECONDS) -> str:
-    """What ``systemctl`` prints. Raises :class:`NatskitError` with its last line if it fails, or takes too long."""
+    """The output of ``systemctl``. Raises :class:`NatskitError` with its message if it fails or takes too long."""
     process = await asyncio.create_subprocess_exec(
         *("systemctl", "--no-pager", "--no-ask-password", *words),
         stdin=asyncio.subprocess.DEVNULL,
@@ -60,7 +62,7 @@ async def systemctl(*words: str, wait: float | None = ASK_SECONDS) -> str:
 
 
 async def list_units(pattern: str) -> dict[str, UnitState]:
-    """The units that systemd has in memory, those that failed included, by their names."""
+    """The units that systemd has in memory, including failed ones, by name."""
     return parse_list(await systemctl("list-units", "--all", "--full", "--plain", "--no-legend", pattern))
 
 
@@ -90,8 +92,10 @@ def explain(shown: Mapping[str, str]) -> str:
             return "it was ended because its memory was used up"
         case "signal" | "core-dump":
             name = _signal_name(status)
-            # With cgroup v1 systemd does not hear of the kernel's choice.
+            # With cgroup v1 the kernel does not tell systemd that it ended a process for its memory.
             return f"the agent ended ({name})" + (": perhaps its memory was used up" if name == "SIGKILL" else "")
+        case "exit-code" if shown.get("ExecMainCode") == NEVER_RAN:
+            return "its sandbox or its home could not be prepared"
         case "exit-code":
             return f"the agent ended (exit code {status})"
         case "timeout":
@@ -105,7 +109,4 @@ def explain(shown: Mapping[str, str]) -> str:
 
 
 def _signal_name(status: str) -> str:
-    try:
-        return signal.Signals(int(status)).name
-    except ValueError:
-        return f"signal {status}"
+    return signal_name(int(status)) if status.isdecimal() else f"signal {status}"

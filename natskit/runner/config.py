@@ -8,9 +8,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from natskit.connection import NatsServers
-from natskit.project.program import Id, ProjectLimits, ProjectProgram
-from natskit.stream import FRAME_BYTES, MAX_WINDOW_BYTES, WINDOW_BYTES
+from natskit.bus.output_stream import AWAY_SECONDS, FRAME_BYTES, MAX_WINDOW_BYTES, WINDOW_BYTES
+from natskit.bus.servers import NatsServers
+from natskit.project.config import Id, ProjectLimits, ProjectProgram, UnattendedLimits
 
 
 class ProjectDefaults(ProjectLimits):
@@ -19,11 +19,17 @@ class ProjectDefaults(ProjectLimits):
     model_config = ConfigDict(extra="forbid")
 
     window_bytes: int = Field(default=WINDOW_BYTES, ge=2 * FRAME_BYTES, le=MAX_WINDOW_BYTES)
+    reader_patience: float | None = Field(default=None, ge=AWAY_SECONDS)
+    """Seconds that the reader of a command's output may be silent before the agent ends the command. Default:
+    ``GONE_SECONDS`` of ``natskit/bus/output_stream.py``."""
     max_streams: int = Field(default=100, ge=1)
+    unattended: UnattendedLimits = UnattendedLimits()
     api_packages: list[str] = Field(default_factory=list)
+    environment: dict[str, str] = Field(default_factory=dict)
+    """Further environment variables of each command."""
     max_disk_bytes: int | None = Field(default=None, ge=16 * 1024 * 1024)
-    """Bytes its files may take (what ``du`` says, not their lengths; 16 KiB each at the least, for their inodes).
-    Measured now and then, not enforced by the kernel: quotas of file systems are not there everywhere."""
+    """Maximum bytes of a project's files on the disk, as ``du`` counts them, and at least 16 KiB for each file. The
+    runner measures them now and then; few hosts have quotas that the kernel could enforce."""
 
     def limits(self) -> ProjectLimits:
         """The limits alone."""
@@ -40,21 +46,22 @@ class RunnerProgram(BaseModel):
     version: str = ""
     nats: NatsServers
     creds: Path | None = None
-    """``None`` only where the server asks for no credentials: in tests of the runner alone."""
+    """``None`` only for a server without authentication, in tests of the runner."""
     project_nats: NatsServers | None = None
-    """Where projects connect, if not where the runner does."""
+    """The servers that projects connect to. Default: those of the runner."""
     directory: Path
     python: Path = Path(sys.executable)
     manager: Literal["process", "systemd"] = "process"
-    """Who keeps the agents: the runner, as its child processes, or systemd, as ``natskit-project@ID.service``, each
-    in a sandbox of its own. With ``systemd`` the limits on memory and processes are the unit's."""
-    state_name: str = Field(default="natskit-project", pattern=r"^[a-z][a-z0-9-]*$")
-    """The folder of the units' homes below ``/var/lib/private``, as in the template of the unit."""
+    """What keeps the agents running: the runner, as its child processes, or systemd, as units
+    ``natskit-project@NAME.service`` (:func:`natskit.runner.agent_unit.instance_of`), each in a sandbox of its own. With
+    ``systemd`` the unit limits memory and processes."""
+    metrics_file: Path | None = None
+    """A file for the host's exporter."""
     disk_check_seconds: float = Field(default=30.0, gt=0)
-    """How often each project's files are measured. It costs a walk through all of them, at the lowest priority."""
+    """Interval between two measurements of a project's files. Each walks through all files, at the lowest priority."""
     disk_reserve_bytes: int = Field(default=1024**3, ge=0)
-    """With ``systemd``: bytes of the file system of the homes that projects may not take; 0 for none. Looked at every
-    second. Below it, the project that has written most since is stopped."""
+    """With ``systemd``: minimum free bytes on the file system of the homes; 0 for no minimum. Checked every second.
+    Below it, the runner stops the project that wrote the most."""
     project: ProjectDefaults = ProjectDefaults()
 
     def for_project(
@@ -75,8 +82,11 @@ class RunnerProgram(BaseModel):
             renewed_creds=renewed if self.creds is not None else None,
             home=home,
             window_bytes=self.project.window_bytes,
+            reader_patience=self.project.reader_patience,
             max_streams=self.project.max_streams,
+            unattended=self.project.unattended,
             api_packages=self.project.api_packages,
+            environment=self.project.environment,
             limits=limits,
             parent_pid=parent_pid,
         )

@@ -1,4 +1,4 @@
-"""What is left of a project: processes that outlived its agent."""
+"""Orphans: processes of a project that outlived its agent."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import signal
 from pathlib import Path
 
 MARK = "NATSKIT_PROJECT_ID"
-"""In the environment of an agent and of every command. A process can drop it: this finds what was forgotten, and
-is no fence. On hosts the unit's control group does that."""
+"""In the environment of an agent and of every command. A process can remove it: this finds forgotten processes, and
+does not confine hostile ones. On hosts the unit's control group does that."""
 
 
 def processes_of(project_id: str, proc: Path = Path("/proc")) -> list[int]:
-    """The ids of the processes that carry the project's mark, this one excepted."""
+    """The ids of the processes that carry the project's mark, without this process."""
     wanted = f"{MARK}={project_id}".encode()
     found = []
     for entry in proc.iterdir():
@@ -26,9 +26,9 @@ def processes_of(project_id: str, proc: Path = Path("/proc")) -> list[int]:
 
 
 def end_all(project_id: str) -> int:
-    """Kill what is left of a project; how many processes that were."""
+    """Kill the orphans of a project, and return how many there were."""
     ended = 0
-    for _ in range(10):  # a process may fork while it is looked for
+    for _ in range(10):  # a process may fork during the search
         pids = processes_of(project_id)
         if not pids:
             break
