@@ -1,0 +1,36 @@
+"""Remove old backups."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from natskit.backup.manifest import Manifest
+from natskit.backup.project_files import Repository
+from natskit.backup.sealing import BackupKey
+from natskit.backup.target import Target
+from natskit.backup.verify import trusted
+
+
+def surplus(manifests: list[Manifest], *, keep: int, keep_days: float, now: datetime) -> list[Manifest]:
+    """The backups that are neither among the newest ``keep`` nor younger than ``keep_days``. ``manifests`` are sorted,
+    oldest first. The newest one always stays."""
+    old = manifests[: -max(1, keep)]
+    return [manifest for manifest in old if (now - manifest.started) / timedelta(days=1) > keep_days]
+
+
+def prune(target: Target, key: BackupKey, *, keep: int, keep_days: float, now: datetime) -> list[str]:
+    """Remove what :func:`surplus` says, and the files of projects that only these backups held. Returns their names.
+
+    Raises :class:`BackupError` before anything is removed, if a manifest cannot be read.
+    """
+    with target.locked():
+        manifests = [trusted(target.directory / name, key) for name in target.names()]
+        removed = [manifest.name for manifest in surplus(manifests, keep=keep, keep_days=keep_days, now=now)]
+        for name in removed:
+            target.remove(name)
+        kept = [manifest for manifest in manifests if manifest.name not in removed]
+        if target.repository.exists():
+            repository = Repository(target.repository, key.repository_password)
+            repository.ensure()
+            repository.keep_only({entry.snapshot for manifest in kept for entry in manifest.files or ()})
+        return removed

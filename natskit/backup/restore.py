@@ -1,0 +1,161 @@
+"""Restore a platform from a backup.
+
+During the restore the platform is closed: its NATS accounts admit only this command (:meth:`Identity.closed_jwt`). So
+no hub reads or writes an incomplete stream. When the platform opens again, all programs reconnect by themselves, and
+hubs read the whole state. If this command ends early, the platform stays closed until the command runs again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import shutil
+import tarfile
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from natskit.backup import restored_stream, sealing, stream_snapshot
+from natskit.backup.manifest import FilesEntry, Manifest, StreamEntry
+from natskit.backup.platform_streams import Site
+from natskit.backup.project_files import Repository, running
+from natskit.backup.sealing import BackupKey
+from natskit.backup.target import Target
+from natskit.backup.verify import trusted
+from natskit.bus.jetstream import api
+from natskit.bus.permissions import RESTORE_BACKUP
+from natskit.errors import BackupError, NatskitError
+from natskit.identity import backup as identity_backup
+from natskit.identity import claims
+from natskit.identity.identity import Identity
+from natskit.ops.account_resolver import Servers
+
+CLOSING_SECONDS = 20.0
+"""Until nats-server has disconnected all clients of a closed NATS account."""
+PAUSE = 0.1
+UPDATE_SECONDS = 10.0
+INVENTORY = "restored-inventory"
+
+Say = Callable[[str], None]
+
+
+async def restore_control(target: Target, name: str | None, platform: Path) -> Path:
+    """Restore the identity into ``platform/identity``, and the inventory beside it. Returns the folder of the latter.
+
+    Neither may exist. Raises :class:`BackupError` and :class:`IdentityError`, and then leaves neither.
+    """
+    folder = target.folder(name)
+    manifest = Manifest.read(folder)
+    inventory = platform / INVENTORY
+    identity_backup.refuse_filled(inventory)
+    for sealed in (manifest.identity, manifest.inventory):
+        sealing.check(folder, sealed)
+    identity_backup.restore(folder / manifest.identity.file, platform / "identity")
+    try:
+        key = BackupKey.load(platform / "identity")
+        manifest.authenticate(folder, key)
+        content = await sealing.opened(folder, manifest.inventory, key)
+        with (
+            identity_backup.arising(inventory, lambda _: None) as made,
+            tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive,
+        ):
+            archive.extractall(made, filter="data")
+    except BaseException:
+        shutil.rmtree(platform / "identity")
+        raise
+    return inventory
+
+
+class Restoration:
+    """The parts of a backup to restore into a running platform."""
+
+    def __init__(self, site: Site, target: Target, name: str | None, label: str | None) -> None:
+        """``label`` names one stream, ``ACCOUNT/STREAM``; by default it is all of them, and the files of projects.
+
+        Raises :class:`BackupError` if the backup is damaged, or of another platform. Nothing has changed then.
+        """
+        self._site, self._target = site, target
+        self._folder = target.folder(name)
+        self._key = BackupKey.load(site.identity)
+        self._identity = Identity.load(site.identity, write=True)
+        self.manifest = trusted(self._folder, self._key)
+        if self.manifest.platform != self._identity.operator_public_key:
+            raise BackupError(f"{self._folder} is a backup of another platform, {self.manifest.url}")
+        self.streams = [stream for stream in self.manifest.streams if label in (None, stream.label)]
+        if not self.streams:
+            names = ", ".join(stream.label for stream in self.manifest.streams)
+            raise BackupError(f"{self._folder} has no stream {label}: it has {names}")
+        self.files = (self.manifest.files or []) if label is None else []
+
+    async def run(self, projects: dict[str, Path], say: Say) -> None:
+        """Close the platform, restore, compare, open it again. Raises :class:`NatskitError`."""
+        with self._target.locked():
+            for entry in self.files:
+                if found := sorted(running(projects[entry.runner])):
+                    raise BackupError(
+                        f"projects run whose files would be replaced: stop them with `natskit project stop {found[0]}`"
+                        + (f", and {', '.join(found[1:])}" if found[1:] else "")
+                    )
+            for stream in self.streams:  # before anything is deleted
+                await asyncio.to_thread(sealing.check, self._folder, stream.content)
+            if self.files:
+                await asyncio.to_thread(Repository(self._target.repository, self._key.repository_password).check)
+            accounts = sorted({stream.account for stream in self.streams})
+            async with self._site.resolvers(self._identity) as servers, self._closed(servers, accounts):
+                for account in accounts:
+                    mine = [stream for stream in self.streams if stream.account == account]
+                    await self._restore_streams(account, mine, say)
+                self._restore_files(self.files, projects, say)
+
+    @asynccontextmanager
+    async def _closed(self, servers: Servers, accounts: Sequence[str]) -> AsyncIterator[None]:
+        identity_backup.begin_restore(self._site.identity, self._folder.name)
+        closed = [self._identity.closed_jwt(account) for account in accounts]
+        for account, token in zip(accounts, closed, strict=True):
+            self._identity.sign_again(account, after=int(claims.decode(token)["iat"]), now=int(time.time()))
+        try:
+            await servers.push(closed)
+            for account in accounts:
+                await self._until_nobody_is_left(servers, account)
+            yield
+        except (NatskitError, OSError, asyncio.CancelledError) as error:
+            why = str(error) or "the restore was interrupted"
+            raise BackupError(
+                f"{why}\nThe platform is closed, so that nobody uses what is half restored. Run `natskit backup "
+                f"restore --overwrite {self._folder.name}`, or open it as it is with `natskit identity push`"
+            ) from None
+        await servers.push(self._identity.account_jwt(account) for account in accounts)
+        identity_backup.end_restore(self._site.identity)
+
+    async def _until_nobody_is_left(self, servers: Servers, account: str) -> None:
+        deadline = time.monotonic() + CLOSING_SECONDS
+        while left := await servers.connections(self._identity.account_public_key(account)):
+            if time.monotonic() > deadline:
+                raise BackupError(f"{len(left)} clients are still connected to NATS account {account}: see its servers")
+            await asyncio.sleep(PAUSE)
+
+    async def _restore_streams(self, account: str, entries: Sequence[StreamEntry], say: Say) -> None:
+        """Restore streams in an order in which no record refers to a missing one."""
+        async with self._site.as_user(account, self._identity, RESTORE_BACKUP) as connection:
+            existing = {one["config"]["name"]: one["config"] for one in await stream_snapshot.streams(connection)}
+            for entry in reversed(entries):
+                wanted = self._config(entry, existing)
+                config = restored_stream.lifted(entry.config) | {"num_replicas": wanted["num_replicas"]}
+                await restored_stream.delete(connection, entry.name)
+                await restored_stream.restore(connection, self._folder, entry, self._key, config)
+                await api(connection, f"STREAM.UPDATE.{entry.name}", wanted, UPDATE_SECONDS)
+                say(f"stream {entry.label}: {entry.messages} messages")
+
+    def _config(self, entry: StreamEntry, existing: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """The configuration of the last deploy, or of the backup, with no more copies than there are servers."""
+        copies = min(int(entry.config["num_replicas"]), len(self._site.names))
+        return existing.get(entry.name, entry.config | {"num_replicas": copies})
+
+    def _restore_files(self, entries: Sequence[FilesEntry], projects: dict[str, Path], say: Say) -> None:
+        if entries:
+            repository = Repository(self._target.repository, self._key.repository_password)
+            for entry in entries:
+                repository.restore(entry, projects[entry.runner])
+                say(f"runner {entry.runner}: {entry.files} files")

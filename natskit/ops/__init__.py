@@ -1,0 +1,1 @@
+"""What a deploy or an operator runs: restarts, health, keys, streams, the audit log."""

@@ -1,0 +1,1 @@
+"""Operating system functions that every program uses: life cycle, signals, file descriptors."""
