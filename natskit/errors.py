@@ -1,8 +1,8 @@
-"""The one tree of errors: every error a user can meet says the value, where it came from, and the fix."""
+"""natskit's exceptions. Every message that a user can see names the value, its place and the fix."""
 
 
 class NatskitError(Exception):
-    """Root of natskit's errors. The message is one line, fit to be shown to a user, and free of secrets."""
+    """Base class of natskit's exceptions. The message is one line for the user and contains no secret."""
 
 
 class SettingsError(NatskitError):
@@ -18,33 +18,37 @@ class ClaimsError(NatskitError):
 
 
 class TemplateError(NatskitError):
-    """A template is unknown or asks for a setting that was not given."""
+    """A template is unknown or needs a setting that is missing."""
 
 
 class ConnectionLostError(NatskitError):
-    """A server, hub or project did not answer in time, or went away in the middle of an answer."""
+    """A server, hub or project did not answer in time, or disconnected in the middle of an answer."""
 
 
 class AbsentError(ConnectionLostError):
-    """Nobody listens: a request was taken by nobody, and so may be sent again whatever it asks."""
+    """The subject has no subscriber. Nobody received the request, so any request may be repeated."""
 
 
 class AnswerLostError(ConnectionLostError):
-    """The connection was lost between a request and its answer: what was asked may have been done, or not."""
+    """The connection was lost between a request and its answer. The request may or may not have been carried out."""
 
 
 class NotAllowedError(NatskitError):
-    """nats-server did not take a message: its sender may not publish there, or not yet."""
+    """nats-server refused a message because its sender may not, or may not yet, publish to the subject."""
 
 
 class StateError(NatskitError):
-    """The state in JetStream is unavailable, or changed underneath a write."""
+    """The state in JetStream is unavailable, or another writer changed it first."""
+
+
+class BackupError(NatskitError):
+    """A backup cannot be taken, is damaged, or does not fit the platform."""
 
 
 class SignInError(NatskitError):
     """A sign-in was refused, or the session has ended.
 
-    ``reason`` and ``account_id`` are for the audit; who is refused is told the message alone.
+    ``reason`` and ``account_id`` are for the audit log. The user sees only the message.
     """
 
     def __init__(self, message: str, *, reason: str = "", account_id: str = "-") -> None:
@@ -53,10 +57,14 @@ class SignInError(NatskitError):
         self.account_id = account_id
 
 
-class OidcError(NatskitError):
-    """A sign-in at the OpenID provider came to nothing.
+class OtherAccountError(NatskitError):
+    """The request names another account than its session cookie."""
 
-    The message and the HTTP status are for the person, ``reason``, ``account_id`` and ``detail`` for the audit.
+
+class OidcError(NatskitError):
+    """A sign-in through the OpenID provider failed.
+
+    The user sees the message and the HTTP status. ``reason``, ``account_id`` and ``detail`` are for the audit log.
     """
 
     def __init__(self, status: int, reason: str, message: str, account_id: str = "-", detail: str = "") -> None:

@@ -1,25 +1,28 @@
 """JSON-RPC 2.0: a table of typed methods, and the bytes of requests and responses.
 
-The hub and the project agent answer through a :class:`Methods` table each; a platform adds its own methods to them in
-the same way (README, "Your own API"). The same table answers over NATS and over HTTP. Source of the format:
-the JSON-RPC 2.0 specification, of which batches are refused: a request is one message, so that a right to ask once is
-never a right to ask a thousand times.
+The hub and the project agent each answer from a :class:`Methods` table. A platform adds its own methods in the same
+way (docs/how-to/add-your-own-api.md). The same table answers over NATS and over HTTP.
+
+Source: the JSON-RPC 2.0 specification. Batches are refused: one message is one request, so that a batch cannot bypass
+the rate limit.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import logging
 import math
+import secrets
+import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import Any, Generic, Literal, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from natskit import json_text
 from natskit.errors import NatskitError, SettingsError
 
 log = logging.getLogger(__name__)
@@ -52,7 +55,7 @@ HandlerT = TypeVar("HandlerT", bound=Handler)
 
 
 class RpcError(NatskitError):
-    """An error that goes to the caller as it is: a kind (``not_found``, ``forbidden``, ...) and a message.
+    """An error that is sent to the caller unchanged: a kind (``not_found``, ``forbidden``, ...) and a message.
 
     ``data`` travels in the error's ``data`` member beside ``kind``.
     """
@@ -70,7 +73,7 @@ class RpcError(NatskitError):
 
     @classmethod
     def from_json(cls, error: Mapping[str, Any]) -> RpcError:
-        """The error a response carries; an unknown kind becomes ``internal_error``."""
+        """The error in a response. An unknown kind becomes ``internal_error``."""
         data = dict(error.get("data") or {})
         kind = data.pop("kind", None)
         if kind not in _KINDS:
@@ -78,21 +81,76 @@ class RpcError(NatskitError):
         return cls(str(kind), str(error.get("message", "unknown error")), **data)
 
 
+class NotCalledError(RpcError):
+    """The error of a request for which no method was called: there is no such method, or its parameters do not fit."""
+
+
+_program_name = ["a natskit program"]
+
+
+def set_program_name(program: str) -> None:
+    """Set the name of this program, such as ``hub-2``, that :func:`internal_error` reports."""
+    _program_name[0] = program
+
+
+def internal_error(what: str, error: BaseException) -> RpcError:
+    """Log an unexpected error. Returns the error for the caller.
+
+    The caller learns where to look: an error number that the log has too, the program and its host. The caller never
+    sees the exception's text, which may contain a secret.
+    """
+    number, program, host = secrets.token_hex(4), _program_name[0], socket.gethostname()
+    log.error("internal error %s: %s", number, what, exc_info=error)
+    message = f"internal error {number} in {program} on host {host}: search its log for this number"
+    return RpcError("internal_error", message, id=number, program=program, host=host)
+
+
 @dataclass(frozen=True)
 class Request:
-    """One call: its id (``None`` for a notification), the method's name and the parameters by name."""
+    """One call: its id (``None`` for a notification), the method's name and the named parameters."""
 
     id: str | int | float | None
     method: str
     params: dict[str, Any]
     is_notification: bool = False
     said_by: str = ""
-    """Who is asking, as the caller says: for the audit, never for a right. A member of natskit's own."""
+    """The user's name as the caller states it: for the audit log, never for authorization. A natskit extension."""
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """The properties of a method, declared where it is defined (:meth:`Methods.method`).
+
+    Clients need ``idempotent``, ``transport`` and ``changes_rights`` before they call. They contain those of the
+    built-in methods (:mod:`natskit.methods`), and treat the methods of a platform's own packages as if these had the
+    defaults: to ask a hub would cost each client a request at each connection (docs/how-to/add-your-own-api.md).
+    """
+
+    access: str | None = None
+    """The access rule for callers, by its name in the program that answers. ``None``: the program's default rule."""
+    idempotent: bool = False
+    """Whether calling it twice does the same as calling it once, so that clients may repeat a lost call."""
+    audited: bool | None = None
+    """Whether a successful call is an audit event. ``None``: unless the name says that the method only reads
+    (``list_...``, ``get_...``, ``..._list``)."""
+    transport: Literal["any", "http"] = "any"
+    """``http`` if clients that can should call it over HTTP, where the hub knows the caller's session."""
+    changes_rights: bool = False
+    """Whether it always changes what the caller may do, so that the hub makes the caller reconnect."""
+    one_time_password: bool = False
+    """Whether an account may call it before it has replaced its one-time password."""
+    immediate: bool = False
+    """Whether it never waits. It is then answered at once, without a task of its own, if it was quick the last time."""
+
+
+Authorize = Callable[[Declaration, Mapping[str, Any]], Awaitable[None]]
+"""Raises :class:`RpcError` if the caller may not call a method with these (validated) parameters."""
 
 
 @dataclass(frozen=True)
 class _Method:
     handler: Handler
+    declaration: Declaration
     params: type[BaseModel] | None
     names: tuple[str, ...] = ()
 
@@ -103,14 +161,27 @@ class Methods(Generic[CallerT]):
 
     _table: dict[str, _Method] = field(default_factory=dict)
 
-    def method(self, name: str | None = None) -> Callable[[HandlerT], HandlerT]:
-        """Register an ``async`` function whose first parameter is the caller; its annotations are the schema.
+    def method(
+        self,
+        name: str | None = None,
+        *,
+        access: str | None = None,
+        idempotent: bool = False,
+        audited: bool | None = None,
+        transport: Literal["any", "http"] = "any",
+        changes_rights: bool = False,
+        one_time_password: bool = False,
+        immediate: bool = False,
+    ) -> Callable[[HandlerT], HandlerT]:
+        """Register an ``async`` function. Its first parameter is the caller; the others' annotations are the schema.
 
-        Raises :class:`SettingsError` if the name is taken or a parameter has no annotation.
+        The keywords are those of :class:`Declaration`. Raises :class:`SettingsError` if the name is taken or a
+        parameter has no annotation.
         """
+        declaration = Declaration(access, idempotent, audited, transport, changes_rights, one_time_password, immediate)
 
         def register(handler: HandlerT) -> HandlerT:
-            self._add(name or handler.__name__, handler)
+            self._add(name or handler.__name__, handler, declaration)
             return handler
 
         return register
@@ -126,39 +197,66 @@ class Methods(Generic[CallerT]):
         """The registered names, sorted."""
         return sorted(self._table)
 
-    async def call(self, caller: CallerT, request: Request) -> Any:
-        """Validate the parameters and call. Raises :class:`RpcError`."""
+    def declarations(self) -> dict[str, Declaration]:
+        """What each method needs and does, by name."""
+        return {name: self._table[name].declaration for name in self.names()}
+
+    def declaration(self, name: str) -> Declaration | None:
+        """What a method needs and does; ``None`` if there is no such method."""
+        method = self._table.get(name)
+        return method.declaration if method is not None else None
+
+    def parameters(self, name: str) -> tuple[str, ...]:
+        """The names of a method's parameters."""
+        return self._table[name].names
+
+    async def call(self, caller: CallerT, request: Request, authorize: Authorize | None = None) -> Any:
+        """Validate the parameters, ask ``authorize``, and call.
+
+        Raises :class:`RpcError`; its subclass :class:`NotCalledError` if there is no such method or its parameters do
+        not fit.
+        """
         method = self._table.get(request.method)
         if method is None:
-            raise RpcError("method_not_found", f"there is no method {request.method[:64]!r}")
+            raise NotCalledError("method_not_found", f"there is no method {request.method[:64]!r}")
         if method.params is None:
             if request.params:
-                raise RpcError("invalid_params", f"{request.method} takes no parameters")
+                raise NotCalledError("invalid_params", f"{request.method} takes no parameters")
+            if authorize is not None:
+                await authorize(method.declaration, {})
             return await method.handler(caller)
         try:
             params = method.params.model_validate(request.params)
         except ValidationError as error:
-            raise RpcError("invalid_params", _explain(request.method, error)) from None
+            raise NotCalledError("invalid_params", _explain(request.method, error)) from None
         # Not model_dump: nested models stay models.
-        return await method.handler(caller, **{name: getattr(params, name) for name in method.names})
+        arguments = {name: getattr(params, name) for name in method.names}
+        if authorize is not None:
+            await authorize(method.declaration, arguments)
+        return await method.handler(caller, **arguments)
 
-    async def answer(self, caller: CallerT, body: bytes) -> bytes | None:
-        """The response to a request's bytes; ``None`` for a notification. Raises nothing but cancellation."""
+    async def answer(self, caller: CallerT, body: bytes, most: int | None = None) -> bytes | None:
+        """The response to a request's bytes; ``None`` for a notification. Only cancellation is raised.
+
+        A response larger than ``most`` bytes, the limit of a message, is replaced by an error that says so.
+        """
         identifier: str | int | float | None = None
         notification = False
         try:
             request = parse(body)
             identifier, notification = request.id, request.is_notification
             result = await self.call(caller, request)
-            return None if notification else encode_result(identifier, result)
+            if notification:
+                return None
+            answer = encode_result(identifier, result)
+            return answer if most is None else fitted(identifier, answer, most)
         except RpcError as error:
             return None if notification else encode_error(identifier, error)
-        except Exception:
-            log.exception("a method failed")
-            failure = RpcError("internal_error", "the method failed; the log of the server that ran it says why")
+        except Exception as error:
+            failure = internal_error("a method failed", error)
             return None if notification else encode_error(identifier, failure)
 
-    def _add(self, name: str, handler: Handler) -> None:
+    def _add(self, name: str, handler: Handler, declaration: Declaration) -> None:
         if name in self._table:
             raise SettingsError(f"method {name!r} is already registered: give it another name")
         hints = get_type_hints(handler, include_extras=True)
@@ -169,13 +267,13 @@ class Methods(Generic[CallerT]):
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[parameter.name] = (hints[parameter.name], default)
         model = create_model(f"{name}_params", __config__=ConfigDict(extra="forbid"), **fields) if fields else None
-        self._table[name] = _Method(handler, model, tuple(fields))
+        self._table[name] = _Method(handler, declaration, model, tuple(fields))
 
 
 def parse(body: bytes) -> Request:
     """Read a request's bytes. Raises :class:`RpcError` (``parse_error`` or ``invalid_request``)."""
     try:
-        raw = json.loads(body)
+        raw = json_text.read(body)
     except (ValueError, RecursionError):
         raise RpcError("parse_error", "the request is not JSON") from None
     if not isinstance(raw, dict):
@@ -218,10 +316,18 @@ def encode_error(identifier: str | int | float | None, error: RpcError) -> bytes
     return _dump({"jsonrpc": "2.0", "id": identifier, "error": error.to_json()})
 
 
+def fitted(identifier: str | int | float | None, answer: bytes, most: int) -> bytes:
+    """The response, or an error in its place if it is larger than the server's limit for one message."""
+    if len(answer) <= most:
+        return answer
+    message = f"the answer has {len(answer):,} bytes, more than the {most:,} that fit into one message; ask for less"
+    return encode_error(identifier, RpcError("limit", message, size=len(answer), limit=most))
+
+
 def decode_response(body: bytes) -> Any:
-    """The result in a response's bytes. Raises :class:`RpcError` if it carries an error or is no response."""
+    """The result in a response's bytes. Raises :class:`RpcError` if it is an error or not a response."""
     try:
-        raw = json.loads(body)
+        raw = json_text.read(body)
     except ValueError:
         raise RpcError("internal_error", "the answer is not JSON") from None
     if not isinstance(raw, dict) or ("result" not in raw and not isinstance(raw.get("error"), dict)):
@@ -231,11 +337,16 @@ def decode_response(body: bytes) -> Any:
     return raw["result"]
 
 
+def size_of(value: Any) -> int:
+    """The size of a value in a response, in bytes."""
+    return len(_dump(value))
+
+
 def load_methods(group: str, attribute: str, packages: Iterable[str]) -> Methods[Any]:
-    """The built-in methods of an entry-point ``group`` and those of the ``packages`` named in the settings.
+    """The built-in methods of an entry-point ``group`` and the methods of the ``packages`` in the settings.
 
     A package is the name of an entry point in the group, or an importable module with a :class:`Methods` object
-    called ``attribute``. Raises :class:`SettingsError` for a package that cannot be found or has no such object.
+    called ``attribute``. Raises :class:`SettingsError` for a package that is not found or lacks that object.
     """
     known = {point.name: point for point in entry_points(group=group)}
     methods: Methods[Any] = Methods()
@@ -244,7 +355,7 @@ def load_methods(group: str, attribute: str, packages: Iterable[str]) -> Methods
             found = known[package].load() if package in known else getattr(importlib.import_module(package), attribute)
         except (ImportError, AttributeError) as error:
             raise SettingsError(
-                f"API package {package!r} is no entry point of group {group!r} and no module with an object "
+                f"API package {package!r} is neither an entry point of group {group!r} nor a module with an object "
                 f"{attribute!r} ({error}): install it, or correct the name in the settings"
             ) from error
         if not isinstance(found, Methods):
@@ -254,9 +365,7 @@ def load_methods(group: str, attribute: str, packages: Iterable[str]) -> Methods
 
 
 def _dump(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=_encode_model).encode(
-        "utf-8", "surrogatepass"
-    )
+    return json_text.write(value, _encode_model)
 
 
 def _encode_model(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""``natskit account``: the people of the platform."""
+"""``natskit account``: manage accounts."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 import click
 
-from natskit.cli.platform import call_hub, json_option, show_json, show_table
+from natskit.cli.platform import call_hub, json_option, list_hub, show_json, show_table
 
 password_option = click.option(
     "--password-stdin",
     is_flag=True,
-    help="Read the password from standard input, not to have it in the shell's history.",
+    help="Read the password from standard input, which keeps it out of the shell's history.",
 )
 
 
 @click.group()
 def account() -> None:
-    """The people of the platform: add, list, disable, remove, their passwords and their sessions."""
+    """Manage accounts: add, list, disable and remove them, set passwords, end sessions."""
 
 
 @account.command()
@@ -27,7 +27,7 @@ def account() -> None:
 @json_option
 @click.pass_obj
 def add(directory: str, email: str, password_stdin: bool, as_json: bool) -> None:
-    """Add an account; without a password, a one-time password is made up and shown once.
+    """Add an account. Without a password, natskit generates a one-time password and shows it once.
 
     \b
     Examples:
@@ -48,7 +48,7 @@ def list_accounts(directory: str, as_json: bool) -> None:
     Example:
       natskit account list --json | jq -r '.[] | select(.disabled) | .email'
     """
-    accounts = call_hub(directory, "account_list")
+    accounts = list_hub(directory, "account_list")
     if as_json:
         show_json(accounts)
         return
@@ -70,11 +70,11 @@ def list_accounts(directory: str, as_json: bool) -> None:
 
 @account.command()
 @click.argument("email")
-@click.option("--enable", is_flag=True, help="Let the account in again.")
+@click.option("--enable", is_flag=True, help="Allow the account to sign in again.")
 @json_option
 @click.pass_obj
 def disable(directory: str, email: str, enable: bool, as_json: bool) -> None:
-    """Keep an account out: its sessions end and its connections are cut at once.
+    """Disable an account: end its sessions, disconnect it at once and refuse its sign-ins.
 
     \b
     Examples:
@@ -91,7 +91,7 @@ def disable(directory: str, email: str, enable: bool, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def set_password(directory: str, email: str, password_stdin: bool, as_json: bool) -> None:
-    """Set a password and end all sessions of the account; without one, a one-time password is made up.
+    """Set a password and end all sessions of the account. Without a password, natskit generates a one-time password.
 
     \b
     Examples:
@@ -107,7 +107,7 @@ def set_password(directory: str, email: str, password_stdin: bool, as_json: bool
 @json_option
 @click.pass_obj
 def sessions(directory: str, email: str, as_json: bool) -> None:
-    """List where an account is signed in.
+    """List the sessions of an account.
 
     \b
     Example:
@@ -129,7 +129,7 @@ def sessions(directory: str, email: str, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def sign_out(directory: str, email: str, as_json: bool) -> None:
-    """End all sessions of an account; its connections are cut at once. It may sign in again.
+    """End all sessions of an account and disconnect it at once. The account may sign in again.
 
     \b
     Example:
@@ -141,15 +141,16 @@ def sign_out(directory: str, email: str, as_json: bool) -> None:
 
 @account.command()
 @click.argument("email")
-@click.option("--give-projects-to", "heir", metavar="EMAIL", help="The account that owns its projects from now on.")
-@click.option("--delete-projects", is_flag=True, help="Delete its projects, with their files, for everybody.")
+@click.option("--give-projects-to", "heir", metavar="EMAIL", help="Transfer its projects to this account.")
+@click.option("--delete-projects", is_flag=True, help="Delete its projects and their files, for all collaborators.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
 @click.pass_obj
 def remove(directory: str, email: str, heir: str | None, delete_projects: bool, yes: bool, as_json: bool) -> None:
-    """Remove an account: its sessions end, projects of others are without it, its e-mail is free again.
+    """Remove an account: end its sessions, take it out of shared projects and free its e-mail address.
 
-    Refused while it owns projects, unless you say what becomes of them. When it was interrupted, do it again.
+    An account that owns projects is refused unless you transfer or delete them. If the command is interrupted, run it
+    again.
 
     \b
     Examples:
@@ -157,7 +158,7 @@ def remove(directory: str, email: str, heir: str | None, delete_projects: bool, 
       natskit account remove ada@example.org --delete-projects --yes
     """
     if heir is not None and delete_projects:
-        raise click.UsageError("--give-projects-to and --delete-projects exclude each other")
+        raise click.UsageError("--give-projects-to and --delete-projects exclude each other: choose one")
     if not yes:
         click.confirm(
             f"Remove the account {email}{' and its projects' if delete_projects else ''}?", abort=True, err=True
@@ -181,7 +182,7 @@ def _minute(time: str) -> str:
 def _read_password(from_stdin: bool) -> str | None:
     if not from_stdin:
         return None
-    password = sys.stdin.readline().rstrip("\n")
+    password = sys.stdin.readline().rstrip("\r\n")
     if not password:
         raise click.UsageError("--password-stdin: standard input is empty; pipe the password into this command")
     return password

@@ -1,4 +1,4 @@
-"""``natskit audit``: who did what."""
+"""``natskit audit``: read the audit log."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import click
 
 from natskit.cli.platform import show_table, with_client
 from natskit.errors import NatskitError
+from natskit.validation.names import address_key
 
 if TYPE_CHECKING:
     from natskit.client import Client
 
 NAMES_SECONDS = 5.0
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
-_FORMS = "say how long ago, such as 90s, 30m, 24h, 7d or 2w, or a time in UTC, such as 2026-01-31 or 2026-01-31T12:00"
+_FORMS = "use an age such as 90s, 30m, 24h, 7d or 2w, or a time in UTC such as 2026-01-31 or 2026-01-31T12:00"
 
 
 @click.command()
@@ -29,21 +30,21 @@ _FORMS = "say how long ago, such as 90s, 30m, 24h, 7d or 2w, or a time in UTC, s
     default="24h",
     show_default=True,
     metavar="WHEN",
-    help="How long ago (90s, 30m, 24h, 7d, 2w), or a time in UTC (2026-01-31, 2026-01-31T12:00).",
+    help="Show events since an age (90s, 30m, 24h, 7d, 2w) or a time in UTC (2026-01-31, 2026-01-31T12:00).",
 )
-@click.option("--account", "who", metavar="WHO", help="An e-mail or an id: what it did, and what was done to it.")
-@click.option("--follow", is_flag=True, help="Go on with what happens from now on.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with everything that is known.")
+@click.option("--account", "who", metavar="WHO", help="Show events by or about this account (an e-mail or an id).")
+@click.option("--follow", is_flag=True, help="Keep printing new events.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line, with all fields.")
 @click.pass_obj
 def audit(directory: str, since: str, who: str | None, follow: bool, as_json: bool) -> None:
-    """Who signed in, who was refused and why, who shared what with whom, which administrator did what.
+    """Show the audit log: sign-ins, refusals with their reasons, shared projects and administrators' actions.
 
-    What an event says in "said_by" is what the command on the control machine said of its user. Times are UTC.
+    The field "said_by" is the user name that the command on the control machine sent. Times are UTC.
 
     \b
     Examples:
       natskit audit --since 7d --account ada@example.org
-      natskit audit --since 1h --json | jq -r 'select(.outcome == "refused") | [.time, .address, .reason] | @tsv'
+      natskit audit --since 1h --json | grep '"outcome": "refused"'
       natskit audit --follow --json | logger -t natskit-audit
     """
     start = parse_since(since, time.time())
@@ -52,13 +53,13 @@ def audit(directory: str, since: str, who: str | None, follow: bool, as_json: bo
 
 
 async def _show(client: Client, start: float, who: str | None, *, follow: bool, as_json: bool) -> None:
-    from natskit import trail
+    from natskit.ops import audit_reader
 
     names = await _names(client)
-    wanted = _called(who, names) if who else None
+    wanted = called(who, names) if who else None
     rows = []
-    async for event in trail.events(client.connection, start, follow=follow):
-        named = (str(event.get(key, "")).lower() for key in ("account", "target", "email"))
+    async for event in audit_reader.events(client.connection, start, follow=follow):
+        named = (address_key(str(event.get(key, ""))) for key in ("account", "target", "email"))
         if wanted is not None and wanted.isdisjoint(named):
             continue
         if as_json:
@@ -70,7 +71,7 @@ async def _show(client: Client, start: float, who: str | None, *, follow: bool, 
         if follow:
             sys.stdout.flush()
     if not as_json and not follow:
-        show_table(["time", "who", "what", "result", "details"], rows, "Nothing happened since then.")
+        show_table(["time", "who", "what", "result", "details"], rows, "No events since then.")
 
 
 def parse_since(text: str, now: float) -> float:
@@ -81,7 +82,7 @@ def parse_since(text: str, now: float) -> float:
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
-        raise NatskitError(f"--since {text[:40]!r} is no time: {_FORMS}") from None
+        raise NatskitError(f"--since {text[:40]!r} is not a time: {_FORMS}") from None
     start = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
     if start > now:
         raise NatskitError(f"--since {text[:40]!r} is in the future: {_FORMS}")
@@ -89,22 +90,22 @@ def parse_since(text: str, now: float) -> float:
 
 
 async def _names(client: Client) -> dict[str, str]:
-    """The e-mails of the accounts by their ids; the audit can be read when no hub is left to ask."""
+    """The accounts' e-mails by id. Empty when no hub answers: the audit log can be read without a hub."""
     try:
-        return {row["account_id"]: row["email"] for row in await client.call_hub("account_list", wait=NAMES_SECONDS)}
+        return {row["account_id"]: row["email"] for row in await client.list_hub("account_list", wait=NAMES_SECONDS)}
     except NatskitError as error:
-        click.echo(f"accounts are shown by their ids, since no hub names them: {error}", err=True)
+        click.echo(f"showing account ids instead of e-mails, because no hub answers: {error}", err=True)
         return {}
 
 
-def _called(who: str, names: dict[str, str]) -> set[str]:
-    """What an account is called in events, in lower case; one that is gone is still called by its e-mail there."""
-    wanted = who.lower()
-    return {wanted} | {account_id for account_id, email in names.items() if email.lower() == wanted}
+def called(who: str, names: dict[str, str]) -> set[str]:
+    """The keys under which events mention an account: its e-mail, also after its removal, and its id."""
+    wanted = address_key(who)
+    return {wanted} | {account_id for account_id, email in names.items() if address_key(email) == wanted}
 
 
 def row(event: dict[str, Any], names: dict[str, str]) -> list[str]:
-    """An event for a person; ``names`` are the e-mails of accounts."""
+    """The columns of an event in the table. ``names`` maps account ids to e-mails."""
     account = str(event.get("account", "-"))
     who = event.get("said_by") or names.get(account) or event.get("email") or account
     result = str(event.get("outcome", "")) + (f": {event['reason']}" if event.get("reason") else "")
@@ -121,5 +122,5 @@ def row(event: dict[str, Any], names: dict[str, str]) -> list[str]:
 
 
 def _safe(text: str) -> str:
-    """Whoever took a hub can write anything into the audit, also what would act on a terminal."""
+    """Replace control characters: an attacker in a hub could write terminal escape sequences into the audit log."""
     return "".join(c if c.isprintable() else "?" for c in text)

@@ -1,4 +1,4 @@
-"""``natskit identity``: the platform's keys on this machine."""
+"""``natskit identity``: manage the platform's keys on this machine."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @click.group()
 def identity() -> None:
-    """The platform's keys on this machine: encrypt, back up, list what expires, exchange with nsc.
+    """Manage the platform's keys on this machine: encrypt, back up, list expiry dates, exchange with nsc.
 
-    A passphrase is asked for on the terminal, unless it is in the variable NATSKIT_IDENTITY_PASSPHRASE, or
+    natskit asks for a passphrase on the terminal, unless the variable NATSKIT_IDENTITY_PASSPHRASE holds it or
     NATSKIT_IDENTITY_PASSPHRASE_COMMAND is a command that prints it.
     """
 
@@ -36,10 +36,10 @@ def _directory_argument(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--new", is_flag=True, help="DIR has no keys yet: the first deploy makes them, encrypted.")
 @click.pass_obj
 def encrypt(platform: str, directory: Path | None, new: bool) -> None:
-    """Encrypt the secrets of an identity with a passphrase: that of the platform, or the one in DIR.
+    """Encrypt the secrets of the platform's identity, or of the identity in DIR, with a passphrase.
 
-    What was readable is removed once it is encrypted, but a disk may keep what was removed. An identity that is still
-    to be made is encrypted from the start: do this before the first deploy. Interrupted, the same command completes it.
+    The readable files are removed after encryption, but the disk may still contain their data. To encrypt an identity
+    from the start, run this command before the first deploy. If the command is interrupted, run it again.
 
     \b
     Examples:
@@ -49,22 +49,22 @@ def encrypt(platform: str, directory: Path | None, new: bool) -> None:
     from natskit.identity import vault
 
     if directory is not None and not new:
-        _check_there(directory, "; for one that the first deploy is to make: --new")
+        _check_exists(directory, ", or add --new if the first deploy is to create it")
     directory = directory or default(platform)
     number = vault.encrypt(directory)
     if (directory / "natskit.json").exists():
-        click.echo(f"{directory} is encrypted; {number} secrets were readable before.")
+        click.echo(f"{directory} is encrypted. {number} secrets were readable before.")
     else:
-        click.echo(f"{directory} is encrypted from the start: the first deploy makes the platform's keys there.")
+        click.echo(f"{directory} is encrypted from the start. The first deploy creates the platform's keys there.")
     for path in vault.unknown_files(directory):
-        click.echo(f"{path} is left as it is: natskit does not know whether it is secret", err=True)
+        click.echo(f"{path} is not encrypted: natskit does not know this file", err=True)
 
 
 @identity.command()
 @_directory_argument
 @click.pass_obj
 def decrypt(platform: str, directory: Path | None) -> None:
-    """Undo `natskit identity encrypt`: the secrets are readable files again.
+    """Decrypt the secrets of an identity into readable files.
 
     \b
     Example:
@@ -72,18 +72,18 @@ def decrypt(platform: str, directory: Path | None) -> None:
     """
     from natskit.identity import vault
 
-    directory = _check_there(directory or default(platform))
+    directory = _check_exists(directory or default(platform))
     number = vault.decrypt(directory)
-    click.echo(f"{directory} is not encrypted any more: {number} secrets are readable.")
+    click.echo(f"{directory} is no longer encrypted: {number} secrets are readable.")
 
 
 @identity.command()
 @_directory_argument
 @click.pass_obj
 def passphrase(platform: str, directory: Path | None) -> None:
-    """Change the passphrase; the new one is asked for, or taken from NATSKIT_IDENTITY_NEW_PASSPHRASE.
+    """Change the passphrase of an identity. natskit asks for the new one, or reads NATSKIT_IDENTITY_NEW_PASSPHRASE.
 
-    Backups, and copies of the folder that were made before, still open with the old one.
+    The old passphrase still opens earlier backups and copies of the folder.
 
     \b
     Example:
@@ -91,9 +91,9 @@ def passphrase(platform: str, directory: Path | None) -> None:
     """
     from natskit.identity import vault
 
-    directory = _check_there(directory or default(platform))
+    directory = _check_exists(directory or default(platform))
     vault.change_passphrase(directory)
-    click.echo(f"{directory} has another passphrase.")
+    click.echo(f"{directory} has a new passphrase.")
 
 
 @identity.command()
@@ -101,7 +101,7 @@ def passphrase(platform: str, directory: Path | None) -> None:
 @click.option("--identity", "directory", metavar="DIR", type=click.Path(path_type=Path), help="Of this identity.")
 @click.pass_obj
 def backup(platform: str, file: Path, directory: Path | None) -> None:
-    """Write the whole identity to FILE, encrypted: with its own passphrase if it has one, else with a new one.
+    """Write the whole identity to FILE, encrypted with its passphrase or, if it has none, with a new one.
 
     \b
     Example:
@@ -109,16 +109,16 @@ def backup(platform: str, file: Path, directory: Path | None) -> None:
     """
     from natskit.identity.backup import backup as write
 
-    directory = _check_there(directory or default(platform))
+    directory = _check_exists(directory or default(platform))
     write(directory, file)
-    click.echo(f"{file} holds {directory}. Without its passphrase it is worth nothing: keep that elsewhere.")
+    click.echo(f"{file} is a backup of {directory}. Keep its passphrase elsewhere: nothing else opens the file.")
 
 
 @identity.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 def restore(file: Path, directory: Path) -> None:
-    """Put the identity in the backup FILE to DIR, which is missing or empty: whole, or not at all.
+    """Restore the identity in the backup FILE to DIR, which must be missing or empty. A failure leaves DIR unchanged.
 
     \b
     Example:
@@ -130,21 +130,21 @@ def restore(file: Path, directory: Path) -> None:
     click.echo(f"{directory} is restored from {file}.")
 
 
-def _check_there(directory: Path, otherwise: str = "") -> Path:
-    """Raises :class:`IdentityError` where there is neither an identity nor the passphrase of one to be made.
+def _check_exists(directory: Path, otherwise: str = "") -> Path:
+    """The folder itself. Raises :class:`IdentityError` unless it has an identity or the passphrase of a future one.
 
-    Most likely it is a slip of the keys, and what is in that folder is nothing to encrypt.
+    A mistyped path must not get unrelated files encrypted.
     """
-    from natskit.identity import INDEX
+    from natskit.identity.identity import INDEX
     from natskit.identity.vault import KEY
 
     if not any((directory / name).exists() for name in (INDEX, KEY)):
-        raise IdentityError(f"there is no identity in {directory}: say where it is{otherwise}")
+        raise IdentityError(f"there is no identity in {directory}: correct the path{otherwise}")
     return directory
 
 
 def default(platform: str) -> Path:
-    """The identity of a platform, which need not be deployed yet."""
+    """The identity folder of a platform, also before its first deploy."""
     return Path(platform) / "identity"
 
 
@@ -153,7 +153,7 @@ def default(platform: str) -> Path:
 @click.option("--identity", "directory", metavar="DIR", type=click.Path(path_type=Path), help="Of this identity.")
 @click.pass_obj
 def export_nsc(platform: str, target: Path, directory: Path | None) -> None:
-    """Write the identity to DIR, missing or empty, as nsc keeps it; nothing in there is encrypted.
+    """Export the identity to DIR in nsc's format. DIR must be missing or empty, and its files are not encrypted.
 
     \b
     Example:
@@ -163,16 +163,17 @@ def export_nsc(platform: str, target: Path, directory: Path | None) -> None:
     from natskit.identity import nsc
 
     nsc.export(directory or default(platform), target)
-    click.echo(f"{target} has all keys, readable.")
+    click.echo(f"{target} has all keys, unencrypted.")
 
 
 @identity.command("import")
 @click.argument("source", metavar="FROM", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 def import_nsc(source: Path, directory: Path) -> None:
-    """Make the identity in DIR, missing or empty, of what `natskit identity export` wrote.
+    """Import an identity from nsc's folder FROM to DIR, which must be missing or empty.
 
-    An operator that nsc made itself is refused: its JWT names the system account of other servers.
+    FROM was written by `natskit identity export`, copied from there by nsc, or contains an operator made by nsc. That
+    operator must have the name natskit, one signing key, and the accounts SYS, AUTH and PLATFORM.
 
     \b
     Example:
@@ -181,18 +182,24 @@ def import_nsc(source: Path, directory: Path) -> None:
     from natskit.identity import nsc
 
     nsc.import_(source, directory)
-    click.echo(f"{directory} has the identity of {source}; encrypt it with natskit identity encrypt {directory}.")
+    click.echo(f"{directory} has the identity of {source}. Encrypt it with: natskit identity encrypt {directory}")
+    if not (directory / "tls" / "ca.crt").exists():
+        click.echo(
+            f"{source} has no certificates: the next deploy makes a new CA. To keep the CA of a deployed platform, "
+            f"first copy tls, routes and proxy from its identity to {directory}.",
+            err=True,
+        )
 
 
 @identity.command("list")
 @_directory_argument
-@click.option("--warn-days", type=click.IntRange(min=0), metavar="N", help="Exit 1 if something ends within N days.")
+@click.option("--warn-days", type=click.IntRange(min=0), metavar="N", help="Exit 1 if an entry expires within N days.")
 @json_option
 @click.pass_obj
 def list_identity(platform: str, directory: Path | None, warn_days: int | None, as_json: bool) -> None:
-    """Every key, JWT and certificate: who uses it, when it expires, what to do. No passphrase is needed.
+    """List every key, JWT and certificate: its user, its expiry date and the action to take. Needs no passphrase.
 
-    With --warn-days, exits 1 when something ends within so many days, is missing or damaged, and names it.
+    With --warn-days N, exits 1 and names each entry that expires within N days, is missing or is damaged.
 
     \b
     Examples:
@@ -202,7 +209,7 @@ def list_identity(platform: str, directory: Path | None, warn_days: int | None, 
     from natskit.identity import report
 
     now = int(time.time())
-    found = report.entries(directory or default(platform), None if directory else _in_use(platform))
+    found = report.entries(directory or default(platform), None if directory else in_use(platform))
     if as_json:
         show_json([asdict(entry) | {"state": entry.state(now, warn_days or 0)} for entry in found])
     else:
@@ -211,11 +218,11 @@ def list_identity(platform: str, directory: Path | None, warn_days: int | None, 
     due = report.due(found, now, warn_days) if warn_days is not None else []
     if due:
         named = "; ".join(f"{entry.kind} of {entry.name} ({entry.until})" for entry in due)
-        raise IdentityError(f"within {warn_days} days, or already: {named}")
+        raise IdentityError(f"expired, damaged, or expiring within {warn_days} days: {named}")
 
 
-def _in_use(platform: str) -> InUse | None:
-    """What the last deploy said; nothing if there was none."""
+def in_use(platform: str) -> InUse | None:
+    """What the last deploy recorded; ``None`` before the first deploy."""
     from natskit.identity import report
 
     if not (Path(platform) / "platform.json").exists():
@@ -231,9 +238,10 @@ def _in_use(platform: str) -> InUse | None:
 @click.argument("command", nargs=-1, required=True, metavar="COMMAND...", type=click.UNPROCESSED)
 @click.pass_obj
 def unlocked(platform: str, command: tuple[str, ...]) -> None:
-    """Ask for the passphrase once and run COMMAND, in which deploys and natskit do not ask again.
+    """Run COMMAND with the passphrase, so that deploys and natskit commands in it do not ask again.
 
-    They read it from a descriptor: it is in no environment and in no file. Asks nothing for an identity without one.
+    They read the passphrase from a file descriptor: it is in no environment variable and in no file. For an identity
+    without a passphrase, natskit asks nothing.
 
     \b
     Example:

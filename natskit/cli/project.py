@@ -1,4 +1,4 @@
-"""``natskit project``: the projects of everybody."""
+"""``natskit project``: manage the projects of all accounts."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from natskit.cli.platform import json_option, show_json, show_table, with_client
+from natskit.cli.platform import json_option, list_hub, show_json, show_table, with_client
 from natskit.errors import NatskitError
+from natskit.validation.names import title_key
 
 if TYPE_CHECKING:
     from natskit.client import Client
 
 ROTATED_AT_ONCE = 8
-"""Each comes back to nats-server anew."""
+"""Each of them reconnects to nats-server."""
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @click.group()
 def project() -> None:
-    """Projects: list, create, share, start, stop, move, delete.
+    """Manage projects: list, create, share, start, stop, move and delete them.
 
-    PROJECT is an id, or a title that only one project has.
+    PROJECT is an id, or a title that no other project has and that looks like no other title.
     """
 
 
 @project.command("list")
-@click.option("--account", "email", metavar="EMAIL", help="Only those this account may use.")
+@click.option("--account", "email", metavar="EMAIL", help="Show only the projects this account may use.")
 @json_option
 @click.pass_obj
 def list_projects(directory: str, email: str | None, as_json: bool) -> None:
@@ -38,7 +39,7 @@ def list_projects(directory: str, email: str | None, as_json: bool) -> None:
     Example:
       natskit project list --account ada@example.org
     """
-    projects = with_client(directory, lambda client: client.call_hub("project_list", email=email))
+    projects = list_hub(directory, "project_list", email=email)
     if as_json:
         show_json(projects)
         return
@@ -68,7 +69,7 @@ def create(directory: str, email: str, title: str, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def share(directory: str, name: str, email: str, as_json: bool) -> None:
-    """Let the account EMAIL use a project; its open connections have the right at once.
+    """Share a project with the account EMAIL. The right takes effect at once, also on open connections.
 
     \b
     Example:
@@ -84,7 +85,7 @@ def share(directory: str, name: str, email: str, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def unshare(directory: str, name: str, email: str, as_json: bool) -> None:
-    """Take a project from the account EMAIL; its open connections lose the right at once.
+    """Stop sharing a project with the account EMAIL. Open connections lose the right at once.
 
     \b
     Example:
@@ -105,8 +106,7 @@ def start(directory: str, name: str, as_json: bool) -> None:
     Example:
       natskit project start "First steps"
     """
-    changed = _call(directory, "start_project", name)
-    _show(changed, f"{changed['title']!r} is {changed['state']}.", as_json)
+    _switch(directory, "start_project", name, as_json)
 
 
 @project.command()
@@ -120,8 +120,7 @@ def stop(directory: str, name: str, as_json: bool) -> None:
     Example:
       natskit project stop "First steps"
     """
-    changed = _call(directory, "stop_project", name)
-    _show(changed, f"{changed['title']!r} is {changed['state']}.", as_json)
+    _switch(directory, "stop_project", name, as_json)
 
 
 @project.command()
@@ -144,29 +143,29 @@ def delete(directory: str, name: str, yes: bool, as_json: bool) -> None:
 
 @project.command()
 @click.argument("name", metavar="PROJECT")
-@click.option("--runner", required=True, metavar="NAME", help="The runner that starts it from now on.")
+@click.option("--runner", required=True, metavar="NAME", help="The runner that starts it in future.")
 @json_option
 @click.pass_obj
 def move(directory: str, name: str, runner: str, as_json: bool) -> None:
-    """Have a stopped project started by another runner. Its files stay on the host where they are: copy them.
+    """Move a stopped project to another runner. Its files stay on the old host: copy them yourself.
 
     \b
     Example:
       natskit project stop "First steps" && natskit project move "First steps" --runner c.example.org
     """
     moved = _call(directory, "project_move", name, runner=runner)
-    _show(moved, f"{moved['title']!r} will be started by {runner}. Its files stay where they are.", as_json)
+    _show(moved, f"{moved['title']!r} will be started by {runner}. Its files stay on the old host: copy them.", as_json)
 
 
 @project.command("rotate-keys")
 @click.argument("name", metavar="PROJECT", required=False)
-@click.option("--all", "every", is_flag=True, help="Every project that runs.")
+@click.option("--all", "every", is_flag=True, help="Rotate the keys of all running projects.")
 @json_option
 @click.pass_obj
 def rotate_keys(directory: str, name: str | None, every: bool, as_json: bool) -> None:
-    """Give a project that runs a new key. It goes on, with its commands; the old key is good for nothing.
+    """Rotate the key of a running project. The project and its commands keep running, and the old key is refused.
 
-    A project that does not run gets a new key when it is started, and its old one is dead already.
+    A stopped project needs no rotation: its old key is refused already, and it gets a new key when it starts.
 
     \b
     Examples:
@@ -174,7 +173,7 @@ def rotate_keys(directory: str, name: str | None, every: bool, as_json: bool) ->
       natskit project rotate-keys --all
     """
     if (name is None) != every:
-        raise click.UsageError("say which project, or --all")
+        raise click.UsageError("name one PROJECT, or use --all")
 
     async def work(client: Client) -> list[dict[str, Any]]:
         if name is not None:
@@ -189,14 +188,14 @@ def rotate_keys(directory: str, name: str | None, every: bool, as_json: bool) ->
         for row in failed:
             click.echo(f"{row['project_id']}: {row['error']}", err=True)
         rotated = sum(row["rotated"] for row in done)
-        click.echo(f"{rotated} of {len(done)} have a new key." if every else _one_rotated(done[0]))
+        click.echo(f"{rotated} of {len(done)} projects have a new key." if every else _one_rotated(done[0]))
     if failed:
-        raise NatskitError(f"{len(failed)} of {len(done)} projects keep their key: do it again, or stop and start them")
+        raise NatskitError(f"{len(failed)} of {len(done)} projects kept their key: try again, or restart the projects")
 
 
 async def rotate_all(client: Client) -> list[dict[str, Any]]:
-    """Give every project that runs a new key; what came of each, with an ``error`` for those that keep theirs."""
-    running = [p for p in await client.call_hub("project_list") if p["desired"] == "running"]
+    """Rotate the key of every running project. A result with ``error`` means that the project kept its key."""
+    running = [p for p in await client.list_hub("project_list") if p["desired"] == "running"]
     room = asyncio.Semaphore(ROTATED_AT_ONCE)
 
     async def one(project_id: str) -> dict[str, Any]:
@@ -215,18 +214,21 @@ async def _rotate(client: Client, project_id: str) -> dict[str, Any]:
 
 
 def _one_rotated(row: dict[str, Any]) -> str:
-    return "It has a new key." if row["rotated"] else "It does not run: it gets a new key when it is started."
+    return "The project has a new key." if row["rotated"] else "The project is not running: its next start makes a key."
 
 
 async def find_project(client: Client, name: str) -> dict[str, Any]:
-    """The project with this id or title. Raises :class:`NatskitError` unless exactly one fits."""
-    projects: list[dict[str, Any]] = await client.call_hub("project_list")
-    key = "project_id" if _ID.fullmatch(name) else "title"
-    found = [p for p in projects if p[key] == name]
+    """The project with this id or title. Raises :class:`NatskitError` unless exactly one matches."""
+    projects: list[dict[str, Any]] = await client.list_hub("project_list")
+    if _ID.fullmatch(name):
+        found = [p for p in projects if p["project_id"] == name]
+    else:
+        found = [p for p in projects if title_key(p["title"]) == title_key(name)]
     if not found:
-        raise NatskitError(f"there is no project {name!r}: `natskit project list` shows them all")
+        raise NatskitError(f"there is no project {name!r}: `natskit project list` lists all projects")
     if len(found) > 1:
-        raise NatskitError(f"{len(found)} projects are called {name!r}: use an id, {found[0]['project_id']} is one")
+        have = "have the title" if len({p["title"] for p in found}) == 1 else "have titles that look like"
+        raise NatskitError(f"{len(found)} projects {have} {name!r}: use an id, such as {found[0]['project_id']}")
     return found[0]
 
 
@@ -237,6 +239,11 @@ def _call(directory: str, method: str, name: str, **params: Any) -> dict[str, An
         return answer
 
     return with_client(directory, work)
+
+
+def _switch(directory: str, method: str, name: str, as_json: bool) -> None:
+    changed = _call(directory, method, name)
+    _show(changed, f"{changed['title']!r} is {changed['state']}.", as_json)
 
 
 def _show(answer: dict[str, Any], sentence: str, as_json: bool) -> None:

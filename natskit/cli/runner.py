@@ -1,4 +1,4 @@
-"""``natskit runner``: the hosts that projects run on."""
+"""``natskit runner``: manage the runners."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from natskit.cli.platform import call_hub, json_option, show_json, show_table
 
 @click.group()
 def runner() -> None:
-    """Runners, which a deploy makes: list them, keep one out, let it in again."""
+    """Manage runners: list, revoke and allow them. To add a runner, deploy."""
 
 
 @runner.command("list")
@@ -36,21 +36,21 @@ def list_runners(directory: str, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def revoke(directory: str, name: str, yes: bool, as_json: bool) -> None:
-    """Keep a runner out, and the agents of its projects: their connections are cut at once, their keys refused.
+    """Revoke a runner and its projects' agents: disconnect them at once and refuse their keys.
 
-    What runs on that host goes on there, without a way to the platform. Its projects can be stopped and moved.
+    Programs on that host keep running, but cannot reach the platform. The runner's projects can be stopped and moved.
 
     \b
     Example:
       natskit runner revoke b.example.org --yes
     """
     if not yes:
-        click.confirm(f"Cut off the runner {name} and all its projects?", abort=True, err=True)
+        click.confirm(f"Revoke the runner {name} and disconnect all its projects?", abort=True, err=True)
     done = call_hub(directory, "runner_revoke", name=name)
     if as_json:
         show_json(done)
     else:
-        click.echo(f"{name} is kept out. Let it in again: natskit runner allow {name}")
+        click.echo(f"{name} is revoked. Undo this with: natskit runner allow {name}")
 
 
 @runner.command()
@@ -58,7 +58,7 @@ def revoke(directory: str, name: str, yes: bool, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def allow(directory: str, name: str, as_json: bool) -> None:
-    """Let a revoked runner in again.
+    """Allow a revoked runner again.
 
     \b
     Example:
@@ -68,7 +68,7 @@ def allow(directory: str, name: str, as_json: bool) -> None:
     if as_json:
         show_json(done)
     else:
-        click.echo(f"{name} is let in.")
+        click.echo(f"{name} is allowed.")
 
 
 def _state(row: dict[str, object]) -> str:

@@ -1,0 +1,326 @@
+"""``natskit backup``: back up the whole platform, check backups, restore it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from natskit.cli.platform import PATIENCE, Platform, json_option, list_hub, metrics_folder, note, show_json, show_table
+from natskit.errors import BackupError, NatskitError
+
+if TYPE_CHECKING:
+    from natskit.backup.platform_streams import Site
+    from natskit.backup.target import Target
+
+
+@click.group()
+def backup() -> None:
+    """Back up the whole platform while it runs, verify backups, restore it.
+
+    A backup holds all streams and buckets, the files of projects, the identity, the inventory and its settings, all
+    encrypted: only the identity's passphrase opens it. For an identity without a passphrase, `create` asks for one.
+    """
+
+
+def _target_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--target",
+        "target_folder",
+        required=True,
+        envvar="NATSKIT_BACKUP_TARGET",
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        help="The folder with all backups [env: NATSKIT_BACKUP_TARGET].",
+    )(command)
+
+
+_name_argument = click.argument("name", metavar="[NAME]", required=False)
+
+
+@backup.command()
+@_target_option
+@click.option("--without-files", is_flag=True, help="Leave out the files of projects.")
+@click.option(
+    "--without-account",
+    "without",
+    multiple=True,
+    metavar="KEY",
+    help="Leave out the streams of this NATS account (its public key, A…), whose key natskit does not have.",
+)
+@json_option
+@click.pass_obj
+def create(directory: str, target_folder: Path, without_files: bool, without: tuple[str, ...], as_json: bool) -> None:
+    """Take a backup while the platform serves. If it fails, it removes what it has written.
+
+    The backup contains every write that was acknowledged before the command began.
+
+    \b
+    Examples:
+      natskit backup create --target /srv/backup
+      NATSKIT_IDENTITY_PASSPHRASE_COMMAND='cat /root/passphrase' natskit backup create --target /srv/backup
+    """
+    from natskit.backup.create import Source
+    from natskit.backup.create import create as take
+
+    platform = Platform.find(directory)
+    _refuse_inside(platform, target_folder)
+    source = Source(
+        site=_site(platform),
+        url=platform["url"],
+        inventory=tuple(_inventory(platform)),
+        projects=None if without_files else _projects(platform),
+        but=frozenset(without),
+    )
+    target = _target(target_folder)
+    made = asyncio.run(take(source, target, _say(as_json)))
+    _remember(platform, target)
+    note(directory, f"backup create: {made.name}")
+    if as_json:
+        show_json(made.model_dump(mode="json", exclude={"mac"}))
+    else:
+        click.echo(f"{target_folder / made.name} is complete. Check it with: natskit backup verify {made.name}")
+
+
+@backup.command("list")
+@_target_option
+@json_option
+def list_backups(target_folder: Path, as_json: bool) -> None:
+    """List the backups, oldest first, and when each was last verified. Needs no passphrase.
+
+    \b
+    Example:
+      natskit backup list --target /srv/backup
+    """
+    from natskit.backup.manifest import Manifest, Verification, age_of
+
+    target, now = _target(target_folder), datetime.now(UTC)
+    rows: list[list[str]] = []
+    records: list[dict[str, Any]] = []
+    for name in target.names():
+        folder = target.directory / name
+        verified = Verification.read(folder)
+        try:
+            manifest = Manifest.read(folder)
+        except BackupError as error:
+            rows.append([name, "", "", "", "", str(error)])
+            records.append({"name": name, "problem": str(error)})
+            continue
+        messages = sum(stream.messages for stream in manifest.streams)
+        files = None if manifest.files is None else sum(entry.files for entry in manifest.files)
+        said = f"{age_of(verified.finished, now)} ago" if verified else "never"
+        numbers = [str(len(manifest.streams)), str(messages), "left out" if files is None else str(files)]
+        rows.append([name, f"{age_of(manifest.started, now)} ago", *numbers, said])
+        records.append(
+            {"name": name, "started": manifest.started.isoformat(), "url": manifest.url, "messages": messages}
+            | {"streams": len(manifest.streams), "files": files, "bytes": manifest.size}
+            | {"verified": verified.model_dump(mode="json") if verified else None}
+        )
+    if as_json:
+        show_json(records)
+    else:
+        columns = ["backup", "begun", "streams", "messages", "files", "verified"]
+        show_table(columns, rows, f"There is no backup in {target_folder}.")
+
+
+@backup.command()
+@_target_option
+@_name_argument
+@json_option
+@click.pass_obj
+def verify(directory: str, target_folder: Path, name: str | None, as_json: bool) -> None:
+    """Verify a backup [default: the newest]: check every hash, restore its streams, compare them.
+
+    Restores the streams into a separate nats-server on this machine. Prints how old the data is, and how long the
+    restore took.
+
+    \b
+    Example:
+      natskit backup verify --target /srv/backup
+    """
+    from natskit.backup.verify import verify as check
+
+    platform, target = Platform.find(directory), _target(target_folder)
+    found = asyncio.run(check(target, name, Path(platform["identity"]), _say(as_json)))
+    _remember(platform, target)
+    if as_json:
+        show_json(found.model_dump(mode="json"))
+    else:
+        click.echo(
+            f"The backup is good. Its data was {found.age_seconds:.0f} s old; restoring {found.messages} messages and "
+            f"reading {found.files} files took {found.seconds:.1f} s."
+        )
+
+
+@backup.command()
+@_target_option
+@_name_argument
+@click.option(
+    "--stream", "label", metavar="ACCOUNT/STREAM", help="Restore this stream alone, such as PLATFORM/KV_accounts."
+)
+@click.option("--without-files", is_flag=True, help="Leave out the files of projects.")
+@click.option("--overwrite", is_flag=True, help="Replace what the platform has.")
+@click.pass_obj
+def restore(
+    directory: str, target_folder: Path, name: str | None, label: str | None, without_files: bool, overwrite: bool
+) -> None:
+    """Restore a platform from a backup [default: the newest], or one of its streams.
+
+    On a control machine without the platform's identity, this restores the identity and the inventory. Deploy then, and
+    run the command again: it restores the streams and the files of projects into the empty platform.
+
+    Nobody can use the platform until the command has compared everything with the backup. Then its programs reconnect
+    by themselves.
+
+    \b
+    Examples:
+      natskit --platform ~/bus/platform backup restore --target /srv/backup
+      natskit backup restore --target /srv/backup --stream PLATFORM/KV_accounts --overwrite
+    """
+    from natskit.backup.restore import Restoration, restore_control
+    from natskit.identity.identity import INDEX
+
+    target, control = _target(target_folder), Path(directory)
+    if not (control / "identity" / INDEX).exists():
+        inventory = asyncio.run(restore_control(target, name, control))
+        click.echo(
+            f"{control / 'identity'} has the platform's keys, and {inventory} the inventory with its settings.\n"
+            "Put the inventory in its place, change what differs on the new hosts, and deploy. Then run this command "
+            "again."
+        )
+        return
+    platform = Platform.find(directory)
+    if "memory" in platform["resolvers"].values():
+        raise BackupError("nats_resolver is memory: a NATS account cannot be closed then; use full, and deploy")
+    restoration = Restoration(_site(platform), target, name, label)
+    if without_files:
+        restoration.files = []
+    projects = _projects(platform) if restoration.files else {}
+    if unknown := [entry.runner for entry in restoration.files if entry.runner not in projects]:
+        raise BackupError(
+            f"this platform has no runner {', '.join(unknown)}, whose files are in the backup: deploy the inventory of "
+            "the backup, or add --without-files"
+        )
+    if not overwrite:
+        _refuse_filled(directory, platform, label)
+    asyncio.run(restoration.run(projects, click.echo))
+    note(directory, f"backup restore: {restoration.manifest.name}" + (f", {label}" if label else ""))
+    click.echo("The platform is open again. Check it with: natskit ready")
+
+
+@backup.command()
+@_target_option
+@click.option("--keep", required=True, type=click.IntRange(min=1), metavar="N", help="Keep the newest N.")
+@click.option("--keep-days", default=0.0, type=click.FloatRange(min=0), metavar="D", help="Keep those of D days, too.")
+@click.pass_obj
+def prune(directory: str, target_folder: Path, keep: int, keep_days: float) -> None:
+    """Remove old backups, and the files of projects that only these held.
+
+    \b
+    Example:
+      natskit backup prune --target /srv/backup --keep 7 --keep-days 30
+    """
+    from natskit.backup.prune import prune as remove
+    from natskit.backup.sealing import BackupKey
+
+    platform, target = Platform.find(directory), _target(target_folder)
+    key = BackupKey.load(Path(platform["identity"]))
+    removed = remove(target, key, keep=keep, keep_days=keep_days, now=datetime.now(UTC))
+    _remember(platform, target)
+    if removed:
+        note(directory, f"backup prune: {', '.join(removed)}")
+    click.echo("\n".join(f"{name} is removed." for name in removed) or "Nothing is old enough to be removed.")
+
+
+def _remember(platform: Platform, target: Target) -> None:
+    """Note for `natskit status` and for Prometheus what the target holds now. The backup is good without that."""
+    from natskit.backup.record import Record
+
+    try:
+        if found := Record.of(target):
+            found.keep(platform.directory, metrics_folder(platform))
+    except OSError as error:
+        click.echo(f"not recorded: {error.filename}: {error.strerror}", err=True)
+
+
+def _refuse_inside(platform: Platform, folder: Path) -> None:
+    """Raise :class:`BackupError` for a target that is lost together with the platform."""
+    local = platform.content.get("supervisor_socket")
+    places = [platform.directory, Path(platform["identity"]), *([Path(local).parents[1]] if local else [])]
+    inside = next((place for place in places if folder.resolve().is_relative_to(place.resolve())), None)
+    if inside is not None:
+        raise BackupError(
+            f"{folder} is in {inside}, the platform's own folder, and would be lost with it: choose a folder on "
+            "another disk"
+        )
+
+
+def _target(folder: Path) -> Target:
+    from natskit.backup.target import Target
+
+    # A run that is told to end removes what it has begun.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return Target(folder)
+
+
+def _say(as_json: bool) -> Callable[[str], None]:
+    return lambda line: click.echo(line, err=as_json)
+
+
+def _site(platform: Platform) -> Site:
+    from natskit.backup.platform_streams import Site
+
+    return Site(
+        identity=Path(platform["identity"]),
+        servers=platform.nats_servers,
+        names=tuple(platform["nats"]),
+        lazy=tuple(name for name, kind in platform["resolvers"].items() if kind == "cache"),
+    )
+
+
+def _projects(platform: Platform) -> dict[str, Path]:
+    """The folders of the projects. Raises :class:`BackupError` for runners on other hosts."""
+    found = platform.content.get("projects")
+    if found is None:
+        raise BackupError(
+            "the files of projects are on other hosts, where natskit cannot back them up yet: add --without-files, and "
+            "back up /var/lib/private/natskit-project of these hosts"
+        )
+    return {runner: Path(folder) for runner, folder in found.items()}
+
+
+def _inventory(platform: Platform) -> list[Path]:
+    """The inventory of the last deploy, its settings, and the files that they name."""
+    deploy = platform["deploy"]
+    words = deploy["arguments"]
+    inventory = Path(deploy["directory"]) / words[words.index("deploy.py") - 1]
+    places = [inventory, *(inventory.parent / folder for folder in ("group_data", "host_data"))]
+    found = [path for path in places if path.exists()]
+    missing = [path for path in [inventory, *map(Path, platform["local_files"])] if not path.exists()]
+    if missing:
+        raise BackupError(f"{missing[0]} is missing, which the last deploy used: put it back, or deploy again")
+    return [platform.directory / "platform.json", *found, *map(Path, platform["local_files"])]
+
+
+def _refuse_filled(directory: str, platform: Platform, label: str | None) -> None:
+    """Raise :class:`BackupError` unless the platform is as the first deploy leaves it."""
+    if label is not None:
+        raise BackupError(f"{label} would be replaced: add --overwrite, and take a backup before")
+    try:
+        accounts = list_hub(directory, "account_list")
+        projects = list_hub(directory, "project_list")
+    except NatskitError as error:
+        raise BackupError(
+            f"no hub says within {PATIENCE:g} s whether the platform is empty ({error}): start it, or add --overwrite"
+        ) from None
+    strangers = [account["email"] for account in accounts if account["email"] != platform["first_account"]]
+    if strangers or projects:
+        raise BackupError(
+            f"the platform has {len(accounts)} accounts and {len(projects)} projects: restore into an empty one, or "
+            "add --overwrite, which replaces them"
+        )
