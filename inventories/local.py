@@ -1,6 +1,6 @@
 """This machine, without root and without Docker; what `make up` deploys to.
 
-Everything lands in one folder: `.local` beside the README, or what NATSKIT_LOCAL says.
+All its files are in one folder: `.local` beside the README, or the folder that NATSKIT_LOCAL names.
 Settings to change are in inventories/group_data/all.py.
 """
 

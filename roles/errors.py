@@ -1,4 +1,4 @@
-"""How a role ends a run."""
+"""The error with which a role ends a run."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pyinfra.api.exceptions import PyinfraError
 
 
 class DeployError(PyinfraError):
-    """The run ends with this message: it says all there is to say, to somebody who does not read our code.
+    """Ends the run with this message, which must be enough for a user who does not read natskit's code.
 
-    pyinfra puts the file and line of ours in front of what it is raised with; without them, it says only that.
+    pyinfra would print the file and line from the traceback before the message. Without a traceback, it prints only the
+    message.
     """
 
     def _no_line(self) -> None:
-        """There is none to be told."""
+        """The traceback that pyinfra sees: none."""
 
     def _ignore(self, _: TracebackType | None) -> None:
-        """contextlib puts it back on its way out."""
+        """Accept a traceback and drop it: contextlib sets it again when it raises the error."""
 
     __traceback__ = property(_no_line, _ignore)

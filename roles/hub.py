@@ -8,21 +8,26 @@ from typing import Any
 
 from pyinfra.operations import files as pyinfra_files
 
-from natskit import __version__, named_files
-from natskit.hub.program import HubProgram
-from natskit.identity import Identity
-from natskit.settings import Settings
-from natskit.topology import Topology
-from roles import build, service, tls
+from natskit import __version__
+from natskit.config import referenced_files
+from natskit.config.settings import Settings
+from natskit.config.topology import Topology
+from natskit.hub.config import HubProgram
+from natskit.identity.claims import cookie_name
+from natskit.identity.identity import Identity
+from roles import build, exporter, service, tls
 from roles.files import checked_file, private_directory
-from roles.program import Program
+from roles.managed_program import Program
 
 CREDS = ("AUTH", "PLATFORM")
+STATE = "state"
+"""The folder in which a hub keeps what it last had of the state, in its own folder."""
 OIDC_SECRET = "oidc-secret.key"  # noqa: S105
+OIDC_CA = "oidc-ca.crt"
 
 
 def deploy(settings: Settings, site: Topology, identity: Identity, runners: dict[str, dict[str, str]]) -> None:
-    """Install, configure, activate each hub. ``runners`` are those that may connect, by their ids."""
+    """Install, configure, activate each hub. ``runners`` are the runners that may connect, by id."""
     for name, port in zip(settings.hub_names, settings.hub_ports, strict=True):
         _deploy_one(settings, site, identity, runners, name, port)
     service.retire(settings, prefix="hub-", keep=settings.hub_names)
@@ -38,7 +43,8 @@ def _deploy_one(
 ) -> None:
     directory, owner = settings.platform_root / name, service.owner(settings, "hub")
     python = str(service.python(settings))
-    private_directory(directory, owner)
+    for folder in (directory, directory / STATE):
+        private_directory(folder, owner)
     certificate = tls.install(settings, identity, "hub", directory, owner) if settings.platform_tls else []
     files = [
         checked_file(
@@ -55,13 +61,13 @@ def _deploy_one(
         path=directory / "keys.json",
         owner=owner,
     )
-    if settings.hub_oidc_issuer is None:
-        pyinfra_files.file(name=f"Leave no client secret with {name}", path=str(directory / OIDC_SECRET), present=False)
-    else:
-        files += [
-            checked_file(name=f"Give {name} the {what} of its OpenID provider", content=content, path=path, owner=owner)
-            for what, content, path in _oidc_files(settings, directory)
-        ]
+    oidc = _oidc_files(settings)
+    files += [
+        checked_file(
+            name=f"Give {name} the {what} of its OpenID provider", content=content, path=directory / file, owner=owner
+        )
+        for file, (what, content) in oidc.items()
+    ]
     files.append(
         checked_file(
             name=f"Render hub.json of {name}",
@@ -75,21 +81,24 @@ def _deploy_one(
         command=[python, "-m", "natskit.hub", "--settings", str(directory / "hub.json")],
         environment={} if service.uses_systemd(settings) else build.environment(settings, settings.hub_api_packages),
         priority=20,
-        healthy=[python, "-m", "natskit.wait", *_url(settings, directory, port), service.HEALTHY_SECONDS],
+        healthy=[python, "-m", "natskit.ops.health_wait", *_url(settings, directory, port), service.HEALTHY_SECONDS],
         template="natskit-hub.service",
-        # It takes a new certificate and other signing keys without a restart.
+        # A hub applies a new certificate and new signing keys without a restart.
         unit={"user": owner, "directory": str(directory), "reload_command": "/bin/kill -HUP $MAINPID"},
     )
     service.run(settings, program, restart_on=files, reload_on=[keys, *certificate])
-    # What hubs of an older version had.
-    pyinfra_files.file(name=f"Leave {name} no creds for SYS", path=str(directory / "sys.creds"), present=False)
+    # Files of earlier settings, and (sys.creds) of hubs of an older version. The hub no longer reads them.
+    for file in sorted({OIDC_SECRET, OIDC_CA, "sys.creds"} - oidc.keys()):
+        pyinfra_files.file(name=f"Leave {name} no {file}", path=str(directory / file), present=False)
 
 
-def _oidc_files(settings: Settings, directory: Path) -> list[tuple[str, str, Path]]:
-    """What of OIDC lands in files of their own."""
-    found = [("client secret", named_files.oidc_secret(settings), directory / OIDC_SECRET)]
+def _oidc_files(settings: Settings) -> dict[str, tuple[str, str]]:
+    """The settings of OIDC that a hub reads from files of their own: what they are and their content, by file name."""
+    if settings.hub_oidc_issuer is None:
+        return {}
+    found = {OIDC_SECRET: ("client secret", referenced_files.oidc_secret(settings))}
     if settings.hub_oidc_ca_file:
-        found.append(("CA", settings.hub_oidc_ca_file.expanduser().read_text(), directory / "oidc-ca.crt"))
+        found[OIDC_CA] = ("CA", settings.hub_oidc_ca_file.expanduser().read_text())
     return found
 
 
@@ -105,13 +114,15 @@ def _oidc(settings: Settings, site: Topology, directory: Path) -> dict[str, Any]
         "label": settings.hub_oidc_label,
         "make_accounts": settings.hub_oidc_make_accounts,
         "link_accounts": settings.hub_oidc_link_accounts,
-        "domains": [domain.lower() for domain in settings.hub_oidc_domains],
-        "ca_file": directory / "oidc-ca.crt" if settings.hub_oidc_ca_file else None,
+        "domains": settings.hub_oidc_domains,
+        "email_claims": settings.hub_oidc_email_claims,
+        "verified_domains": settings.hub_oidc_verified_domains,
+        "ca_file": directory / OIDC_CA if settings.hub_oidc_ca_file else None,
     }
 
 
 def _url(settings: Settings, directory: Path, port: int) -> list[str]:
-    """Where a hub says that it is well, and by which certificate one may ask."""
+    """The URL of a hub's health check, and the options for the certificate to check it with."""
     if not settings.platform_tls:
         return [f"http://127.0.0.1:{port}/healthz"]
     files = directory / "tls"
@@ -120,7 +131,7 @@ def _url(settings: Settings, directory: Path, port: int) -> list[str]:
 
 
 def program_file(settings: Settings, site: Topology, runners: dict[str, dict[str, str]], name: str, port: int) -> str:
-    """The content of ``hub.json``, checked by the hub's own model."""
+    """The content of ``hub.json``, validated by the hub's own model."""
     directory = settings.platform_root / name
     files = directory / "tls"
     certificate = {"certificate": files / "host.crt", "key": files / "host.key", "ca": files / "proxy-ca.crt"}
@@ -133,16 +144,23 @@ def program_file(settings: Settings, site: Topology, runners: dict[str, dict[str
             | ({"ca_file": files / "ca.crt"} if settings.platform_tls else {}),
             "creds": {account.lower(): directory / f"{account.lower()}.creds" for account in CREDS},
             "keys": directory / "keys.json",
+            "state_folder": directory / STATE,
             "allowed_origins": [site.url],
+            "cookie": cookie_name(site.url),
             "session": {
                 "sliding_seconds": settings.hub_session_sliding,
                 "absolute_seconds": settings.hub_session_absolute,
             },
             "authorization_ttl_seconds": settings.hub_authorization_ttl,
-            "password": {"argon2_concurrency": settings.hub_password_concurrency},
+            "password": {
+                "argon2_concurrency": settings.hub_password_concurrency,
+                "memory_kib": settings.hub_password_memory,
+                "time_cost": settings.hub_password_iterations,
+            },
             "backends": {name: backend.model_dump() for name, backend in settings.hub_backends.items()},
             "oidc": _oidc(settings, site, directory),
             "api_packages": settings.hub_api_packages,
+            "metrics": exporter.access(settings, site, settings.hub_names.index(name) + 1, files),
             "runners": runners,
             "max_projects_per_account": settings.hub_max_projects_per_account,
             "share_changes_per_minute": settings.hub_share_changes,

@@ -1,4 +1,4 @@
-"""nats-server: configuration, NATS accounts, JetStream, and its place among the other servers."""
+"""nats-server: its configuration, NATS accounts, JetStream, and its place among the other servers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pyinfra import host
@@ -14,143 +15,149 @@ from pyinfra.api import FactBase
 from pyinfra.api.exceptions import OperationError
 from pyinfra.operations import python
 
-from natskit import named_files
-from natskit.identity import NATS_ACCOUNTS, Identity
-from natskit.render import nats_values, render
-from natskit.settings import Settings
-from natskit.topology import Topology
+from natskit.config import referenced_files
+from natskit.config.nats_settings import LeafRemote
+from natskit.config.render import nats_values, render
+from natskit.config.settings import Settings
+from natskit.config.topology import Topology
+from natskit.identity.identity import NATS_ACCOUNTS, Identity
 from roles import service, tls
 from roles.errors import DeployError
 from roles.files import WrittenFile, checked_file, private_directory
+from roles.managed_program import Program, nats_open_files
 from roles.platform import ca_file, reached
-from roles.program import Program
 
-STOP_SECONDS = 30
-"""Beyond the lame duck's own time: JetStream writes what it holds."""
 WELL_SECONDS = "20"
-"""How long the others may take to be well before a restart; longer than an election, and they were well before."""
+"""How long the other servers may take to become healthy before a restart. They were healthy before, so this has to be
+longer than an election."""
 CAUGHT_UP_SECONDS = "300"
 """How long a server may take to catch up with the others after its restart."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where nats-server runs: its folder and user on the host, and the programs that start it there."""
+
+    directory: Path
+    owner: str
+    server: Path
+    python: Path
+    monitor: str
+    """The URL of its monitoring port."""
+
+    @property
+    def configuration(self) -> Path:
+        """The file nats-server is started with."""
+        return self.directory / "nats-server.conf"
+
+    @property
+    def probe_creds(self) -> Path:
+        """The creds that the restart gate connects with."""
+        return self.directory / "probe.creds"
+
+    def give(self, name: str, content: str, file: str) -> WrittenFile:
+        """Write a file into the folder, for nats-server's user alone."""
+        return checked_file(name=name, content=content, path=self.directory / file, owner=self.owner)
+
+
+@dataclass(frozen=True)
+class Configured:
+    """The files that nats-server uses, sorted by what a change of them requires."""
+
+    accounts: list[WrittenFile]
+    """JWTs of NATS accounts: a change is pushed to the running server."""
+    reload_on: list[WrittenFile]
+    restart_on: list[WrittenFile]
+
+
 def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
     """Install, configure, activate."""
-    directory, owner = settings.platform_root / "nats", service.owner(settings, "nats")
-    server, programs = service.nats_server(settings), service.python(settings)
-    for folder in (directory, *map(Path, settings.nats_writable)):
-        private_directory(folder, owner)
-    _room(settings)
-
-    accounts = [
-        checked_file(
-            name=f"Give NATS account {account} to the resolver",
-            content=identity.account_jwt(account),
-            path=account_file(settings, identity, account),
-            owner=owner,
-        )
-        for account in NATS_ACCOUNTS
-    ]
-    # Not nats-server reads it, but the gate: no reload, which would cut whoever came through the auth callout.
-    checked_file(
-        name="Give nats-server's host the creds of its probe",
-        content=identity.creds("PLATFORM", "probe"),
-        path=directory / "probe.creds",
-        owner=owner,
+    place = Place(
+        directory=settings.platform_root / "nats",
+        owner=service.owner(settings, "nats"),
+        server=service.nats_server(settings),
+        python=service.python(settings),
+        monitor=f"http://127.0.0.1:{settings.nats_monitor_port}",
     )
-    reload_on = tls.install(settings, identity, "nats", directory, owner) if settings.platform_tls else []
-    reload_on += _leafnodes(settings, directory, owner)
-    environment, restart_on = _environment(settings, directory)
-    # Where the keys are not in reach, any will do to check a configuration.
-    variables = ["env", *(f"{name}=unknown" for name in environment)] if environment else []
-    configuration = render("nats-server.conf", values(settings, site, identity))
-    reload_on.append(
-        checked_file(
-            name="Render nats-server.conf",
-            content=configuration,
-            path=directory / "nats-server.conf",
-            owner=owner,
-            check=[*variables, str(server), "-t", "-c", "{}"],
-            explain=own_lines(settings, configuration),
-        )
-    )
+    install(place, settings)
+    configured = configure(place, settings, site, identity)
+    kept_running = activate(place, settings, site, configured)
+    if settings.nats_resolver != "memory":  # that one reads the accounts from its configuration, when it reloads it
+        _push_changed(Endpoint.of(settings), identity, configured.accounts, kept_running)
 
-    monitor = f"http://127.0.0.1:{settings.nats_monitor_port}"
-    gate = [str(programs), "-m", "natskit.gate", "--creds", str(directory / "probe.creds"), "--monitor", monitor]
-    gate += ["--urls", ",".join(site.nats_urls_for(settings)), "--server", settings.platform_name]
-    gate += ["--ca", str(directory / "tls" / "ca.crt")] if settings.platform_tls else []
-    alone = len(site.nats) == 1
-    # By a name that stays: with the version of natskit in its unit, nats-server would be restarted for each new one.
-    reload = checked_file(
+
+def install(place: Place, settings: Settings) -> None:
+    """Make the folders, and check that the disk has room for the streams."""
+    for folder in (place.directory, *map(Path, settings.nats_writable)):
+        private_directory(folder, place.owner)
+    if settings.nats_jetstream and settings.nats_jetstream_reserve and service.uses_systemd(settings):
+        wanted = settings.nats_jetstream_max_file + settings.nats_jetstream_reserve
+        _require_disk_room(settings.jetstream_directory, wanted)
+
+
+def configure(place: Place, settings: Settings, site: Topology, identity: Identity) -> Configured:
+    """Write what nats-server reads. nats-server itself checks its configuration before it replaces the one in use."""
+    accounts = [_account(place, identity, account) for account in NATS_ACCOUNTS]
+    # The restart gate reads these creds, nats-server does not. A reload would disconnect every client that the auth
+    # callout has let in.
+    place.give("Give nats-server's host the creds of its probe", identity.creds("PLATFORM", "probe"), "probe.creds")
+    reload_on = tls.install(settings, identity, "nats", place.directory, place.owner) if settings.platform_tls else []
+    reload_on += _leafnodes(place, settings.nats_leafnode_remotes)
+    variables = referenced_files.jetstream_environment(settings)
+    restart_on = [_environment(place, variables)] if variables else []
+    configuration = render("nats-server.conf", nats_values(settings, site, identity))
+    written = {f"nats_section_extra.{section}": text for section, text in settings.nats_section_extra.items()}
+    explain = own_lines(written | {"nats_extra": settings.nats_extra}, configuration)
+    reload_on.append(_configuration(place, configuration, variables, explain))
+    return Configured(accounts, reload_on, restart_on)
+
+
+def activate(place: Place, settings: Settings, site: Topology, configured: Configured) -> Callable[[], bool]:
+    """Keep nats-server running with these files; the answer says during the run whether it was not restarted."""
+    # A script under a name that stays. With the version of natskit in its unit, nats-server would be restarted for
+    # each new version.
+    reload = [str(place.python), "-m", "natskit.ops.reload", str(place.directory / "run" / "nats-server.pid")]
+    script = checked_file(
         name="Write how nats-server is reloaded",
-        content="#!/bin/sh\nexec "
-        + shlex.join([str(programs), "-m", "natskit.reload", str(directory / "run" / "nats-server.pid"), monitor])
-        + "\n",
-        path=directory / "reload",
+        content="#!/bin/sh\nexec " + shlex.join([*reload, place.monitor]) + "\n",
+        path=place.directory / "reload",
         mode="700",
-        owner=owner,
+        owner=place.owner,
     )
+    # A single server has no others to wait for, and programs that start later wait for the hubs.
+    gate = _gate(place, settings, site) if len(site.nats) > 1 else []
     program = Program(
         name="nats",
-        command=[str(server), "-c", str(directory / "nats-server.conf")],
+        command=[str(place.server), "-c", str(place.configuration)],
         priority=10,
-        # Most settings can be reloaded; nats-server says no to the others, and then it is restarted.
-        reload=[str(reload.path)],
-        stop_seconds=settings.nats_lame_duck_duration + STOP_SECONDS,
-        # Alone there is nobody to wait for, and whoever starts later waits for the hubs.
-        healthy=() if alone else [*gate, "--seconds", CAUGHT_UP_SECONDS],
-        before_restart=() if alone else [*gate, "--before", "--seconds", WELL_SECONDS],
+        # nats-server can reload most settings. It refuses the others, and is restarted then.
+        reload=[str(script.path)],
+        # Under systemd its unit names the signal. nats-server ignores SIGTERM while it leaves slowly (lame duck).
+        stop_signal="INT",
+        stop_seconds=settings.nats_stop_seconds,
+        healthy=[*gate, "--seconds", CAUGHT_UP_SECONDS] if gate else (),
+        before_restart=[*gate, "--before", "--seconds", WELL_SECONDS] if gate else (),
         unit={
-            "user": owner,
+            "user": place.owner,
             "writable": settings.nats_writable,
             "memory_limit": settings.nats_memory_limit,
-            "environment_file": str(directory / "environment") if environment else None,
+            "environment_file": str(place.directory / "environment") if configured.restart_on else None,
             "mount": settings.nats_jetstream_directory,
+            # When the others are down, it has the browsers of all proxies.
+            "open_files": nats_open_files(sum(proxy.proxy_max_browsers for proxy in site.proxy)),
         },
     )
-    kept_running = service.run(settings, program, restart_on=restart_on, reload_on=reload_on)
-    if settings.nats_resolver == "memory":  # it has them in its configuration, and reads that when it is reloaded
-        return
-    python.call(
-        name="Push the NATS accounts to nats-server",
-        function=_push,
-        settings=settings,
-        identity=identity,
-        # One that was started has read them. What it uses is asked: a deploy may have ended after it wrote the files.
-        _if=lambda: (
-            kept_running() and (any(a.did_change() for a in accounts) or _resolver(settings, identity, "--check") != "")
-        ),
-    )
+    return service.run(settings, program, restart_on=configured.restart_on, reload_on=configured.reload_on)
 
 
-def _environment(settings: Settings, directory: Path) -> tuple[dict[str, str], list[WrittenFile]]:
-    """The keys of JetStream, in a file that systemd reads as root and nats-server itself cannot."""
-    environment = named_files.jetstream_environment(settings)
-    if not environment:
-        return {}, []
-    written = checked_file(
-        name="Give nats-server the key of JetStream",
-        content=named_files.environment_file(environment),
-        path=directory / "environment",
-        owner="root",
-    )
-    return environment, [written]
-
-
-def _leafnodes(settings: Settings, directory: Path, owner: str) -> list[WrittenFile]:
-    return [
-        checked_file(
-            name=f"Give nats-server the creds of leafnode {number}",
-            content=named_files.creds(remote.credentials),
-            path=directory / f"leafnode-{number}.creds",
-            owner=owner,
-        )
-        for number, remote in enumerate(settings.nats_leafnode_remotes)
-        if remote.credentials
-    ]
+# ---- the steps of install, configure and activate
 
 
 class DiskRoom(FactBase[int]):
-    """Bytes that the streams in a folder, which may not be there yet, can take: what they do, and what is free."""
+    """The bytes that streams in a folder can take: those they take now, and those that are free.
+
+    The folder may not exist yet.
+    """
 
     def command(self, folder: str) -> str:
         up = 'while [ ! -d "$f" ]; do f=$(dirname "$f"); done'
@@ -160,13 +167,12 @@ class DiskRoom(FactBase[int]):
         return sum(int(line.split()[0]) for line in output)
 
 
-def _room(settings: Settings) -> None:
-    """A full disk ends JetStream on a server, and its own limit only refuses a write: the limit has to come first."""
-    if not settings.nats_jetstream or not settings.nats_jetstream_reserve or not service.uses_systemd(settings):
-        return
-    folder = str(settings.jetstream_directory)
-    room, wanted = host.get_fact(DiskRoom, folder=folder), settings.nats_jetstream_max_file
-    wanted += settings.nats_jetstream_reserve
+def _require_disk_room(folder: Path, wanted: int) -> None:
+    """JetStream stops on a server whose disk is full, while its own limit only refuses a write: that has to come first.
+
+    Raises :class:`DeployError` if the streams cannot take ``wanted`` bytes.
+    """
+    room = host.get_fact(DiskRoom, folder=str(folder))
     if room < wanted:
         raise DeployError(
             f"{host.name}: the disk of {folder} has room for {room // 1024**2} MiB, and nats_jetstream_max_file with "
@@ -174,57 +180,51 @@ def _room(settings: Settings) -> None:
         )
 
 
-def _push(settings: Settings, identity: Identity) -> None:
-    """A running server takes changed NATS accounts over the bus, without losing a connection."""
-    if said := _resolver(settings, identity):
-        raise OperationError(f"nats-server of {host.name} does not take the NATS accounts: {said[-300:]}")
+def _account(place: Place, identity: Identity, account: str) -> WrittenFile:
+    """The JWT of a NATS account, where the resolver of nats-server keeps it."""
+    file = f"jwt/{identity.account_public_key(account)}.jwt"
+    return place.give(f"Give NATS account {account} to the resolver", identity.account_jwt(account), file)
 
 
-def end_earlier_rights(site: Topology, identity: Identity) -> None:
-    """Take from the NATS accounts what only programs of an older version needed.
+def _leafnodes(place: Place, remotes: Sequence[LeafRemote]) -> list[WrittenFile]:
+    return [
+        place.give(
+            f"Give nats-server the creds of leafnode {number}",
+            referenced_files.creds(remote.credentials),
+            f"leafnode-{number}.creds",
+        )
+        for number, remote in enumerate(remotes)
+        if remote.credentials
+    ]
 
-    Once in a deploy, when the last host of hubs that can be reached has its new ones.
-    """
-    if host not in reached("hub")[-1:]:
-        return
-    names = {other.data.get("platform_name", other.name) for other in reached("nats")}
-    python.call(
-        name="End the rights that only programs of an older version had",
-        function=_end_earlier_rights,
-        servers=[server for server in site.nats if server.platform_name in names],
-        identity=identity,
-        _if=lambda: identity.has_earlier_rights,
+
+def _environment(place: Place, variables: dict[str, str]) -> WrittenFile:
+    """The keys of JetStream, in a file that systemd reads as root and nats-server itself cannot read."""
+    return checked_file(
+        name="Give nats-server the key of JetStream",
+        content=referenced_files.environment_file(variables),
+        path=place.directory / "environment",
+        owner="root",
     )
 
 
-def _end_earlier_rights(servers: list[Settings], identity: Identity) -> None:
-    identity.end_earlier_rights(now=int(time.time()))
-    for settings in servers:
-        # One that has them in its configuration is given another by the next deploy.
-        if settings.nats_resolver != "memory" and (said := _resolver(settings, identity)):
-            raise OperationError(f"{settings.platform_name} does not take the NATS accounts: {said[-300:]}")
+def _configuration(place: Place, content: str, variables: Iterable[str], explain: str) -> WrittenFile:
+    """nats-server.conf; ``variables`` name what it takes from the environment."""
+    # The check runs without the keys, and any value will do for it.
+    environment = [f"{name}=unknown" for name in variables]
+    return checked_file(
+        name="Render nats-server.conf",
+        content=content,
+        path=place.configuration,
+        owner=place.owner,
+        check=[*(["env", *environment] if environment else []), str(place.server), "-t", "-c", "{}"],
+        explain=explain,
+    )
 
 
-def _resolver(settings: Settings, identity: Identity, *words: str) -> str:
-    """Run :mod:`natskit.resolver` for this host's nats-server; what is wrong, or nothing."""
-    authority = ["--ca", str(ca_file(settings))] if settings.platform_tls else []
-    command = [sys.executable, "-m", "natskit.resolver", *authority, "--server", settings.platform_name, *words]
-    command += [settings.nats_url, *(str(identity.account_path(account)) for account in NATS_ACCOUNTS)]
-    creds = identity.creds("SYS", "admin")
-    done = subprocess.run(command, input=creds, capture_output=True, text=True, check=False)
-    return "" if done.returncode == 0 else done.stderr.strip() or "it uses others"
-
-
-def account_file(settings: Settings, identity: Identity, account: str) -> Path:
-    """Where the resolver keeps the JWT of a NATS account."""
-    return settings.platform_root / "nats" / "jwt" / f"{identity.account_public_key(account)}.jwt"
-
-
-def own_lines(settings: Settings, configuration: str) -> str:
-    """Which lines of nats-server.conf are the user's own words, since nats-server only says which line is wrong."""
+def own_lines(texts: Mapping[str, str], configuration: str) -> str:
+    """Which lines of nats-server.conf the user wrote, by setting: nats-server only says which line is wrong."""
     lines = configuration.splitlines()
-    texts = {f"nats_section_extra.{section}": text for section, text in settings.nats_section_extra.items()}
-    texts |= {"nats_extra": settings.nats_extra}
     places = []
     for setting, text in texts.items():
         mark = next((number for number, line in enumerate(lines, 1) if line.strip() == f"# {setting}"), None)
@@ -232,10 +232,90 @@ def own_lines(settings: Settings, configuration: str) -> str:
             first, last = mark + 1, mark + len(text.splitlines())
             places.append(f"{setting} (line {first})" if first == last else f"{setting} (lines {first} to {last})")
     if not places:
-        return "all of it is made from settings in the inventory: docs/settings.md"
+        return "all of it is made from settings in the inventory: docs/reference/settings.md"
     return f"in the inventory, these are as you wrote them: {', '.join(places)}"
 
 
-def values(settings: Settings, site: Topology, identity: Identity) -> dict[str, object]:
-    """What the template ``nats-server.conf`` needs."""
-    return nats_values(settings, site, identity)
+def _gate(place: Place, settings: Settings, site: Topology) -> list[str]:
+    """The command that waits until this server, and the others, can do without one that restarts."""
+    words = ["--creds", str(place.probe_creds), "--monitor", place.monitor]
+    words += ["--urls", ",".join(site.nats_urls_for(settings)), "--server", settings.platform_name]
+    words += ["--ca", str(place.directory / "tls" / "ca.crt")] if settings.platform_tls else []
+    return [str(place.python), "-m", "natskit.ops.restart_gate", *words]
+
+
+# ---- NATS accounts of servers that run
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A nats-server as the control machine reaches it."""
+
+    name: str
+    url: str
+    ca_file: Path | None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Endpoint:
+        """The nats-server of a host."""
+        return cls(settings.platform_name, settings.nats_url, ca_file(settings) if settings.platform_tls else None)
+
+    def resolve(self, identity: Identity, *words: str) -> str:
+        """Run :mod:`natskit.ops.account_resolver` for this server; returns why it failed, or nothing."""
+        authority = ["--ca", str(self.ca_file)] if self.ca_file else []
+        command = [sys.executable, "-m", "natskit.ops.account_resolver", *authority, "--server", self.name, *words]
+        command += [self.url, *(str(identity.account_path(account)) for account in NATS_ACCOUNTS)]
+        creds = identity.creds("SYS", "admin")
+        done = subprocess.run(command, input=creds, capture_output=True, text=True, check=False)
+        return "" if done.returncode == 0 else done.stderr.strip() or "it uses other NATS accounts"
+
+
+def _push_changed(
+    server: Endpoint, identity: Identity, accounts: Sequence[WrittenFile], kept_running: Callable[[], bool]
+) -> None:
+    python.call(
+        name="Push the NATS accounts to nats-server",
+        function=_push,
+        server=server,
+        identity=identity,
+        # A server that was just started has read them. One that kept running is asked what it uses: an earlier deploy
+        # may have ended after it wrote the files.
+        _if=lambda: (
+            kept_running() and (any(a.did_change() for a in accounts) or server.resolve(identity, "--check") != "")
+        ),
+    )
+
+
+def _push(server: Endpoint, identity: Identity) -> None:
+    """A running server takes changed NATS accounts over the bus, and keeps its connections."""
+    if said := server.resolve(identity):
+        raise OperationError(f"nats-server of {host.name} does not take the NATS accounts: {said[-300:]}")
+
+
+def end_earlier_rights(site: Topology, identity: Identity) -> None:
+    """Take from the NATS accounts the rights that only programs of an older version needed.
+
+    This happens once in a deploy, after the last reachable host of hubs has its new ones.
+    """
+    if host not in reached("hub")[-1:]:
+        return
+    names = {other.data.get("platform_name", other.name) for other in reached("nats")}
+    python.call(
+        name="End the rights that only programs of an older version had",
+        function=_end_earlier_rights,
+        # A server with the resolver "memory" has the accounts in its configuration; the next deploy writes a new one.
+        servers=[
+            Endpoint.of(server)
+            for server in site.nats
+            if server.platform_name in names and server.nats_resolver != "memory"
+        ],
+        identity=identity,
+        _if=lambda: identity.has_earlier_rights,
+    )
+
+
+def _end_earlier_rights(servers: Sequence[Endpoint], identity: Identity) -> None:
+    identity.end_earlier_rights(now=int(time.time()))
+    for server in servers:
+        if said := server.resolve(identity):
+            raise OperationError(f"{server.name} does not take the NATS accounts: {said[-300:]}")

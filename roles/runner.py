@@ -1,4 +1,4 @@
-"""The runner of a host: starts and stops the agents of its projects."""
+"""The runner of a host, which starts and stops the agents of its projects."""
 
 from __future__ import annotations
 
@@ -6,27 +6,32 @@ import json
 import time
 from pathlib import Path
 
-from natskit import __version__
-from natskit.identity import Identity
-from natskit.identity.tls import ensure_ca
-from natskit.runner.program import RunnerProgram
-from natskit.settings import Settings
-from natskit.topology import Topology
-from roles import build, service, systemd
-from roles.files import checked_file, private_directory
-from roles.program import Program
+from pyinfra import host
 
-PROJECT_OPEN_FILES = 4096
-STATE_NAME = "natskit-project"
-"""Folder below systemd's own (``/var/lib``) with the projects' files, one folder each."""
+from natskit import __version__
+from natskit.config.render import project_values
+from natskit.config.settings import Settings
+from natskit.config.topology import Topology
+from natskit.identity.identity import Identity
+from natskit.identity.tls import ensure_ca
+from natskit.runner.config import RunnerProgram
+from natskit.runner.sandbox import HOMES, SHOWN
+from roles import artifacts, build, exporter, service, systemd
+from roles.files import checked_file, private_directory, public_directory
+from roles.managed_program import Program
+from roles.project_mounts import Devices
 
 
 def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
     """Install, configure, activate."""
     directory, python = settings.platform_root / "runner", str(service.python(settings))
     private_directory(directory)
+    if service.uses_systemd(settings):
+        private_directory(HOMES.parent)
+        private_directory(HOMES)
+        public_directory(settings.runner_shown)
     creds, _ = identity.runner_creds(settings.runner_uuid, now=int(time.time()))
-    # Read anew at each connect: other creds are no reason for a restart, which ends projects where there is no systemd.
+    # The runner reads its creds at each connect, so new ones need no restart, which would end projects without systemd.
     checked_file(name="Give the runner its creds", content=creds, path=directory / "runner.creds")
     files = [
         checked_file(
@@ -35,49 +40,52 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
     ]
     if settings.platform_tls:
         authority = identity.files.read(ensure_ca(identity.files, now=int(time.time()))).decode()
-        # Projects may read it as well, which they may not in the runner's folder.
+        # Readable by all users: projects that an earlier version started, and that may still run, read it too.
         files.append(checked_file(name="Give the runner the CA", content=authority, path=ca_file(settings), mode="644"))
+        if service.uses_systemd(settings):
+            path = settings.runner_shown / "ca.crt"
+            checked_file(name="Give projects the CA", content=authority, path=path, mode="644")
     command = [python, "-m", "natskit.runner", "--settings", str(directory / "runner.json")]
-    unit = {"python": python, "runner_directory": str(directory), "state_name": STATE_NAME}
     if service.uses_systemd(settings):
-        _define_projects(settings, unit)
+        _define_projects(settings, python)
     program = Program(
         name="runner",
-        # Before a hub listens, nats-server keeps whoever connects waiting for the whole nats_auth_timeout.
+        # Before a hub listens, nats-server keeps every client waiting for the whole nats_auth_timeout.
         command=command if service.uses_systemd(settings) else [*service.after(settings), *command],
         environment={}
         if service.uses_systemd(settings)
         else build.environment(settings, settings.runner_project_api_packages),
         priority=40,
-        unit=unit,
+        unit={
+            "python": python,
+            "runner_directory": str(directory),
+            "homes": str(HOMES),
+            "metrics": str(exporter.written(settings)),
+        },
     )
     service.run(settings, program, restart_on=files)
 
 
-def _define_projects(settings: Settings, unit: dict[str, str]) -> None:
-    """The unit that each project is an instance of; those that run keep what they were started with."""
-    template = Program(
-        name="project@",
-        command=[],
-        unit={
-            **unit,
-            "memory": settings.runner_project_memory,
-            "cpu_percent": settings.runner_project_cpu,
-            "tasks": settings.runner_project_processes,
-            "file_bytes": settings.runner_project_file or "infinity",
-            "open_files": PROJECT_OPEN_FILES,
-        },
+def _define_projects(settings: Settings, python: str) -> None:
+    """Define the unit whose instances are the projects. Running projects keep the definition they were started with."""
+    devices = host.get_fact(Devices, paths=settings.runner_project_devices) if settings.runner_project_devices else []
+    values = project_values(
+        settings,
+        python,
+        python_prefix=artifacts.target().prefix,
+        devices=[device.path for device in devices],
+        device_groups=sorted({device.group for device in devices} - {"root"}),
     )
-    systemd.define(template, str(systemd.UNITS / "natskit-project@.service"))
+    systemd.define(Program(name="project@", command=[], unit=values), str(systemd.UNITS / "natskit-project@.service"))
 
 
 def ca_file(settings: Settings) -> Path:
-    """Where the runner's host has the certificate of the platform's CA."""
+    """The path of the platform's CA certificate on the runner's host."""
     return settings.platform_root / "ca.crt"
 
 
 def known_runners(site: Topology, identity: Identity) -> dict[str, dict[str, str]]:
-    """The runners the hubs let in, by their ids."""
+    """The runners that the hubs admit, by id."""
     found = {}
     for settings in site.runner:
         _, public_key = identity.runner_creds(settings.runner_uuid, now=int(time.time()))
@@ -88,7 +96,7 @@ def known_runners(site: Topology, identity: Identity) -> dict[str, dict[str, str
 
 
 def program_file(settings: Settings, site: Topology, python: str) -> str:
-    """The content of ``runner.json``, checked by the runner's own model."""
+    """The content of ``runner.json``, validated by the runner's own model."""
     directory = settings.platform_root / "runner"
     on_systemd = service.uses_systemd(settings)
     program = RunnerProgram.model_validate(
@@ -98,22 +106,38 @@ def program_file(settings: Settings, site: Topology, python: str) -> str:
             "version": __version__,
             "nats": {"urls": site.nats_urls_for(settings)}
             | ({"ca_file": ca_file(settings)} if settings.platform_tls else {}),
+            "project_nats": _project_nats(settings, site),
+            "metrics_file": exporter.written(settings) / "runner.prom" if settings.metrics_token_file else None,
             "creds": directory / "runner.creds",
             "directory": directory,
             "python": python,
             "project": {
-                # What systemd limits for a project as a whole need not be limited for each of its processes.
+                # systemd limits the memory of a project as a whole, so its processes need no limit of their own.
                 "memory_bytes": None if on_systemd else settings.runner_project_memory,
                 "max_file_bytes": settings.runner_project_file,
                 "window_bytes": settings.runner_project_window,
+                "unattended": {
+                    "max_terminals": settings.runner_project_terminals,
+                    "scrollback_bytes": settings.runner_project_scrollback,
+                    "recording_bytes": settings.runner_project_recording,
+                    "clipboard": settings.runner_project_clipboard,
+                    "max_jobs": settings.runner_project_jobs,
+                    "job_output_bytes": settings.runner_project_job_output,
+                    "output_rate": settings.runner_project_output_rate,
+                },
+                "reader_patience": settings.runner_project_reader_patience,
                 "api_packages": settings.runner_project_api_packages,
+                "environment": settings.runner_project_environment,
             }
             | ({"max_disk_bytes": settings.runner_project_disk} if on_systemd else {}),
         }
-        | (
-            {"manager": "systemd", "state_name": STATE_NAME, "disk_reserve_bytes": settings.runner_disk_reserve}
-            if on_systemd
-            else {}
-        )
+        | ({"manager": "systemd", "disk_reserve_bytes": settings.runner_disk_reserve} if on_systemd else {})
     )
     return json.dumps(program.model_dump(mode="json"), indent=2) + "\n"
+
+
+def _project_nats(settings: Settings, site: Topology) -> dict[str, object] | None:
+    """The servers projects connect to. On a host, projects see the CA's certificate at another path."""
+    if not settings.platform_tls or not service.uses_systemd(settings):
+        return None
+    return {"urls": site.nats_urls_for(settings), "ca_file": SHOWN / "ca.crt"}

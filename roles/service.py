@@ -1,7 +1,7 @@
-"""Programs that are kept running: by systemd on hosts, by supervisor where there is no root.
+"""Keep programs running: with systemd on hosts, with supervisor on a machine without root.
 
-A role says what to run and which of its files a restart or a reload depends on; the manager's module decides, once,
-from what changed.
+A role names the program to run, and the files whose change requires a restart or a reload. The module of the manager,
+``roles/systemd.py`` or ``roles/supervisor.py``, decides between them by the files that changed.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from natskit.settings import Settings
+from natskit.config.settings import Settings
 from roles import artifacts, supervisor, systemd
 from roles.files import WrittenFile
-from roles.program import Program
+from roles.managed_program import Program
 
 HEALTHY_SECONDS = "60"
-"""How long a program may take to answer its health check: a hub first waits for nats-server to load its streams."""
+"""How long a program may take to answer its health check. A hub first waits for nats-server to load its streams."""
 
 
 def uses_systemd(settings: Settings) -> bool:
@@ -25,7 +25,7 @@ def uses_systemd(settings: Settings) -> bool:
 
 
 def install(settings: Settings) -> None:
-    """The manager itself, and the folders everything else lands in."""
+    """Install the manager itself, and make the folders of the platform."""
     (systemd if uses_systemd(settings) else supervisor).install(settings)
 
 
@@ -36,44 +36,53 @@ def run(
     restart_on: Sequence[WrittenFile] = (),
     reload_on: Sequence[WrittenFile] = (),
 ) -> Callable[[], bool]:
-    """Keep a program running; restart or reload it if one of those operations changed something.
+    """Keep a program running; restart or reload it if one of those files changed.
 
-    A program that was only just started, or restarted because its definition changed, is not restarted again;
-    the answer, to be asked during the run, says whether it kept running.
+    A program that this deploy has started, or restarted because its definition changed, is not restarted again. Call
+    the result during the run to learn whether the program kept running.
     """
     keep = systemd.run if uses_systemd(settings) else supervisor.run
     return keep(settings, program, restart_on=restart_on, reload_on=reload_on)
 
 
 def retire(settings: Settings, prefix: str, keep: Sequence[str]) -> None:
-    """Stop and forget the programs with that prefix that are not kept, such as the third hub after a change to two."""
+    """Stop and remove the programs with that prefix that are not in ``keep``, such as the third hub after a change to
+    two."""
     (systemd if uses_systemd(settings) else supervisor).retire(settings, prefix, keep)
 
 
 def after(settings: Settings) -> list[str]:
-    """What comes before the command of a program that the hub must have come up for, also when all start at once.
+    """A command to put before that of a program which needs the hub, even when all programs start at once.
 
-    It is started in any case when the hub has not come up in time.
+    It waits for the hub, and starts the program in any case if the hub does not answer in time.
     """
-    return [sys.executable, "-m", "natskit.wait", f"http://127.0.0.1:{settings.hub_port}/healthz", "20", "--"]
+    return [
+        sys.executable,
+        "-m",
+        "natskit.ops.health_wait",
+        f"http://127.0.0.1:{settings.hub_port}/healthz",
+        "20",
+        "--",
+    ]
 
 
 def tidy(settings: Settings) -> None:
-    """Remove what no program needs any more."""
+    """Remove versions that no program needs any more."""
     if uses_systemd(settings):
         artifacts.tidy(settings)
 
 
 def python(settings: Settings) -> Path:
-    """The Python that has natskit: this very one, or the one installed on the host."""
+    """The Python that has natskit: the one that runs the deploy, or the one installed on the host."""
     return artifacts.python(settings) if uses_systemd(settings) else Path(sys.executable)
 
 
 def nats_server(settings: Settings) -> Path:
-    """nats-server: of the wheel in .venv, or the one installed on the host."""
+    """The nats-server of the wheel in .venv, or the one installed on the host."""
     return artifacts.nats_server(settings) if uses_systemd(settings) else supervisor.BIN / "nats-server"
 
 
 def owner(settings: Settings, role: str) -> str:
-    """The user a role's program runs as, who owns its folder; made if need be. Nobody else where there is no root."""
+    """The user that runs a role's program and owns its folder, created if necessary. Empty without root: the user who
+    deploys."""
     return systemd.user(role) if uses_systemd(settings) else ""

@@ -1,4 +1,4 @@
-"""The streams of the platform, made from the control machine: the servers have to be up, and hubs may not make them."""
+"""The streams of the platform. The control machine creates them, since hubs may not; the servers must be running."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from pyinfra import host, logger
 from pyinfra.api.exceptions import OperationError
 from pyinfra.operations import python
 
-from natskit.identity import Identity
-from natskit.settings import Settings
-from natskit.streams import StreamSettings
-from natskit.topology import Topology
-from roles.platform import ca_file, reached
+from natskit.config.settings import Settings
+from natskit.config.topology import Topology
+from natskit.identity.identity import Identity
+from roles.platform import ca_file, reached, stream_settings
+
+ACCOUNTS = ("PLATFORM", "DOCS")
+"""The NATS accounts that have streams."""
 
 
 def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
-    """Make the streams that are missing, and change those that are not as the inventory says.
+    """Create missing streams, and update those that differ from the inventory.
 
-    Once in a deploy, when it comes to the first host of hubs that can be reached: with ``--serial`` the hosts of nats
-    are done by then.
+    This happens once in a deploy, at the first reachable host of hubs: with ``--serial``, the hosts of nats come before
+    it.
     """
     if host not in reached("hub")[:1]:
         return
@@ -30,34 +32,26 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
         settings=settings,
         site=site,
         identity=identity,
-        _if=lambda: _run(settings, site, identity, "--check").returncode != 0,
-    )
-
-
-def stream_settings(site: Topology) -> StreamSettings:
-    """What the inventory says about streams; all hubs have it in common."""
-    hub = site.hub[0]
-    return StreamSettings(
-        replicas=site.replicas,
-        state_bytes=hub.hub_state_max_bytes,
-        audit_seconds=hub.hub_audit_days * 86_400,
-        audit_bytes=hub.hub_audit_bytes,
+        _if=lambda: any(_run(settings, site, identity, name, "--check").returncode != 0 for name in ACCOUNTS),
     )
 
 
 def _apply(settings: Settings, site: Topology, identity: Identity) -> None:
-    done = _run(settings, site, identity)
-    if done.returncode != 0:
-        raise OperationError(f"the streams cannot be made: {done.stderr.strip()[-500:]}")
-    for line in done.stdout.split("\n"):
-        if line:
-            logger.info("    stream %s", line)
+    for name in ACCOUNTS:
+        done = _run(settings, site, identity, name)
+        if done.returncode != 0:
+            raise OperationError(f"the streams of {name} cannot be made: {done.stderr.strip()[-500:]}")
+        for line in done.stdout.split("\n"):
+            if line:
+                logger.info("    stream %s", line)
 
 
-def _run(settings: Settings, site: Topology, identity: Identity, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run :mod:`natskit.streams`."""
-    command = [sys.executable, "-m", "natskit.streams", *words]
+def _run(
+    settings: Settings, site: Topology, identity: Identity, account: str, *words: str
+) -> subprocess.CompletedProcess[str]:
+    """Run :mod:`natskit.ops.stream_provisioning`."""
+    command = [sys.executable, "-m", "natskit.ops.stream_provisioning", *words]
     command += ["--ca", str(ca_file(settings))] if settings.platform_tls else []
-    command += ["--settings", stream_settings(site).model_dump_json(), ",".join(site.nats_urls)]
-    creds = identity.creds("PLATFORM", "admin")
+    command += ["--settings", stream_settings(site).model_dump_json(), ",".join(site.nats_urls), account]
+    creds = identity.creds(account, "admin")
     return subprocess.run(command, input=creds, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Programs kept running by supervisor, without root. ``roles/service.py`` has what it and systemd have in common."""
+"""Keep programs running with supervisor, without root, by the interface of ``roles/service.py``."""
 
 from __future__ import annotations
 
@@ -8,35 +8,19 @@ import shlex
 import sys
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any
 
-from pyinfra import host
-from pyinfra.api import FactBase, StringCommand, operation
-from pyinfra.operations import server
+from pyinfra import host, logger
+from pyinfra.api import FunctionCommand, Host, State, StringCommand, operation
+from pyinfra.api.command import PyinfraCommand
 
-from natskit.render import render
-from natskit.settings import Settings
+from natskit.config.render import ini, render
+from natskit.config.settings import Settings
+from natskit.errors import NatskitError
+from natskit.ops.supervisor import hang_up, processes, restart, shut_down, socket_of, start, update
 from roles.files import WrittenFile, checked_file, private_directory
-from roles.program import OPEN_FILES, Program
+from roles.managed_program import Program, nats_open_files
 
 BIN = Path(sys.prefix) / "bin"
-
-
-class SupervisorStates(FactBase[dict[str, str]]):
-    """The state of each program, by its name; empty when supervisord does not answer."""
-
-    def command(self, configuration: str) -> str:
-        return f"{_control(configuration)} status 2>/dev/null || true"
-
-    def process(self, output: Any) -> dict[str, str]:
-        words = [line.split() for line in output]
-        return {line[0]: line[1] for line in words if len(line) > 1 and line[1].isupper()}
-
-    default = dict
-
-
-def _control(configuration: str) -> str:
-    return shlex.join([str(BIN / "supervisorctl"), "-c", configuration])
 
 
 def _configuration(settings: Settings) -> str:
@@ -44,65 +28,107 @@ def _configuration(settings: Settings) -> str:
 
 
 @operation()
-def _supervisord(configuration: str, root: str) -> Generator[StringCommand, None, None]:
+def _supervisord(configuration: str, root: Path) -> Generator[StringCommand, None, None]:
     """Start supervisord unless it answers. Its children do not inherit the terminal or the deploy's pipes."""
-    pid_file = shlex.quote(f"{root}/supervisor/supervisord.pid")
-    if host.get_fact(SupervisorStates, configuration=configuration) or _is_alive(root):
+    if _states(root) is not None:
         host.noop("supervisord runs")
         return
-    yield StringCommand(shlex.join([sys.executable, "-m", "natskit.strays", f"{root}/supervisor/programs"]))
-    # No core dumps, of nginx and nats-server neither: they would hold keys. Whatever it starts inherits that.
+    pid_file = shlex.quote(f"{root}/supervisor/supervisord.pid")
+    programs = f"{root}/supervisor/programs"
+    yield StringCommand(shlex.join([sys.executable, "-m", "natskit.ops.orphans", programs]))
+    # Remove definitions of a platform that was moved here: supervisord would not start with them, and the deploy writes
+    # each of them again below.
+    here = shlex.quote(f"directory = {ini(str(root))}")
+    yield StringCommand(f"grep -LZxF -- {here} {shlex.quote(programs)}/*.conf 2>/dev/null | xargs -0r rm -f")
+    # No core dumps, not even of nginx and nats-server: they would hold keys. All programs it starts inherit this.
     start = "ulimit -c 0; " + shlex.join([str(BIN / "supervisord"), "-c", configuration])
     said = shlex.quote(f"{root}/supervisor/start.log")
     yield StringCommand(f"rm -f {pid_file}; {start} </dev/null >{said} 2>&1 || {{ cat {said} >&2; exit 1; }}")
 
 
-class _Alive(FactBase[bool]):
-    def command(self, root: str) -> str:
-        control = _control(f"{root}/supervisor/supervisord.conf")
-        return f"{control} pid 2>/dev/null | grep -qE '^[0-9]+$' && echo yes || true"
+def _states(root: Path) -> dict[str, str] | None:
+    """The state of each program, by its name; ``None`` when supervisord does not answer, or is ending."""
+    try:
+        return {process.name: process.state for process in processes(socket_of(root))}
+    except NatskitError:
+        return None
 
-    def process(self, output: Any) -> bool:
-        return "yes" in list(output)
+
+def _done(state: State, host: Host, step: Callable[..., None], *arguments: object) -> bool:  # noqa: ARG001 - pyinfra's
+    """Take a step for pyinfra. Whether that went well; otherwise the deploy's output says why not."""
+    try:
+        step(*arguments)
+    except (NatskitError, TimeoutError) as error:
+        logger.error(f"{host.print_prefix}{error}")
+        return False
+    return True
 
 
-def _is_alive(root: str) -> bool:
-    return bool(host.get_fact(_Alive, root=root))
+@operation(is_idempotent=False)
+def _told(step: Callable[[Path, str], None], program: Program, root: Path) -> Generator[PyinfraCommand, None, None]:
+    """Have supervisord take a step with a program that starts it, and wait until it works."""
+    yield FunctionCommand(_done, [step, socket_of(root), program.name], {})
+    if program.healthy:
+        yield StringCommand(shlex.join(program.healthy))
+
+
+@operation(is_idempotent=False)
+def _reloaded(program: Program, root: Path) -> Generator[PyinfraCommand, None, None]:
+    """Reload a program. Where that fails, restart it, and wait until it works."""
+    restarted: list[str] = []
+    yield FunctionCommand(_reload_or_restart, [program, socket_of(root), restarted], {})
+    if restarted and program.healthy:
+        yield StringCommand(shlex.join(program.healthy))
+
+
+def _reload_or_restart(state: State, host: Host, program: Program, socket: Path, restarted: list[str]) -> bool:
+    if program.reload:
+        command = StringCommand(shlex.join(program.reload))
+        reloaded, _ = host.run_shell_command(command, print_output=state.print_output, print_input=state.print_input)
+    else:
+        reloaded = True
+        try:
+            hang_up(socket, program.name)
+        except NatskitError:
+            reloaded = False
+    if reloaded:
+        return True
+    restarted.append(program.name)
+    return _done(state, host, restart, socket, program.name)
+
+
+@operation(is_idempotent=False)
+def _stopped(root: Path) -> Generator[FunctionCommand, None, None]:
+    yield FunctionCommand(_done, [shut_down, root], {})
 
 
 def install(settings: Settings) -> None:
-    """supervisord itself."""
+    """Install supervisord itself."""
     root = settings.platform_root
     for folder in (root, root / "log", root / "supervisor", root / "supervisor" / "programs"):
         private_directory(folder)
     configuration = checked_file(
         name="Render supervisord.conf",
         content=render(
-            "supervisord.conf", {"root": root, "user": "root" if os.geteuid() == 0 else "", "open_files": _open_files()}
+            "supervisord.conf",
+            {
+                "root": root,
+                "user": "root" if os.geteuid() == 0 else "",
+                "open_files": _open_files(settings),
+                "interpreter": f"{sys.executable}, {sys.version.split()[0]}",
+            },
         ),
         path=Path(_configuration(settings)),
     )
-    server.shell(
-        name="Stop supervisord for its new configuration",
-        commands=[_stop(settings)],
-        _if=configuration.did_change,
-    )
-    _supervisord(name="Start supervisord", configuration=_configuration(settings), root=str(root))
+    _stopped(name="Stop supervisord for its new configuration", root=root, _if=configuration.did_change)
+    _supervisord(name="Start supervisord", configuration=_configuration(settings), root=root)
 
 
-def _open_files() -> int:
-    """As many as the platform may need, or as the user may have: supervisord would not start with more."""
+def _open_files(settings: Settings) -> int:
+    """As many as the platform may need, or as the user may have: with more, supervisord would not start."""
+    wanted = max(nats_open_files(settings.proxy_max_browsers), settings.proxy_open_files)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
-
-
-def _stop(settings: Settings) -> str:
-    """Not ``reload``: supervisord does that in its own time, and answers meanwhile as if it were done."""
-    pid = shlex.quote(str(settings.platform_root / "supervisor" / "supervisord.pid"))
-    return (
-        f"if {_control(_configuration(settings))} shutdown >/dev/null 2>&1; then "
-        f"while kill -0 $(cat {pid} 2>/dev/null) 2>/dev/null; do sleep 0.1; done; fi"
-    )
+    return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
 
 
 def run(
@@ -113,20 +139,20 @@ def run(
     reload_on: Sequence[WrittenFile] = (),
 ) -> Callable[[], bool]:
     """See :func:`roles.service.run`."""
-    configuration = _configuration(settings)
-    manage = _control(configuration)
-    wait = [shlex.join(program.healthy)] if program.healthy else []
+    root = settings.platform_root
     definition = checked_file(
         name=f"Define program {program.name}",
         content=_definition(settings, program),
         path=_definition_path(settings, program.name),
     )
-    server.shell(
+    _told(
         name=f"Start {program.name} by its new definition",
-        commands=[f"{manage} update {program.name}", *wait],
+        step=update,
+        program=program,
+        root=root,
         _if=definition.did_change,
     )
-    started = _started(name=f"Run {program.name}", program=program.name, configuration=configuration)
+    started = _started(name=f"Run {program.name}", program=program.name, root=root)
 
     def kept_running() -> bool:
         return not definition.did_change() and not started.did_change()
@@ -135,25 +161,17 @@ def run(
         return lambda: any(change.did_change() for change in changes) and kept_running()
 
     if restart_on:
-        server.shell(
-            name=f"Restart {program.name}",
-            commands=[f"{manage} restart {program.name}", *wait],
-            _if=unless_fresh(restart_on),
-        )
+        restart_if = unless_fresh(restart_on)
+        _told(name=f"Restart {program.name}", step=restart, program=program, root=root, _if=restart_if)
     if reload_on:
-        reload = shlex.join(program.reload) if program.reload else f"{manage} signal HUP {program.name}"
-        server.shell(
-            name=f"Reload {program.name}",
-            commands=[f"{reload} || {manage} restart {program.name}"],
-            _if=unless_fresh(reload_on),
-        )
+        _reloaded(name=f"Reload {program.name}", program=program, root=root, _if=unless_fresh(reload_on))
     return kept_running
 
 
-def without_strays(settings: Settings) -> list[str]:
-    """What comes before the command of a program whose workers can outlive it."""
+def without_orphans(settings: Settings) -> list[str]:
+    """A command to put before that of a program whose workers can outlive it: it ends the orphans first."""
     programs = settings.platform_root / "supervisor" / "programs"
-    return [sys.executable, "-m", "natskit.strays", str(programs), "--"]
+    return [sys.executable, "-m", "natskit.ops.orphans", str(programs), "--"]
 
 
 def _definition(settings: Settings, program: Program) -> str:
@@ -161,7 +179,7 @@ def _definition(settings: Settings, program: Program) -> str:
         "supervisor-program.conf",
         {
             "program": program.name,
-            "command": shlex.join(program.command).replace("%", "%%"),
+            "command": shlex.join(program.command),
             "environment": dict(program.environment),
             "priority": program.priority,
             "stop_signal": program.stop_signal,
@@ -177,33 +195,24 @@ def _definition_path(settings: Settings, name: str) -> Path:
 
 
 @operation()
-def _started(program: str, configuration: str) -> Generator[StringCommand, None, None]:
-    """Start a known program that is not running: stopped by hand, or given up on after too many failures."""
-    state = host.get_fact(SupervisorStates, configuration=configuration).get(program)
-    if state is None or state in {"RUNNING", "STARTING"}:
+def _started(program: str, root: Path) -> Generator[FunctionCommand, None, None]:
+    """Start a defined program that does not run: an operator stopped it, or supervisord gave up after failures."""
+    if (_states(root) or {}).get(program, "RUNNING") in {"RUNNING", "STARTING"}:
         host.noop(f"{program} runs")
         return
-    yield StringCommand(f"{_control(configuration)} start {program}")
+    yield FunctionCommand(_done, [start, socket_of(root), program], {})
 
 
 def retire(settings: Settings, prefix: str, keep: Sequence[str]) -> None:
     """See :func:`roles.service.retire`."""
-    _retired(
-        name=f"Retire what is left of {prefix}*",
-        prefix=prefix,
-        keep=list(keep),
-        configuration=_configuration(settings),
-        directory=str(settings.platform_root / "supervisor" / "programs"),
-    )
+    _retired(name=f"Retire what is left of {prefix}*", prefix=prefix, keep=list(keep), root=settings.platform_root)
 
 
 @operation()
-def _retired(prefix: str, keep: list[str], configuration: str, directory: str) -> Generator[StringCommand, None, None]:
-    known = host.get_fact(SupervisorStates, configuration=configuration)
-    gone = sorted(name for name in known if name.startswith(prefix) and name not in keep)
+def _retired(prefix: str, keep: list[str], root: Path) -> Generator[PyinfraCommand, None, None]:
+    gone = sorted(name for name in _states(root) or {} if name.startswith(prefix) and name not in keep)
     if not gone:
         host.noop(f"nothing is left of {prefix}*")
     for name in gone:
-        yield StringCommand(
-            f"rm -f {shlex.quote(f'{directory}/{name}.conf')} && {_control(configuration)} update {name}"
-        )
+        yield StringCommand("rm -f " + shlex.quote(f"{root}/supervisor/programs/{name}.conf"))
+        yield FunctionCommand(_done, [update, socket_of(root), name], {})

@@ -13,20 +13,20 @@ from pyinfra import host
 from pyinfra.api import FactBase, StringCommand, operation
 from pyinfra.operations import files, server
 
-from natskit.render import render
+from natskit.config.render import render
+from natskit.config.settings import Settings
 from natskit.runner.systemd import parse_list
-from natskit.settings import Settings
 from roles import artifacts
 from roles.files import WrittenFile, checked_file
-from roles.program import OPEN_FILES, Program
+from roles.managed_program import OPEN_FILES, Program
 
 UNITS = Path("/etc/systemd/system")
 RELOADED = Path("/run/natskit/reloaded")
-"""A file for each unit, of the time of its last reload, of which systemd keeps none."""
+"""A folder with a file for each unit. The file's time is that of the last reload, which systemd does not record."""
 
 
 class UnitStates(FactBase[dict[str, str]]):
-    """Which units of natskit there are, and their states."""
+    """The units of natskit and their states."""
 
     def command(self, pattern: str) -> str:
         return f"systemctl list-units --all --plain --no-legend {shlex.quote(pattern)} || true"
@@ -38,9 +38,10 @@ class UnitStates(FactBase[dict[str, str]]):
 
 
 class Unread(FactBase[list[str]]):
-    """Which of its files a running unit has not read: a deploy before this one changed them and came no further.
+    """The files that a running unit has not read, because an earlier deploy changed them and then ended early.
 
-    A gate that refused, a host that went away: the files are as they should be by then, and what runs is not.
+    A gate may have refused, or a host may have become unreachable: then the files are up to date and the program is
+    not.
     """
 
     def command(self, unit: str, paths: list[str], also_reloads: bool) -> str:
@@ -58,15 +59,15 @@ class Unread(FactBase[list[str]]):
 
 
 def install(settings: Settings) -> None:
-    """The folders of the platform, and its programs; each role's own folder in them belongs to its user."""
-    # Whoever knows a name may pass through, and sees no other: projects read the CA's certificate there.
+    """Make the folders of the platform, and install its programs. Each role's own folder belongs to its user."""
+    # Users may pass through without listing the folder: projects read the CA's certificate there.
     for folder, mode in ((settings.platform_root, "711"), (settings.platform_programs, "755")):
         files.directory(name=f"Make folder {folder}", path=str(folder), mode=mode, user="root", group="root")
     artifacts.install_programs(settings)
 
 
 def user(role: str) -> str:
-    """The system user of a role's program."""
+    """Make the system user of a role's program, and return its name."""
     name = f"natskit-{role}"
     server.user(  # noqa: S604
         name=f"Make user {name}",
@@ -108,7 +109,7 @@ def run(
         changed = to_restart or any(file.did_change() for file in (definition, *restart_on))
         return changed and not started.did_change()
 
-    restart = [*before, "systemctl daemon-reload", f"systemctl restart {name}", *wait]
+    restart = [*before, "systemctl daemon-reload", _restart(name), *wait]
     server.shell(name=f"Restart {program.name}", commands=restart, _if=outdated, _serial=True)
     if reload_on:
         reload = f"systemctl reload {name} && mkdir -p {RELOADED} && touch {RELOADED / name}"
@@ -125,8 +126,13 @@ def run(
     return lambda: not outdated() and not started.did_change()
 
 
+def _restart(unit: str) -> str:
+    """Restart a unit, also one that has failed so often that systemd starts it no more for now (StartLimitBurst)."""
+    return f"{{ systemctl reset-failed {unit} 2>/dev/null || true; systemctl restart {unit}; }}"
+
+
 def define(program: Program, path: str) -> WrittenFile:
-    """Write a unit, and let systemd read it."""
+    """Write a unit, and make systemd read it."""
     template = program.template or f"natskit-{program.name}.service"
     files.directory(name=f"Make folder {Path(path).parent}", path=str(Path(path).parent), mode="755")
     definition = checked_file(
@@ -154,11 +160,11 @@ def define(program: Program, path: str) -> WrittenFile:
 
 @operation()
 def _started(unit: str, wait: list[str]) -> Generator[StringCommand, None, None]:
-    """Start and enable a unit that does not run: new, stopped by hand, or failed."""
+    """Start and enable a unit that does not run: it is new, an operator stopped it, or it failed."""
     if host.get_fact(UnitStates, pattern="*.service").get(unit) in ("active", "reloading", "activating"):
         host.noop(f"{unit} runs")
         return
-    yield StringCommand(f"systemctl enable --quiet {unit} && systemctl restart {unit}")
+    yield StringCommand(f"systemctl enable --quiet {unit} && {_restart(unit)}")
     for command in wait:
         yield StringCommand(command)
 

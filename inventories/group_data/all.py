@@ -1,7 +1,7 @@
-"""Settings of every host. natskit/settings.py lists them all, with types, units, defaults and reasons.
+"""Settings of every host. natskit/config/settings.py lists them all, with types, units, defaults and reasons.
 
-Take the comment sign away to change one, then run `make up` again; only what depends on it is touched. For one run
-alone: pyinfra inventories/local.py deploy.py --data proxy_port=8443
+To change one, remove its comment sign and run `make up` again; a deploy changes only what depends on it. For one run
+alone: natskit deploy inventories/local.py --data proxy_port=8443
 """
 
 # nats_port = 4222
