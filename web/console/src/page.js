@@ -1,7 +1,7 @@
-/** Small things every part of the page needs. */
+/** What every part of the page uses. */
 
 /**
- * The element with an id, as the type it must have.
+ * The element with this id. Throws if there is none of this type.
  * @template {HTMLElement} T
  * @param {string} id @param {new () => T} [type] @returns {T}
  */
@@ -19,9 +19,9 @@ export function show(screen) {
 }
 
 /**
- * Do something, and say where it was asked for what went wrong; the control is disabled meanwhile.
+ * Run an action, and show its error. The control is disabled meanwhile.
  * @param {string} place id of the element for the error @param {() => Promise<unknown>} action
- * @param {string} [control] id of the button, or of the form whose button it is
+ * @param {string} [control] id of the button, or of the form that has the button
  */
 export async function guard(place, action, control) {
   const error = element(place);
@@ -46,4 +46,28 @@ export function listItem(text, detail) {
   quiet.textContent = detail;
   item.append(text, quiet);
   return item;
+}
+
+/**
+ * Open a dialog and wait until it is closed. @param {string} id
+ * @returns {Promise<string>} the value of the button; empty after Escape, or if the dialog is open already
+ */
+export function ask(id) {
+  const dialog = element(id, HTMLDialogElement);
+  if (dialog.open) return Promise.resolve("");
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue), { once: true }));
+}
+
+/**
+ * A name with its invisible characters made visible: fields drop line breaks, and others reverse the text after them.
+ * @param {string} name @returns {string}
+ */
+export function visible(name) {
+  return name.replace(/[\p{Cc}\p{Zl}\p{Zp}\p{Cs}\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]/gu, (character) => {
+    const code = character.charCodeAt(0);
+    if (code < 0x20) return String.fromCharCode(0x2400 + code); // pictures of control characters
+    return `\\u${code.toString(16).padStart(4, "0")}`;
+  });
 }

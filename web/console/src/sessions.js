@@ -1,16 +1,15 @@
-/** Where one is signed in: a list, with a way to end each session, and all of them. */
+/** The dialog that lists the sessions of the account, and ends one or all of them. */
 
 import { element, guard, listItem } from "./page.js";
 
-/** @typedef {{session_id: string, device: string, address: string, created_at: string, last_seen: string,
- *   expires_at: string, mine: boolean | null}} SignedIn */
+/** @typedef {import("@natskit/client").SignedIn} SignedIn */
 
 const dialog = () => element("sessions-dialog", HTMLDialogElement);
 
 export class Sessions {
   #client;
 
-  /** @param {() => import("../src/natskit.js").Client} client */
+  /** @param {() => import("@natskit/client").Client} client */
   constructor(client) {
     this.#client = client;
     element("sessions-button").addEventListener("click", () => void this.#open());
@@ -33,7 +32,7 @@ export class Sessions {
   }
 
   async #read() {
-    const sessions = /** @type {SignedIn[]} */ (await this.#client().callHub("list_sessions"));
+    const sessions = await this.#client().callHub("list_sessions");
     element("sessions").replaceChildren(...sessions.map((one) => this.#item(one)));
     element("end-other-sessions", HTMLButtonElement).disabled = sessions.length < 2;
   }
@@ -43,17 +42,19 @@ export class Sessions {
     const since = `${one.address}, since ${day(one.created_at)}, last seen ${day(one.last_seen)}`;
     const item = listItem(one.device, since);
     if (one.mine) {
-      item.append("this one");
+      item.append("this browser");
     } else {
       const button = document.createElement("button");
       button.type = "button";
       button.textContent = "End";
       button.setAttribute("aria-label", `End the session of ${one.device}`);
-      button.addEventListener("click", () =>
-        void guard("sessions-error", async () => {
-          await this.#client().callHub("end_session", { session_id: one.session_id });
-          await this.#read();
-        }),
+      button.addEventListener(
+        "click",
+        () =>
+          void guard("sessions-error", async () => {
+            await this.#client().callHub("end_session", { session_id: one.session_id });
+            await this.#read();
+          }),
       );
       item.append(button);
     }

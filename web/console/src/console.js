@@ -1,40 +1,65 @@
-/** The console page. It uses natskit.js and nothing else; every text from outside becomes text, never HTML. */
+/**
+ * The console page. It talks to the platform through @natskit/client only. It inserts foreign text as text, never as
+ * HTML.
+ */
 
-import { NatskitError, askOverHttp, connect, doors, session, signIn, signOut } from "../src/natskit.js";
-import { Sessions } from "./sessions.js";
-import { Terminal } from "./terminal.js";
+import { askOverHttp, connect, NatskitError, session, signIn, signInOptions } from "@natskit/client";
+import { Documents } from "./documents.js";
 import { Files } from "./files.js";
 import { element, guard, listItem, show } from "./page.js";
+import { Sessions } from "./sessions.js";
+import { Terminal } from "./terminal.js";
+import { Terminals } from "./terminals.js";
 
-/** @typedef {{project_id: string, title: string, role: string, state: string, detail?: string,
- *   collaborators: {account_id: string, email: string, role: string}[]}} Project */
+/** @typedef {import("@natskit/client").Project} Project */
 
 const MESSAGES = 1_000_000;
 const ROUND_TRIP_EVERY = 2_000;
 
-/** @type {import("../src/natskit.js").Client} */
+/** @type {import("@natskit/client").Client} */
 let client;
 /** @type {Project[]} */
 let projects = [];
 let selected = "";
+/** @type {import("@natskit/client").Session} */
+let entered;
 let stopListening = () => {};
 /** @type {ReturnType<typeof setInterval> | undefined} */
 let roundTrips;
 
-const terminal = new Terminal(() => client, () => selected);
-const files = new Files(() => client, () => selected);
+const terminal = new Terminal(
+  () => client,
+  () => selected,
+  draw,
+);
+const terminals = new Terminals(
+  () => client,
+  () => selected,
+);
+const files = new Files(
+  () => client,
+  () => find(selected),
+  (draft) => void restoreDraft(draft),
+);
+const documents = new Documents(
+  () => client,
+  () => find(selected),
+  () => files.listDrafts(),
+);
 const sessions = new Sessions(() => client);
 
 async function start() {
+  const asked = signInOptions().catch(() => ({ oidc: null, url: location.origin }));
   let current;
   try {
     current = await session();
   } catch (error) {
     element("sign-in-error").textContent = error instanceof Error ? error.message : String(error);
   }
+  const { oidc, url } = await asked;
+  if (url && url !== location.origin) return sayAddress(url);
   if (current) await enter(current);
   else show("sign-in");
-  const { oidc } = await doors().catch(() => ({ oidc: null }));
   if (!oidc) return;
   const link = element("oidc", HTMLAnchorElement);
   link.textContent = `Sign in with ${oidc.label}`;
@@ -42,32 +67,59 @@ async function start() {
   link.hidden = false;
 }
 
-/** @param {import("../src/natskit.js").Session} current */
+/** The page was loaded from an address at which signing in does not work. @param {string} url the site's own address */
+function sayAddress(url) {
+  const link = document.createElement("a");
+  link.href = new URL(url).href;
+  link.textContent = url;
+  show("sign-in");
+  element("sign-in-error").replaceChildren(
+    "You cannot sign in at ",
+    location.origin,
+    ". Open the site at its own address: ",
+    link,
+  );
+}
+
+/** @param {import("@natskit/client").Session} current */
 async function enter(current) {
+  entered = current;
   if (current.must_change_password) {
     show("new-password");
     return;
   }
   show("console");
   element("who").textContent = current.email;
+  files.signedIn(current.account_id);
   client = await connect(current, status);
   stopListening = client.subscribe(`events.account.${current.account_id}.>`, () => void refresh());
-  client.onReturn(() => void refresh());
+  client.onReturn(() => {
+    void refresh();
+    void documents.sendKept();
+  });
   roundTrips = setInterval(() => void measure(), ROUND_TRIP_EVERY);
   void measure();
   await refresh();
+  terminal.resume();
+  void documents.sendKept();
+  const draft = files.newestDraft();
+  if (draft && find(draft.project)) await restoreDraft(draft);
 }
 
-/** @param {import("../src/natskit.js").State} state @param {string} reason */
+/** @param {import("@natskit/client").State} state @param {string} reason */
 function status(state, reason) {
   if (state === "signed-out") {
-    leave(`You were signed out: ${reason}.`);
+    leave(
+      `You were signed out: ${reason}. ${files.hasDraft() ? "Your unsaved text will be here when you sign in again." : ""}`,
+    );
     return;
   }
   const pill = element("connection");
   pill.dataset.state = state;
   pill.title = reason;
   element("connection-state").textContent = state;
+  terminals.connection();
+  files.connection();
   if (state !== "connected") element("round-trip").textContent = "";
 }
 
@@ -84,7 +136,11 @@ function leave(message) {
   clearInterval(roundTrips);
   stopListening();
   sessions.close();
+  files.signedOut();
   projects = [];
+  terminal.keep(new Set());
+  terminals.keep(new Set());
+  files.keep(new Set());
   select("");
   show("sign-in");
   element("sign-in-error").textContent = message;
@@ -92,18 +148,45 @@ function leave(message) {
 
 async function refresh() {
   await guard("projects-error", async () => {
-    projects = await client.callHub("list_projects");
-    projects.sort((a, b) => a.title.localeCompare(b.title));
-    if (!projects.some((project) => project.project_id === selected)) selected = "";
+    const found = await client.listProjects();
+    found.sort((a, b) => a.title.localeCompare(b.title));
+    if (selected && !found.some((project) => project.project_id === selected)) {
+      files.putAside();
+      selected = "";
+    }
+    projects = found;
+    const ids = new Set(projects.map((project) => project.project_id));
+    terminal.keep(ids);
+    terminals.keep(ids);
+    files.keep(ids);
     draw();
   });
+}
+
+/** @param {string} projectId */
+function find(projectId) {
+  return projects.find((project) => project.project_id === projectId);
+}
+
+/** Select another project, after asking about unsaved changes in this one. @param {string} projectId */
+async function choose(projectId) {
+  if (projectId === selected || (await files.mayLeave())) select(projectId);
+}
+
+/** Open an unsaved text again. @param {import("./drafts.js").Draft} draft */
+async function restoreDraft(draft) {
+  if (!find(draft.project)) return await files.showDraft(draft);
+  if (!(await files.mayLeave())) return;
+  select(draft.project);
+  files.restore(draft);
 }
 
 /** @param {string} projectId */
 function select(projectId) {
   if (projectId !== selected) {
     selected = projectId;
-    terminal.clear();
+    terminal.show();
+    terminals.show();
     files.clear();
     for (const id of ["project-error", "share-error"]) element(id).textContent = "";
   }
@@ -120,17 +203,20 @@ function draw() {
       button.setAttribute("aria-current", String(project.project_id === selected));
       button.append(span("dot", ""), span("title", project.title));
       if (project.role !== "owner") button.append(span("role", "shared"));
-      button.addEventListener("click", () => select(project.project_id));
+      if (terminal.isBusy(project.project_id)) button.append(span("role", "running a command"));
+      button.addEventListener("click", () => void choose(project.project_id));
       item.append(button);
       return item;
     }),
   );
   element("no-projects").hidden = projects.length > 0;
-  const project = projects.find((candidate) => candidate.project_id === selected);
+  const project = find(selected);
   element("nothing").hidden = project !== undefined;
   element("project").hidden = project === undefined;
   element("bench-button", HTMLButtonElement).disabled = project === undefined;
   if (project) drawProject(project);
+  documents.show();
+  files.listDrafts();
 }
 
 /** @param {Project} project */
@@ -151,6 +237,8 @@ function drawProject(project) {
   element("share-form").hidden = project.role !== "owner";
   files.running(running);
   terminal.running(running);
+  terminals.people(project.collaborators);
+  terminals.running(running);
   element("people").replaceChildren(
     ...project.collaborators.map((person) => {
       const item = listItem(person.email, person.role);
@@ -169,9 +257,7 @@ function drawProject(project) {
 
 /** @param {string} accountId */
 async function unshare(accountId) {
-  await guard("share-error", () =>
-    client.callHub("unshare_project", { project_id: selected, account_id: accountId }),
-  );
+  await guard("share-error", () => client.callHub("unshare_project", { project_id: selected, account_id: accountId }));
   await refresh();
 }
 
@@ -212,16 +298,24 @@ onSubmit("sign-in-form", "sign-in-error", async () => {
 
 onSubmit("new-password-form", "new-password-error", async () => {
   const [old, chosen] = ["current-password", "chosen-password"].map((id) => element(id, HTMLInputElement));
-  await askOverHttp("change_password", { current_password: old.value, new_password: chosen.value });
-  const current = await session();
+  const passwords = { current_password: old.value, new_password: chosen.value };
+  let current;
+  try {
+    await askOverHttp("change_password", passwords, entered.account_id);
+    current = await session(entered.account_id);
+  } catch (error) {
+    if (!(error instanceof NatskitError) || error.kind !== "other_account") throw error;
+    return leave(`You were signed out: ${error.message}.`);
+  }
   if (!current) throw new NatskitError("signed_out", "the session has ended: sign in again");
   old.value = chosen.value = "";
   await enter(current);
 });
 
 onClick("sign-out", "projects-error", async () => {
-  await client.close();
-  await signOut();
+  if (!(await files.mayLeave())) return;
+  await documents.close();
+  await client.signOut();
   leave("");
 });
 
@@ -230,7 +324,7 @@ onSubmit("create-form", "projects-error", async () => {
   const project = await client.callHub("create_project", { title: title.value.trim() });
   title.value = "";
   await refresh();
-  select(project.project_id);
+  await choose(project.project_id);
 });
 
 onSubmit("rename-form", "project-error", async () => {

@@ -1,0 +1,323 @@
+/**
+ * The documents of the selected project: a list, and one that is open. What is typed is sent at once; what could not be
+ * sent is kept in this browser, and sent when the account signs in again.
+ */
+
+import { NatskitError } from "@natskit/client";
+import { documentsOf, forgetUnsent, unsentOf } from "@natskit/client/document";
+import * as drafts from "./drafts.js";
+import { History } from "./history.js";
+import { ask, element, guard, visible } from "./page.js";
+import { People } from "./people.js";
+
+/** @typedef {import("@natskit/client/document").SharedDocument} SharedDocument */
+/** @typedef {import("@natskit/client/document").DocumentState} DocumentState */
+/** @typedef {Awaited<ReturnType<typeof import("./editor.js")["openEditor"]>>} Editor */
+
+/** How long the preview may lag behind, in milliseconds. */
+const PREVIEW_AFTER = 150;
+
+export class Documents {
+  #client;
+  #project;
+  #drafted;
+  #people;
+  #history;
+  /** Which project's documents are shown, and what ends its subscription. */
+  #shown = "";
+  #stopListening = () => {};
+  /** @type {SharedDocument | undefined} */
+  #shared;
+  /** @type {Editor | undefined} */
+  #editor;
+  /** Counts what was opened, so that only the last is shown. */
+  #turn = 0;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #previewing;
+
+  /**
+   * @param {() => import("@natskit/client").Client} client
+   * @param {() => import("@natskit/client").Project | undefined} project the selected one
+   * @param {() => void} drafted is called when a text was put among the drafts
+   */
+  constructor(client, project, drafted) {
+    this.#client = client;
+    this.#project = project;
+    this.#drafted = drafted;
+    this.#people = new People(project);
+    this.#history = new History(this.#people, () => this.#toggleHistory(false));
+    element("new-document-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      void guard("documents-error", () => this.#create(), "new-document-form");
+    });
+    element("document-path-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      void guard("document-error", () => this.#rename(), "document-path-form");
+    });
+    element("document-path").addEventListener("input", () => this.#drawPath());
+    element("document-close").addEventListener("click", () => void this.close());
+    element("document-delete").addEventListener("click", () => void guard("documents-error", () => this.#delete()));
+    element("document-history").addEventListener("click", () => this.#toggleHistory(!isPressed("document-history")));
+    element("document-preview").addEventListener("click", () => this.#togglePreview(!isPressed("document-preview")));
+  }
+
+  /** The account has signed in, or its connection is back: send what this browser kept for it. */
+  async sendKept() {
+    const client = this.#client();
+    const kept = await unsentOf(client.session.account_id).catch(() => []);
+    for (const record of kept) {
+      if (record.document === this.#shared?.documentId) continue;
+      try {
+        const shared = await documentsOf(client, record.project).open({ documentId: record.document });
+        await shared.saved().finally(() => shared.close());
+      } catch (error) {
+        if (error instanceof NatskitError && ["unavailable", "timeout"].includes(error.kind)) return;
+        if (!isGone(error)) continue; // it stays in the browser until the next time
+        const copy = `${record.document} ${record.client}`;
+        if (this.#draft(record.account, record.project, "", record.path, record.text, copy)) await forgetUnsent(record);
+      }
+    }
+  }
+
+  /** Another project is selected, or none, or its state has changed. */
+  show() {
+    const project = this.#project()?.project_id ?? "";
+    if (project === this.#shown) return;
+    this.#shown = project;
+    this.#stopListening();
+    this.#stopListening = () => {};
+    void this.close();
+    element("documents").replaceChildren();
+    element("documents-error").textContent = "";
+    if (!project) return;
+    const stop = documentsOf(this.#client(), project).onChanged(() => void this.#list());
+    const forget = this.#client().onReturn(() => void this.#list());
+    this.#stopListening = () => {
+      stop();
+      forget();
+    };
+    void this.#list();
+  }
+
+  async #list() {
+    const project = this.#shown;
+    await guard("documents-error", async () => {
+      const entries = await this.#service().list();
+      if (project !== this.#shown) return;
+      element("documents").replaceChildren(
+        ...entries.map(({ document_id, path }) => {
+          const item = document.createElement("li");
+          const button = document.createElement("button");
+          button.type = "button";
+          button.textContent = visible(path);
+          button.dataset.documentId = document_id;
+          button.setAttribute("aria-current", String(document_id === this.#shared?.documentId));
+          button.addEventListener("click", () => void this.#open({ documentId: document_id }));
+          item.append(button);
+          return item;
+        }),
+      );
+    });
+  }
+
+  async #create() {
+    const field = element("new-document", HTMLInputElement);
+    const path = field.value.trim();
+    if (!path) return;
+    if (await this.#open({ path, create: true })) field.value = "";
+    await this.#list();
+  }
+
+  /** @param {{path?: string, documentId?: string, create?: boolean}} which */
+  async #open(which) {
+    const project = this.#project();
+    await this.close();
+    const turn = ++this.#turn;
+    let done = false;
+    await guard("documents-error", async () => {
+      const service = this.#service();
+      const { openEditor } = await import("./editor.js");
+      const shared = await service.open(which, { identify: (author) => this.#people.identify(author) });
+      if (turn !== this.#turn || project?.project_id !== this.#shown) return await shared.close();
+      if (shared.text.length !== shared.text.toString().length) {
+        await shared.close();
+        throw new NatskitError("unsupported", "this document has content that is no text: it cannot be edited here");
+      }
+      this.#shared = shared;
+      element("document").hidden = false;
+      this.#editor = openEditor(element("document-text"), shared, `Text of ${visible(shared.path)}`);
+      shared.onState((state) => this.#draw(shared, state));
+      shared.awareness.on("change", () => this.#drawPeople(shared));
+      shared.doc.on("update", () => this.#previewSoon());
+      element("document-path", HTMLInputElement).value = visible(shared.path);
+      this.#draw(shared, shared.state);
+      this.#drawPeople(shared);
+      await this.#editor.setPath(shared.path);
+      this.#editor.focus();
+      done = true;
+    });
+    this.#mark();
+    return done;
+  }
+
+  /** Leave the document that is open. */
+  async close() {
+    this.#turn++;
+    const shared = this.#shared;
+    this.#history.close();
+    this.#editor?.close();
+    this.#editor = undefined;
+    this.#shared = undefined;
+    this.#press("document-history", false);
+    this.#togglePreview(false);
+    element("document").hidden = true;
+    element("document-text").hidden = false;
+    element("document-error").textContent = "";
+    this.#mark();
+    await shared?.close();
+  }
+
+  /** @param {SharedDocument} shared @param {DocumentState} state */
+  #draw(shared, { kind, unsent, error }) {
+    if (shared !== this.#shared) return;
+    const pill = element("document-state");
+    pill.dataset.state = kind;
+    pill.textContent = {
+      saved: "saved",
+      sending: "sending",
+      offline: unsent ? `offline: ${unsent} ${unsent === 1 ? "change" : "changes"} not sent` : "offline",
+      failed: "not in step",
+      closed: "closed",
+    }[kind];
+    const path = element("document-path", HTMLInputElement);
+    if (path.dataset.of !== shared.path && document.activeElement !== path) path.value = visible(shared.path);
+    if (path.dataset.of !== shared.path) void this.#editor?.setPath(shared.path);
+    path.dataset.of = shared.path;
+    this.#drawPath();
+    if (kind !== "failed" || !error) return;
+    element("document-error").textContent = error.message;
+    this.#editor?.setReadOnly(true);
+    if (!unsent) return;
+    // The browser keeps what was typed; a person who may open the document no more finds the text among the drafts.
+    const { project_id = "", title = "" } = this.#project() ?? {};
+    const copy = `${shared.documentId} ${shared.doc.clientID}`;
+    this.#draft(this.#client().session.account_id, project_id, title, shared.path, shared.text.toString(), copy);
+  }
+
+  /**
+   * Put the text of a document among the drafts.
+   * @param {string} account @param {string} project @param {string} title @param {string} path @param {string} text
+   * @param {string} copy which copy of the document: each has a draft of its own
+   * @returns {boolean} whether there was room
+   */
+  #draft(account, project, title, path, text, copy) {
+    const kept = drafts.keep({
+      account,
+      project,
+      title,
+      path,
+      copy,
+      typed: "",
+      version: "absent",
+      text,
+      at: Date.now(),
+    });
+    this.#drafted();
+    return kept;
+  }
+
+  /** @param {SharedDocument} shared */
+  #drawPeople(shared) {
+    if (shared !== this.#shared) return;
+    const own = this.#client().session.account_id;
+    const authors = new Set(
+      [...shared.awareness.getStates()].map(([client, { author }]) =>
+        client === shared.doc.clientID ? own : String(author),
+      ),
+    );
+    element("document-people").replaceChildren(
+      ...[...authors].map((author) => {
+        const item = document.createElement("li");
+        item.className = `author-${this.#people.number(author)}`;
+        item.textContent = author === own ? "you" : this.#people.name(author);
+        return item;
+      }),
+    );
+  }
+
+  #drawPath() {
+    const path = this.#shared?.path ?? "";
+    element("document-rename").hidden = element("document-path", HTMLInputElement).value === visible(path);
+  }
+
+  async #rename() {
+    const shared = this.#shared;
+    const path = element("document-path", HTMLInputElement).value.trim();
+    if (!shared || !path) return;
+    await this.#service().rename(shared.documentId, path);
+  }
+
+  async #delete() {
+    const shared = this.#shared;
+    if (!shared) return;
+    element("delete-document-name").textContent = visible(shared.path);
+    if ((await ask("delete-document-dialog")) !== "delete" || shared !== this.#shared) return;
+    const service = this.#service();
+    await this.close();
+    await service.delete(shared.documentId);
+    await this.#list();
+  }
+
+  /** @param {boolean} open */
+  #toggleHistory(open) {
+    const shared = this.#shared;
+    this.#press("document-history", open);
+    element("document-text").hidden = open;
+    if (open && shared) return void this.#history.open(this.#service(), shared);
+    this.#history.close();
+    this.#editor?.focus();
+  }
+
+  /** @param {boolean} open */
+  #togglePreview(open) {
+    this.#press("document-preview", open);
+    element("document-preview-text").hidden = !open;
+    element("document-preview-text").replaceChildren();
+    if (open) this.#previewSoon();
+  }
+
+  #previewSoon() {
+    if (element("document-preview-text").hidden) return;
+    this.#previewing ??= setTimeout(async () => {
+      this.#previewing = undefined;
+      const { render } = await import("./markdown.js");
+      if (this.#shared) element("document-preview-text").replaceChildren(render(this.#shared.text.toString()));
+    }, PREVIEW_AFTER);
+  }
+
+  /** @param {string} id @param {boolean} pressed */
+  #press(id, pressed) {
+    element(id).setAttribute("aria-pressed", String(pressed));
+  }
+
+  /** Mark the open one in the list. */
+  #mark() {
+    for (const button of element("documents").querySelectorAll("button")) {
+      button.setAttribute("aria-current", String(button.dataset.documentId === this.#shared?.documentId));
+    }
+  }
+
+  #service() {
+    return documentsOf(this.#client(), this.#shown);
+  }
+}
+
+/** @param {string} id */
+function isPressed(id) {
+  return element(id).getAttribute("aria-pressed") === "true";
+}
+
+/** Whether the account can no longer use a document. @param {unknown} error */
+function isGone(error) {
+  return error instanceof NatskitError && (error.kind === "not_found" || error.kind === "forbidden");
+}
