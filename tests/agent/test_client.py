@@ -1,9 +1,10 @@
-"""Signing in and staying connected: a small proxy stands for nginx and the hubs, the NATS server is real."""
+"""Signing in and staying connected. A small proxy stands for nginx and the hubs; nats-server is real."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import ssl
 import tempfile
 import time
@@ -14,18 +15,23 @@ from typing import Any
 from urllib.parse import urlparse
 
 import aiohttp
+import nats.errors
 import pytest
 from aiohttp import web
 from nats.aio.msg import Msg
 
+import natskit.bus.request
 import natskit.client
-import natskit.connection
 from natskit import rpc
+from natskit.bus.connection import Status, connect
+from natskit.bus.servers import NatsServers
+from natskit.bus.websocket_transport import WebSocketTransport
 from natskit.client import Client
-from natskit.connection import NatsServers, Status, _WebSocket, connect
 from natskit.errors import AbsentError, ConnectionLostError, NatskitError, SignInError
+from tests.kit.wait import eventually
+from tests.platform.line import Line
 
-from .conftest import Server, until_async
+from .conftest import Server
 from .test_streams import kick, server_id
 
 ACCOUNT = str(uuid.uuid4())
@@ -36,11 +42,12 @@ no_auth_user: admin
 
 
 class Front:
-    """``/api`` and ``/nats`` on one port; remembers what the clients sent."""
+    """``/api`` and ``/nats`` on one port. Records the clients' requests."""
 
     def __init__(self, websocket_port: int) -> None:
         self.url = ""
         self.session = "s1"
+        self.account_id = ACCOUNT
         self.refreshes = 0
         self.cookies: list[str] = []
         self.origins: set[str | None] = set()
@@ -87,7 +94,7 @@ class Front:
     def _welcome(self) -> web.Response:
         response = web.json_response(
             {
-                "account_id": ACCOUNT,
+                "account_id": self.account_id,
                 "email": "a@example.org",
                 "must_change_password": False,
                 "nats": {"path": "/nats", "inbox_prefix": f"_INBOX.account.{ACCOUNT}"},
@@ -150,7 +157,7 @@ async def test_sign_in_call_and_come_back(front: Front, websocket_server: Server
         assert front.cookies == ["s1"]
 
         await kick(websocket_server, client.connection.client_id, server_id(client))
-        await until_async(lambda: statuses[-1:] == ["connected"], "the client is back")
+        await eventually(lambda: statuses[-1:] == ["connected"], "the client is back")
         assert front.refreshes == 1
         assert front.cookies == ["s1", "s2"], "the second attempt brings the refreshed cookie"
         await client.publish(f"events.account.{ACCOUNT}.projects", b"2")
@@ -159,19 +166,20 @@ async def test_sign_in_call_and_come_back(front: Front, websocket_server: Server
 
         statuses.clear()
         await asyncio.to_thread(websocket_server.stop)
-        await until_async(lambda: "connecting" in statuses, "it tries")
+        await eventually(lambda: "connecting" in statuses, "it tries")
         await asyncio.to_thread(websocket_server.start)
-        await until_async(lambda: statuses[-1:] == ["connected"], "the client is back")
+        await eventually(lambda: statuses[-1:] == ["connected"], "the client is back")
     assert front.origins == {front.url}
 
 
 async def test_an_expired_authorisation_is_no_end(websocket_server: Server) -> None:
-    """What nats-server says when the JWT of a callout's answer expires makes plain nats-py close for good."""
+    """When the JWT of a callout's answer expires, nats-server sends an error after which plain nats-py closes for
+    good."""
     statuses: list[Status] = []
     client = await Client.admin(websocket_server.url("admin"), None)
     client.on_status(lambda status, _reason: statuses.append(status))
     await client.connection._process_err("'user authentication expired'")
-    await until_async(lambda: statuses[-1:] == ["connected"], "the client is back")
+    await eventually(lambda: statuses[-1:] == ["connected"], "the client is back")
     assert statuses[0] == "disconnected"
     await client.connection.flush()
     await client.close()
@@ -209,7 +217,7 @@ async def test_what_was_asked_over_a_lost_connection_fails_at_once(websocket_ser
     call = asyncio.ensure_future(client.call_hub("not_to_be_repeated", wait=60))
     await asyncio.wait_for(asked.wait(), 5)
     await kick(websocket_server, client.connection.client_id, server_id(client))
-    with pytest.raises(ConnectionLostError, match="may have been done"):
+    with pytest.raises(ConnectionLostError, match="may have been carried out"):
         await asyncio.wait_for(call, 5)
     await client.close()
 
@@ -240,16 +248,16 @@ async def test_who_is_away_for_a_moment_is_asked_again(
     async def answer(message: Msg) -> None:
         await message.respond(rpc.encode_result(1, "done"))
 
-    async def request(*args: Any) -> bytes:
+    async def request(*args: Any) -> tuple[bytes, memoryview]:
         asked.append(args[1])
         try:
-            return await natskit.connection.request(*args)
+            return await natskit.bus.request.request_with_data(*args)
         except AbsentError:
             if len(asked) == 3:
                 await client.subscribe("hub.admin", answer)
             raise
 
-    monkeypatch.setattr(natskit.client, "request", request)
+    monkeypatch.setattr(natskit.client, "request_with_data", request)
     monkeypatch.setattr(natskit.client, "ABSENT_SECONDS", 0.01)
     with pytest.raises(ConnectionLostError, match=r"nobody answers hub\.admin"):
         await client.call_hub("not_to_be_repeated")
@@ -276,7 +284,7 @@ async def test_the_end_of_the_session_ends_the_client(front: Front, websocket_se
     client.on_status(lambda status, reason: statuses.append((status, reason)))
     front.session = "ended elsewhere"
     await kick(websocket_server, client.connection.client_id, server_id(client))
-    await until_async(lambda: statuses[-1:] and statuses[-1][0] == "closed", "the client closes")
+    await eventually(lambda: statuses[-1:] and statuses[-1][0] == "closed", "the client closes")
     assert "session has ended" in statuses[-1][1]
     await client.close()
 
@@ -288,8 +296,21 @@ async def test_sign_out(front: Front) -> None:
     assert client.status == "closed"
 
 
+async def test_the_end_of_a_program_is_the_end_of_its_session(front: Front) -> None:
+    async with await Client.sign_in(front.url, "a@example.org", "right"):
+        assert front.session == "s1"
+    assert front.session == "ended"
+
+
+async def test_a_sign_in_that_fails_half_way_leaves_no_session(front: Front) -> None:
+    front.account_id = "not an id"
+    with pytest.raises(NatskitError, match="not an id"):
+        await Client.sign_in(front.url, "a@example.org", "right")
+    assert front.session == "ended"
+
+
 async def test_a_websocket_that_died_before_nats_spoke_is_not_opened_again() -> None:
-    """nats-py asks for TLS again after INFO: a second session would hide the first, and nobody would close that."""
+    """nats-py asks for TLS again after INFO. A second session would hide the first one, and nobody would close that."""
 
     async def upgrade_and_leave(request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse()
@@ -304,9 +325,9 @@ async def test_a_websocket_that_died_before_nats_spoke_is_not_opened_again() -> 
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     uri = urlparse(site.name.replace("http", "ws"))._replace(netloc=f"127.0.0.1:{runner.addresses[0][1]}", path="/")
-    transport = _WebSocket({})
+    transport = WebSocketTransport({})
     await transport.connect(uri, 0, 5)
-    assert await transport.readline() == b""  # type: ignore[no-untyped-call]
+    assert await transport.readline() == b""
     first = transport._client
     with pytest.raises(ConnectionError):
         await transport.connect_tls(uri, ssl.create_default_context(), 0, 5)
@@ -327,7 +348,7 @@ def _is_closed(transport: Any, scheme: str) -> bool:
 
 @pytest.mark.parametrize("scheme", ["ws", "nats"])
 async def test_closing_during_a_reconnect_leaves_nothing_open(websocket_server: Server, scheme: str) -> None:
-    """Whatever awaits in between may forget that it was cancelled (see ``natskit.program.cancel``)."""
+    """Whatever awaits in between may forget that it was cancelled (see ``natskit.process.lifecycle.cancel``)."""
     between, calls = asyncio.Event(), 0
 
     async def forgetful() -> dict[str, str]:
@@ -355,8 +376,8 @@ async def test_closing_during_a_reconnect_leaves_nothing_open(websocket_server: 
 
 
 async def test_closing_while_being_refused_ends_the_attempts() -> None:
-    """The refusal and the close come in the same turn of the loop, again and again: ``wait_for`` of Python 3.11 then
-    forgets the close, and nats-py, refused, would go on trying for ever."""
+    """The refusal and the close arrive in the same turn of the event loop. ``wait_for`` of Python 3.11 then loses the
+    cancellation, and nats-py would try to connect forever."""
     refusing: list[asyncio.StreamWriter] = []
     pinged = asyncio.Event()
 
@@ -377,7 +398,7 @@ async def test_closing_while_being_refused_ends_the_attempts() -> None:
     await asyncio.wait_for(pinged.wait(), 5)
     transport: Any = connection._transport
     transport._io_reader.feed_data(b"-ERR 'Authorization Violation'\r\n")
-    await asyncio.sleep(0)  # what waits for the line has it, and whoever waits for that is about to hear
+    await asyncio.sleep(0)  # let the task that waits for the line run, and then the task that waits for it
     await connection.close()
     assert connection._reconnection_task is not None
     assert connection._reconnection_task.done()
@@ -412,7 +433,7 @@ async def test_closing_with_something_unsent_while_nobody_is_there() -> None:
         on_status=lambda status, _reason: told.append(status),
     )
     await runner.cleanup()
-    await until_async(lambda: told.count("connecting") > 2, "it is tried in vain")
+    await eventually(lambda: told.count("connecting") > 2, "it is tried in vain")
     await connection.publish("x", b"unsent")
     await connection.close()
     assert told[-1] == "closed"
@@ -422,7 +443,7 @@ async def test_closing_with_something_unsent_while_nobody_is_there() -> None:
 async def test_closing_with_something_unsent_to_a_dead_server_closes_the_socket(
     websocket_server: Server, scheme: str
 ) -> None:
-    """nats-py sends what is pending before it closes, and would leave the socket open when that fails."""
+    """nats-py flushes before it closes, and would leave the socket open when the flush fails."""
     url = _url(websocket_server, scheme)
     told: list[Status] = []
     connection = await connect(
@@ -441,3 +462,66 @@ async def test_closing_with_something_unsent_to_a_dead_server_closes_the_socket(
     await connection.close()
     assert told[-1] == "closed"
     assert _is_closed(transport, scheme)
+
+
+@pytest.mark.parametrize("scheme", ["ws", "nats"])
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_close_that_is_cancelled_and_one_meanwhile_leave_no_socket_open(
+    websocket_server: Server, scheme: str, turns: int
+) -> None:
+    """On a busy machine, a timeout around a close often cancels it, and another task closes at the same time."""
+    connection = await connect(
+        NatsServers(urls=[_url(websocket_server, scheme)]), name="twice", inbox_prefix="_INBOX.admin", timeout=10
+    )
+    transport: Any = connection._transport
+    first = asyncio.create_task(connection.close())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.wait({first})
+    await connection.close()
+    assert connection.is_closed
+    assert _is_closed(transport, scheme)
+
+
+async def test_after_a_flush_the_server_has_each_subscription_of_before(directory: Path) -> None:
+    """nats-py sends the PING of a flush before a pending SUB. The server's own trace shows the order."""
+    server = Server(directory)
+    server.extra = "trace: true"
+    server.start()
+    try:
+        connection = await connect(
+            NatsServers(urls=[server.url("admin")]), name="flush", inbox_prefix="_INBOX.admin", timeout=10
+        )
+        await connection.subscribe("first.>", cb=_ignore)
+        await connection.flush()
+        said = server.log()
+        assert said.index("[SUB first.>") < said.rindex("[PING]")
+        await connection.close()
+    finally:
+        server.stop()
+
+
+async def test_a_connection_goes_on_after_a_flush_that_timed_out(directory: Path) -> None:
+    """nats-py 2.16.0 stops reading when the PONG arrives later, and does not reconnect."""
+    server = Server(directory)
+    server.start()
+    try:
+        with Line(urlparse(server.url("admin")).port or 4222) as line:
+            through = re.sub(r":\d+$", f":{line.port}", server.url("admin"))
+            connection = await connect(
+                NatsServers(urls=[through]), name="late", inbox_prefix="_INBOX.admin", timeout=10
+            )
+            line.hold()
+            with pytest.raises(nats.errors.TimeoutError):
+                await connection.flush(1)
+            line.release()
+            await connection.flush(10)
+            assert connection.stats["reconnects"] == 0
+            await connection.close()
+    finally:
+        server.stop()
+
+
+async def _ignore(_message: Msg) -> None:
+    """Discard a message."""

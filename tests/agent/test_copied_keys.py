@@ -1,4 +1,5 @@
-"""Who has lost a project may have copied its key: it is refused at once, everywhere, and the project goes on."""
+"""An account that lost a project may have copied its key. All hubs refuse the key at once, and the project
+continues."""
 
 from __future__ import annotations
 
@@ -14,10 +15,10 @@ import pytest
 from natskit.client import Client
 from natskit.errors import ConnectionLostError
 from natskit.rpc import decode_response, encode_request
-from natskit.runner.processes import processes_of
-from tests.agent.conftest import until_async
+from natskit.runner.orphans import processes_of
 from tests.agent.test_with_hub import Platform, running
 from tests.hub.conftest import PASSWORD
+from tests.kit.wait import eventually
 from tests.platform.raw import ClosedError, RawClient
 
 LINES = 30
@@ -25,7 +26,7 @@ LINES = 30
 
 @dataclass
 class Scene:
-    """A project that runs, shared with a guest who has copied its creds and speaks as the project."""
+    """A running project, shared with a guest who has copied its creds and poses as the project."""
 
     platform: Platform
     admin: Client
@@ -44,6 +45,13 @@ class Scene:
 
     def thief(self) -> RawClient:
         return RawClient.tcp("127.0.0.1", self.platform.site.nats_port, self.copied)
+
+    async def let_in(self) -> RawClient | None:
+        """Connect with the copied key. ``None`` if a busy hub refuses for now."""
+        try:
+            return await asyncio.to_thread(self.thief)
+        except ClosedError:
+            return None
 
     async def pings(self) -> bool:
         try:
@@ -112,7 +120,7 @@ async def admin(platform: Platform) -> AsyncIterator[Client]:
             runners = (await admin.call_hub("status"))["runners"]
             return any(runner["alive"] for runner in runners)
 
-        await until_async(alive, "the runner is alive")
+        await eventually(alive, "the runner is alive")
         yield admin
 
 
@@ -141,13 +149,15 @@ async def test_a_copied_key_is_dead_and_the_project_goes_on(platform: Platform, 
 
 
 async def loses(scene: Scene, event: Event) -> None:
-    thief, agent = await asyncio.to_thread(scene.thief), processes_of(scene.project)[0]
+    thief = await eventually(scene.let_in, f"{event.__name__}: the copied key is good so far", 10)
+    assert thief is not None
+    agent = processes_of(scene.project)[0]
     async with scene.admin.exec(scene.project, command=f"for i in $(seq {LINES}); do echo $i; sleep 0.1; done") as run:
         lines = aiter(run)
         read = [(await anext(lines))[1]]
         await event(scene)
         await out(scene, thief)
-        await until_async(scene.pings, f"{event.__name__}: the project answers again", 10)
+        await eventually(scene.pings, f"{event.__name__}: the project answers again", 10)
         read += [data async for _, data in lines]
     assert b"".join(read) == "".join(f"{i}\n" for i in range(1, LINES + 1)).encode(), event.__name__
     assert run.exit_code == 0
@@ -158,7 +168,7 @@ async def loses(scene: Scene, event: Event) -> None:
 
 
 async def out(scene: Scene, thief: RawClient) -> None:
-    """Whoever has the copied creds is cut, and refused, whichever hub is asked."""
+    """Check that the client with the copied creds is disconnected, and that every hub refuses it."""
 
     async def cut() -> bool:
         try:
@@ -167,14 +177,14 @@ async def out(scene: Scene, thief: RawClient) -> None:
             return True
         return False
 
-    await until_async(cut, "the copied key is cut", 5)
+    await eventually(cut, "the copied key is cut", 5)
     for _ in range(3):
         with pytest.raises((ClosedError, OSError)):
             await asyncio.to_thread(scene.thief)
 
 
 async def test_who_reads_a_commands_output_reads_no_further(platform: Platform, admin: Client) -> None:
-    """Its inbox it keeps, and the agent could go on writing there."""
+    """The account keeps its inbox, so the agent could still write there."""
     scene = await scene_of(platform, admin, "hub-1")
     agent = set(processes_of(scene.project))
     guest = await platform.site.browser(scene.guest, scene.guest_cookie)
@@ -193,7 +203,7 @@ async def test_who_reads_a_commands_output_reads_no_further(platform: Platform, 
     async def ended() -> bool:
         return set(processes_of(scene.project)) == agent
 
-    await until_async(ended, "the command that wrote to who has left has ended", 8)
+    await eventually(ended, "the command that wrote to who has left has ended", 8)
     await guest.close()
     await admin.call_hub("project_delete", project_id=scene.project, wait=40)
 
@@ -209,13 +219,13 @@ async def test_nobody_waits_for_a_runner_that_is_away(platform: Platform, admin:
         await out(scene, thief)
     finally:
         platform.runner.send_signal(signal.SIGCONT)
-    await until_async(scene.pings, "the project has its new key", 30)
+    await eventually(scene.pings, "the project has its new key", 30)
     await out(scene, thief)
     thief.close()
 
 
 async def test_a_key_is_renewed_although_the_hub_died_that_was_asked(platform: Platform, admin: Client) -> None:
-    """The one that takes the key dies before it tells the runner, which is told by the other one."""
+    """One hub accepts the key and dies before it tells the runner; the other hub tells the runner."""
     scene = await scene_of(platform, admin, "hub-1")
     agent = processes_of(scene.project)[0]
     thief = await asyncio.to_thread(scene.thief)
@@ -223,7 +233,7 @@ async def test_a_key_is_renewed_although_the_hub_died_that_was_asked(platform: P
     platform.site.kill_hub("hub-1")
     try:
         await out(scene, thief)
-        await until_async(scene.pings, "the project has its new key", 30)
+        await eventually(scene.pings, "the project has its new key", 30)
         assert agent in processes_of(scene.project), "the agent is the same process"
         await out(scene, thief)
         thief.close()

@@ -1,4 +1,4 @@
-"""A platform's own methods in the project agent: typed parameters, the caller, errors, and streamed answers."""
+"""A plugin's methods in the project agent: typed parameters, the caller, errors, and streamed answers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from natskit import rpc
+from natskit.bus.output_stream import Reader
 from natskit.client import Client
 from natskit.rpc import RpcError
-from natskit.stream import Reader
 
 from .conftest import Server, start_project
 
@@ -71,3 +71,13 @@ async def test_methods_of_a_package(
 def test_a_package_that_is_missing_is_said_at_the_start(server: Server, directory: Path) -> None:
     with pytest.raises(AssertionError, match="no_such_package"):
         start_project(server, directory, api_packages=["no_such_package"])
+
+
+async def test_an_access_rule_that_nobody_would_enforce_is_refused(
+    server: Server, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = MODULE.replace("natskit_project.method()", 'natskit_project.method(access="owner")', 1)
+    (directory / "owners_project_api.py").write_text(module)
+    monkeypatch.setenv("PYTHONPATH", str(directory))
+    with pytest.raises(AssertionError, match="method 'word_count': a project cannot enforce the access rule 'owner'"):
+        start_project(server, directory, api_packages=["owners_project_api"])

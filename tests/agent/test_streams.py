@@ -1,4 +1,4 @@
-"""Streams under stress: floods, readers that stall or vanish, connections cut in the middle."""
+"""Streams under stress: floods, readers that stall or vanish, connections that break in the middle."""
 
 from __future__ import annotations
 
@@ -7,27 +7,31 @@ import hashlib
 import json
 import random
 import re
+import signal
+import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import nats
 import pytest
 from nats.aio.msg import Msg
 
+import natskit.bus.output_stream
 import natskit.project.sender
-import natskit.stream
+from natskit.bus.connection import connect
+from natskit.bus.servers import NatsServers
 from natskit.client import Client, Execution
-from natskit.connection import NatsServers
 from natskit.errors import ConnectionLostError
 from natskit.project.agent import Agent
 from natskit.project.api import natskit_project
-from natskit.project.program import ProjectProgram
+from natskit.project.config import ProjectProgram
 from natskit.rpc import RpcError
+from tests.kit.wait import eventually
 
-from .conftest import Project, Server, until_async
+from .conftest import Project, Server
 from .test_exec import alive
 
 MIB = 1024 * 1024
@@ -35,7 +39,7 @@ MIB = 1024 * 1024
 
 @asynccontextmanager
 async def agent_here(server: Server) -> AsyncIterator[Agent]:
-    """An agent in this process, so that its clock can be set and its connection found."""
+    """An agent in this process, so that a test can set its clock and reach its connection."""
     with tempfile.TemporaryDirectory() as home:
         program = ProjectProgram(
             project_id=str(uuid.uuid4()), nats=NatsServers(urls=[server.url("project")]), home=Path(home)
@@ -49,8 +53,9 @@ async def agent_here(server: Server) -> AsyncIterator[Agent]:
 
 
 async def kick(server: Server, client_id: int | None, server_id: str) -> None:
-    """Cut a connection, as a hub does after a change of rights."""
-    async with await nats.connect(server.url("sys")) as system:
+    """Close a connection, as a hub does after a change of rights."""
+    there = NatsServers(urls=[server.url("sys")])
+    async with await connect(there, name="system", inbox_prefix="_INBOX", timeout=10) as system:
         body = json.dumps({"cid": client_id}).encode()
         answer = await system.request(f"$SYS.REQ.SERVER.{server_id}.KICK", body, timeout=5)
         assert b"error" not in answer.data
@@ -93,6 +98,7 @@ async def test_a_stalled_reader_stalls_the_command(client: Client, project: Proj
             child = next(io.glob("*/children")).read_text().split()[0]
             return int(re.search(r"wchar: (\d+)", Path(f"/proc/{child}/io").read_text())[1])  # type: ignore[index]
 
+        await eventually(lambda: next(io.glob("*/children")).read_text(), "yes runs")
         last = -1
         for _ in range(200):
             now = await asyncio.to_thread(written)
@@ -148,7 +154,7 @@ async def test_server_restart_in_the_middle(client: Client, project: Project, se
 
 
 async def test_cut_agent_goes_on(client: Client, server: Server) -> None:
-    """The operator's client hears of it only by the missing heartbeat."""
+    """The operator's client notices only the missing heartbeats."""
     async with agent_here(server) as agent:
         size = 64 * MIB
         async with client.exec(agent.program.project_id, command=f"yes | head -c {size}") as run:
@@ -179,6 +185,102 @@ async def test_cut_agent_tells_its_readers(client: Client, server: Server) -> No
             client.account_id = None
 
 
+READ = """
+import asyncio, sys
+from natskit.client import Client
+
+async def main(url, project):
+    async with await Client.admin(url, None) as client:
+        command = "n=0; while [ $n -lt 150 ]; do n=$((n+1)); echo $n | tee -a count; sleep 0.1; done; exit 7"
+        async with client.exec(project, command=command) as run:
+            async for _, data in run:
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
+            print("exit code", run.exit_code)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_a_reader_that_stood_still_goes_on_where_it_was(tmp_path: Path) -> None:
+    """It stands still until nats-server disconnects it and the command prints its last lines."""
+    server = Server(tmp_path)
+    server.extra = 'ping_interval: "1s"'
+    await asyncio.to_thread(server.start)
+    try:
+        async with agent_here(server) as agent:
+            arguments = [server.url("admin"), agent.program.project_id]
+            reader = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", READ, *arguments, stdout=subprocess.PIPE
+            )
+            count = agent.home.path / "count"
+            await eventually(lambda: count.exists() and agent._streams, "the command runs")
+            reader.send_signal(signal.SIGSTOP)
+            await eventually(lambda: count.read_text().split()[-1:] == ["150"], "the command goes on", 40)
+            (sender, _), *_ = agent._streams.values()
+            assert sender.silence > 10
+            reader.send_signal(signal.SIGCONT)
+            out, _ = await asyncio.wait_for(reader.communicate(), 30)
+            assert out.decode().split("\n") == [*map(str, range(1, 151)), "exit code 7", ""]
+    finally:
+        await asyncio.to_thread(server.stop)
+
+
+async def test_a_reader_that_comes_back_too_late_is_told_why(server: Server, client: Client) -> None:
+    async with agent_here(server) as agent:
+        agent.program.reader_patience = 600
+        async with client.exec(agent.program.project_id, command="echo $$; exec sleep 1000") as run:
+            output = aiter(run)
+            _, pid = await anext(output)
+            (sender, _), *_ = agent._streams.values()
+            sender.silence = 600
+            await eventually(lambda: not agent._streams, "the stream is forgotten")
+            assert not alive(int(pid))
+            with pytest.raises(RpcError, match=r"the command was ended: nobody read its output for 600 s"):
+                await anext(output)
+
+
+async def test_an_agent_that_stood_still_blames_nobody(client: Client, server: Server) -> None:
+    """The clock jumps when a machine was suspended or an agent was stopped."""
+    async with (
+        agent_here(server) as agent,
+        client.exec(agent.program.project_id, command="echo $$; exec sleep 1000") as run,
+    ):
+        _, pid = await anext(aiter(run))
+        (sender, _), *_ = agent._streams.values()
+        sender._ticked -= 10_000
+        before = sender.silence
+        await eventually(lambda: sender.silence != before, "its clock ticks")
+        assert sender.silence < 10
+        assert alive(int(pid))
+
+
+async def test_leaving_a_command_frees_its_place_at_once(server: Server, client: Client) -> None:
+    async with agent_here(server) as agent:
+        async with client.exec(agent.program.project_id, command="echo x; exec yes") as run:
+            await anext(aiter(run))
+        await eventually(lambda: not agent._streams, "the stream is forgotten", 5)
+
+
+async def test_who_is_away_gives_way(server: Server, client: Client) -> None:
+    """If there are too many commands, only the one whose reader has been silent longest ends."""
+    async with agent_here(server) as agent:
+        agent.program.max_streams = 2
+        project = agent.program.project_id
+        async with client.exec(project, command="echo $$; exec sleep 1000") as away:
+            _, pid = await anext(aiter(away))
+            (sender, _), *_ = agent._streams.values()
+            async with client.exec(project, command="echo $$; exec sleep 1000") as present:
+                _, other = await anext(aiter(present))
+                sender.silence = natskit.bus.output_stream.AWAY_SECONDS + 1
+                async with client.exec(project, ["echo", "a third one"]) as run:
+                    assert await run.output() == (b"a third one\n", b"")
+                assert alive(int(other))
+                await eventually(lambda: not alive(int(pid)), "the command of who is away has ended")
+            with pytest.raises(RpcError, match="another command needed its place"):
+                await away.output()
+
+
 async def test_a_reader_that_vanishes_ends_the_command(
     server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,16 +296,16 @@ async def test_a_reader_that_vanishes_ends_the_command(
         run._reader.ended = True  # close without a word to the agent
         await run._reader.close()
         await reader.close()
-        await until_async(lambda: not alive(shell), "the command ends")
-        await until_async(lambda: not agent._streams, "the stream is forgotten")
+        await eventually(lambda: not alive(shell), "the command ends")
+        await eventually(lambda: not agent._streams, "the stream is forgotten")
         assert await client.call_project(project_id, "ping")
 
 
 async def test_an_agent_that_dies_is_a_clear_error(
     server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(natskit.stream, "QUIET_SECONDS", 0.5)
-    monkeypatch.setattr(natskit.stream, "ANSWER_SECONDS", 1)
+    monkeypatch.setattr(natskit.bus.output_stream, "QUIET_SECONDS", 0.5)
+    monkeypatch.setattr(natskit.bus.output_stream, "ANSWER_SECONDS", 1)
     async with agent_here(server) as agent, client.exec(agent.program.project_id, ["sleep", "1000"]) as run:
         await agent.connection.close()
         with pytest.raises(ConnectionLostError, match="went away"):
@@ -225,7 +327,7 @@ async def test_a_stopped_project_says_so(server: Server, client: Client) -> None
 async def test_a_restarted_agent_does_not_know_the_stream(
     server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(natskit.stream, "QUIET_SECONDS", 0.5)
+    monkeypatch.setattr(natskit.bus.output_stream, "QUIET_SECONDS", 0.5)
     async with agent_here(server) as agent, client.exec(agent.program.project_id, ["sleep", "1000"]) as run:
         found = agent._streams.copy()
         agent._streams.clear()
@@ -251,7 +353,7 @@ async def test_too_many_commands(server: Server, client: Client) -> None:
 
 
 async def test_the_output_of_a_command_is_not_for_others(server: Server, client: Client) -> None:
-    """Frames go to the reply subject of the request, and to nothing else the project may publish to."""
+    """The agent sends frames only to the reply subject of the request."""
     heard: list[str] = []
 
     async def note(message: Msg) -> None:

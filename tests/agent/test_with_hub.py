@@ -1,4 +1,4 @@
-"""Runner, agents and clients with real hubs: every connection is authorised by the callout, and expires."""
+"""Runner, agents and clients with real hubs: the callout authorises every connection, and authorisations expire."""
 
 from __future__ import annotations
 
@@ -17,31 +17,34 @@ from typing import Any
 import httpx
 import pytest
 
+from natskit.bus.connection import Connection, connect
+from natskit.bus.permissions import inbox_prefix
+from natskit.bus.servers import NatsServers
+from natskit.cli.trial import ATTEMPTS, try_all
 from natskit.client import Client
-from natskit.connection import Connection, NatsServers, connect
 from natskit.errors import ConnectionLostError, NatskitError
-from natskit.hub.tokens import Tokens
+from natskit.hub.auth.tokens import Tokens
 from natskit.identity import nkey
 from natskit.identity.claims import format_creds
 from natskit.identity.files import write_private
-from natskit.permissions import inbox_prefix
 from natskit.rpc import RpcError
-from natskit.runner.processes import processes_of
-from tests.hub.site import NO_TLS, Site
-
-from .conftest import until_async
+from natskit.runner.orphans import processes_of
+from tests.hub.site import NO_TLS, Site, call
+from tests.kit.wait import eventually
 
 TTL = 10
 
 
 class Platform:
-    """A server, two hubs whose answers expire soon, a runner."""
+    """A server, two hubs whose authorisations expire soon, and a runner."""
 
     def __init__(self, root: Path, ttl: int = TTL) -> None:
         self.site = Site(root)
         self.ttl = ttl
         self.runner: subprocess.Popen[bytes] | None = None
-        self.spare = str(uuid.uuid4()), nkey.public_key(nkey.create_seed("user"))
+        spare = str(uuid.uuid4())
+        self.spare_creds, key = self.site.identity.runner_creds(spare, now=int(time.time()))
+        self.spare = spare, key
 
     async def start(self) -> None:
         self.site.start_server()
@@ -55,7 +58,7 @@ class Platform:
         self.site.start_hub(name, authorization_ttl_seconds=self.ttl, runners=self.runners())
 
     def runners(self) -> dict[str, dict[str, str]]:
-        """The one that runs, and one that could."""
+        """The runner that runs, and one that could run."""
         return {
             self.site.runner_id: {"name": "local", "public_key": self.site.runner_key},
             self.spare[0]: {"name": "spare", "public_key": self.spare[1]},
@@ -93,11 +96,11 @@ class Platform:
         return f"nats://127.0.0.1:{self.site.nats_port}"
 
     def directory(self, project_id: str) -> Path:
-        """What the runner has of a project."""
+        """The runner's folder of a project."""
         return self.site.root / "runner" / "projects" / project_id
 
     async def connect(self, project_id: str, creds: str, patience: float = 2) -> Connection:
-        """As whoever has a copy of a project's creds, or of a runner's."""
+        """Connect with a copy of a project's or a runner's creds."""
         path = self.site.root / f"copied-{uuid.uuid4()}.creds"
         path.write_text(creds)
         servers = NatsServers(urls=[self.nats_url])
@@ -106,7 +109,7 @@ class Platform:
         )
 
     async def connections(self) -> list[dict[str, Any]]:
-        """Those of the NATS account PLATFORM, from the server itself."""
+        """The connections of the NATS account PLATFORM, from the server."""
         async with httpx.AsyncClient(verify=NO_TLS) as client:
             answer = await client.get(f"http://127.0.0.1:{self.site.monitor_port}/connz?auth=true")
         return [c for c in answer.json()["connections"] if c.get("authorized_user")]
@@ -119,7 +122,7 @@ class Platform:
 
 @asynccontextmanager
 async def running(prefix: str, **settings: Any) -> AsyncIterator[Platform]:
-    """A platform of hubs and a runner, until it is not needed any more."""
+    """A running platform of hubs and a runner."""
     with tempfile.TemporaryDirectory(prefix=prefix) as root:
         platform = Platform(Path(root), **settings)
         try:
@@ -155,7 +158,7 @@ async def project(admin: Client) -> dict[str, Any]:
         status = await admin.call_hub("status")
         return bool(status["runners"] and status["runners"][0]["alive"])
 
-    await until_async(started, "the runner is alive")
+    await eventually(started, "the runner is alive")
     return dict(await admin.call_hub("start_project", project_id=created["project_id"], wait=40))
 
 
@@ -182,7 +185,7 @@ async def test_a_command_outlives_the_authorisation_of_its_agent(
 
 
 async def test_a_new_key_while_a_command_runs(admin: Client, project: dict[str, Any], platform: Platform) -> None:
-    """The command and its output go on; the old key is dead on the live connection, and for whoever comes with it."""
+    """The command and its output continue. Hubs refuse the old key, on open and on new connections."""
     project_id = project["project_id"]
     creds = platform.directory(project_id) / "project.creds"
     old = creds.read_text()
@@ -216,7 +219,29 @@ async def test_the_runner_brings_projects_back(admin: Client, project: dict[str,
         except Exception:
             return False
 
-    await until_async(answers, "the project answers again", 30)
+    await eventually(answers, "the project answers again", 30)
+
+
+async def test_a_trial_left_on_a_runner_that_was_killed_is_deleted_with_the_next(
+    admin: Client, platform: Platform
+) -> None:
+    left = set[str]()
+    platform.stop_runner()
+    said = await try_all(admin, left)
+    assert [line.split(":")[0] for line in said] == ["runner local", "runner spare"]
+    before = set(left)
+    assert len(before) == 2 * ATTEMPTS
+    platform.start_runner()
+
+    async def works() -> bool:
+        return [line.split(":")[0] for line in await try_all(admin, left)] == ["runner spare"]
+
+    await eventually(works, "the runner that is back works", 60)
+    deleted = before - left
+    assert len(deleted) == ATTEMPTS
+    for project_id in deleted:
+        with pytest.raises(RpcError, match="no such project"):
+            await admin.call_hub("project_delete", project_id=project_id)
 
 
 async def test_a_revoked_runner_is_cut_off_with_its_projects(
@@ -230,7 +255,7 @@ async def test_a_revoked_runner_is_cut_off_with_its_projects(
         return not any(platform.site.runner_id in name or project_id in name for name in names)
 
     await admin.call_hub("runner_revoke", name="local")
-    await until_async(cut, "the runner and its project are cut", 5)
+    await eventually(cut, "the runner and its project are cut", 5)
     rows = {row["name"]: row for row in await admin.call_hub("runner_list")}
     assert (rows["local"]["revoked"], rows["local"]["alive"]) == (True, False)
     assert (rows["spare"]["revoked"], rows["spare"]["projects"]) == (False, 0)
@@ -246,7 +271,7 @@ async def test_a_revoked_runner_is_cut_off_with_its_projects(
     async def back() -> bool:
         return any(platform.site.runner_id in c["authorized_user"] for c in await platform.connections())
 
-    await until_async(back, "the runner is back, by itself")
+    await eventually(back, "the runner is back, by itself")
     with pytest.raises(ConnectionLostError):
         await platform.connect(project_id, creds, patience=0.5)
     started = await admin.call_hub("start_project", project_id=project_id, wait=40)
@@ -276,7 +301,7 @@ async def test_a_moved_project_is_another_runners(admin: Client, project: dict[s
 async def test_a_replaced_runner_and_the_agents_of_the_one_before(
     admin: Client, project: dict[str, Any], platform: Platform
 ) -> None:
-    """A machine set up anew has another key. What the old one could do it cannot any more, nor could its projects."""
+    """A new machine has another key. The old runner and its projects lose all rights."""
     project_id, site = project["project_id"], platform.site
     old = (platform.directory(project_id) / "project.creds").read_text()
     agent = processes_of(project_id)
@@ -295,7 +320,7 @@ async def test_a_replaced_runner_and_the_agents_of_the_one_before(
         names = [c["authorized_user"] for c in await platform.connections()]
         return not any(site.runner_id in name or project_id in name for name in names)
 
-    await until_async(cut, "the runner and its project are cut", 10)
+    await eventually(cut, "the runner and its project are cut", 10)
     for who, creds in ((site.runner_id, runner_creds), (project_id, old)):
         with pytest.raises(ConnectionLostError):
             await platform.connect(who, creds, patience=0.5)
@@ -307,7 +332,7 @@ async def test_a_replaced_runner_and_the_agents_of_the_one_before(
         except NatskitError:
             return False
 
-    await until_async(answers, "the agent has a new key, from the runner with the new key", 20)
+    await eventually(answers, "the agent has a new key, from the runner with the new key", 20)
     assert processes_of(project_id) == agent, "and is the same process"
     with pytest.raises(ConnectionLostError):
         await platform.connect(project_id, old, patience=0.5)
@@ -321,5 +346,28 @@ async def test_stop_and_delete(admin: Client, project: dict[str, Any], platform:
     assert processes_of(project_id) == []
     assert directory.exists()
     await admin.call_hub("project_delete", project_id=project_id, wait=30)
-    await until_async(lambda: not directory.exists(), "its directory is gone")
+    await eventually(lambda: not directory.exists(), "its directory is gone")
     await asyncio.sleep(0)
+
+
+@pytest.mark.usefixtures("project")
+async def test_trials_do_not_count_where_projects_are_placed(admin: Client, platform: Platform) -> None:
+    """Trials that are left on a machine that was switched off would keep all new projects away from it for minutes."""
+    spare = platform.spare[0]
+    path = platform.site.root / "spare.creds"
+    path.write_text(platform.spare_creds)
+    connection = await connect(
+        NatsServers(urls=[platform.nats_url]), name="spare", inbox_prefix=inbox_prefix("runner", spare), creds=path
+    )
+    await call(connection, f"hub.runner.{spare}", "register", version="1")
+    await connection.close()
+
+    async def projects() -> dict[str, int]:
+        return {row["runner_id"]: row["projects"] for row in await admin.call_hub("runner_list")}
+
+    before = await projects()
+    fewest = min(before, key=lambda runner_id: (before[runner_id], runner_id))
+    for _ in range(1 + max(before.values())):
+        await admin.call_hub("runner_try", runner=fewest)
+    await admin.call_hub("project_create", email="a@example.org", title="One more")
+    assert await projects() == before | {fewest: before[fewest] + 1}

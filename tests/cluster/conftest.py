@@ -1,4 +1,4 @@
-"""One cluster in Docker for all the tests of this folder: its machines, people and projects."""
+"""One Docker cluster for all tests of this folder: its machines, people and projects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tests.platform.site import World, populate
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A cluster that stands for the whole run; NATSKIT_TEST_CLUSTER names one that runs already, and stays."""
+    """A cluster for the whole run. If NATSKIT_TEST_CLUSTER names a running one, the tests use it and leave it
+    running."""
     name = os.environ.get("NATSKIT_TEST_CLUSTER")
     with running(name) if name else brought_up(tmp_path_factory.mktemp("cluster") / "control") as cluster:
         yield cluster
@@ -21,7 +22,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def site(cluster: Cluster) -> Cluster:
-    """What the tests of the one-machine platform are run against here."""
+    """The site on which tests of the one-machine platform run here."""
     return cluster
 
 
@@ -38,9 +39,9 @@ def project_shell(cluster: Cluster) -> Iterator[Shell]:
         yield shell
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def neighbours(cluster: Cluster, world: World) -> Neighbours:
-    """Two running projects of one person on one machine."""
+    """Two running projects of one person on one machine. Each module has its own, since some tests fill theirs."""
     machines: dict[str, str] = {}
     # Projects are spread over the runners: of three, two share one.
     for number in range(3):

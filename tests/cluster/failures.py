@@ -16,7 +16,7 @@ from natskit.runner.agent_unit import unit_of
 from tests.cluster.load import Load, Seen, Target, Written, running
 from tests.cluster.machines import UNITS, Machines
 from tests.cluster.site import docker
-from tests.platform.site import wait_for
+from tests.kit.wait import wait_for
 
 SETTLED_SECONDS = 5.0
 """How long is looked on after all is well again: what was asked meanwhile has failed or been answered by then."""
@@ -24,7 +24,7 @@ SETTLED_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Failure:
-    """One thing that goes wrong. ``happen`` lasts until nobody need lend a hand any more."""
+    """One failure. ``happen`` returns when the platform can recover without further help."""
 
     name: str
     happen: Callable[[Machines, Target, float], None]
@@ -34,7 +34,7 @@ class Failure:
 
 
 def _where(machines: Machines, target: Target, machine: str) -> str:
-    """``home`` is where the load's project runs, ``nats`` where most of its browsers are connected."""
+    """``home`` is the runner of the load's project, ``nats`` the server with most of its browsers."""
     match machine:
         case "home":
             return machines.home_of(target.project_id)
@@ -87,7 +87,7 @@ FAILURES = [
 
 @dataclass(frozen=True)
 class Result:
-    """What a failure did."""
+    """The effects of a failure."""
 
     failure: Failure
     seen: Seen
@@ -96,7 +96,7 @@ class Result:
 
 
 def inflict(machines: Machines, load: Load, failure: Failure, seconds: float) -> Result:
-    """Let it happen, hosts being away for ``seconds``, and look on until all is well again."""
+    """Cause a failure, with hosts away for ``seconds``, and watch until everything works again."""
     machines.wait_until_ready()
     started = time.monotonic()
     failure.happen(machines, load.target, seconds)
@@ -109,7 +109,7 @@ def inflict(machines: Machines, load: Load, failure: Failure, seconds: float) ->
 
 
 def table(results: list[Result], written: Written | None) -> str:
-    """A line for each failure, and the reckoning of all writes."""
+    """A line for each failure, and the totals of all writes."""
     lines = [
         "| killed | requests | failed first | after a retry | longest gap | writes | failed first | longest gap "
         "| silence of a browser | its reconnects | output of a command | all well after |",
@@ -130,7 +130,7 @@ def table(results: list[Result], written: Written | None) -> str:
 
 
 def matrix(machines: Machines, chosen: str, seconds: float) -> Iterator[str]:
-    """All failures one after the other, under one load; lines to print."""
+    """Cause all failures one after the other, under one load. Returns lines to print."""
     results = []
     with running(machines.target()) as load:
         time.sleep(2)

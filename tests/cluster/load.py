@@ -28,12 +28,16 @@ from typing import Any
 import nats.errors
 
 from natskit import rpc
+from natskit.bus.connection import Connection, Status, connect
+from natskit.bus.permissions import Permissions
+from natskit.bus.request import request
+from natskit.bus.servers import NatsServers
 from natskit.client import Client
-from natskit.connection import Connection, NatsServers, Status, connect, request
 from natskit.errors import NatskitError
-from natskit.identity import Identity, claims, nkey
-from natskit.permissions import Permissions
-from natskit.program import cancel
+from natskit.identity import claims, nkey
+from natskit.identity.identity import Identity
+from natskit.process.lifecycle import cancel
+from tests.kit.wait import eventually, wait_for
 
 STREAM = "load"
 WRITERS, WRITES_A_SECOND = 6, 20
@@ -48,7 +52,7 @@ _WRONG_SEQUENCE = 10071
 
 @dataclass(frozen=True)
 class Target:
-    """Where to work: ``info`` is ``platform.json``; the project runs and belongs to the account."""
+    """The platform under load: ``info`` is ``platform.json``. The project runs and belongs to the account."""
 
     info: dict[str, Any]
     email: str
@@ -71,7 +75,7 @@ class Attempt:
 
 @dataclass
 class Seen:
-    """What the clients saw in a stretch of time."""
+    """The clients' observations in a period."""
 
     seconds: float
     attempts: list[Attempt]
@@ -91,7 +95,7 @@ class Seen:
         return sum(a.kind == kind and a.failed for a in self.attempts)
 
     def gap(self, kind: str) -> float:
-        """The longest any one client was without a success, in seconds."""
+        """The longest time without a success for any single client, in seconds."""
         ends: dict[str, list[float]] = {}
         for attempt in self.attempts:
             if attempt.kind == kind and not attempt.failed:
@@ -99,13 +103,13 @@ class Seen:
         return max((b - a for each in ends.values() for a, b in pairwise(sorted(each))), default=self.seconds)
 
     def reasons(self) -> dict[str, int]:
-        """Why first attempts failed."""
+        """The errors of failed first attempts."""
         return dict(Counter(f"{a.kind}: {a.reason}" for a in self.attempts if a.failed_first))
 
 
 @dataclass(frozen=True)
 class Written:
-    """The reckoning of the writers."""
+    """The totals of the writers."""
 
     acknowledged: int
     found: int
@@ -114,7 +118,7 @@ class Written:
 
 @dataclass
 class Load:
-    """The load while it runs. Times are those of ``time.monotonic``."""
+    """A running load. Times are those of ``time.monotonic``."""
 
     target: Target
     attempts: list[Attempt] = field(default_factory=list)
@@ -130,7 +134,7 @@ class Load:
     _error: BaseException | None = None
 
     def seen(self, since: float, until: float | None = None) -> Seen:
-        """What happened between two moments; an attempt belongs where it ended."""
+        """The observations between two moments. An attempt counts when it ended."""
         until = time.monotonic() if until is None else until
         ticks = [since, *(t for t in list(self.ticks) if since <= t <= until), until]
         return Seen(
@@ -142,12 +146,13 @@ class Load:
         )
 
     def go_on(self, attempts: int = 60) -> None:
-        """Wait until so many more writes and requests have ended, so that what came after is seen as well."""
-        began, deadline = time.monotonic(), time.monotonic() + PATIENCE
-        while any(self.seen(began).count(kind) < attempts for kind in ("write", "request")):
-            if time.monotonic() > deadline:
-                raise AssertionError(f"not {attempts} writes and requests in {PATIENCE:g} s")
-            time.sleep(0.1)
+        """Wait until this many more writes and requests have ended, so that later effects are seen, too."""
+        began = time.monotonic()
+        wait_for(
+            lambda: all(self.seen(began).count(kind) >= attempts for kind in ("write", "request")),
+            f"{attempts} more writes and requests to end",
+            PATIENCE,
+        )
 
     def run(self) -> None:
         try:
@@ -232,7 +237,7 @@ class Load:
             await asyncio.sleep(1)
 
     async def _output(self, client: Client, lines: list[int]) -> str:
-        """Follow one run of a command that never ends by itself, and tell how it ended."""
+        """Follow a command that never ends by itself. Reports how its output ended."""
         command, rest = "i=0; while true; do echo $i; i=$((i+1)); sleep 0.1; done", b""
         try:
             async with client.exec(self.target.project_id, command=command) as run:
@@ -265,7 +270,7 @@ class Load:
 
 @contextlib.contextmanager
 def running(target: Target) -> Iterator[Load]:
-    """A load for as long as the block lasts; ``written`` is known after it."""
+    """Run a load during the block. ``written`` is known after it."""
     load = Load(target)
     thread = threading.Thread(target=load.run, name="load", daemon=True)
     thread.start()
@@ -283,7 +288,7 @@ def running(target: Target) -> Iterator[Load]:
 
 
 def table(rows: Iterable[tuple[str, Seen, Written | None]]) -> str:
-    """The counters, a line for each stretch of time."""
+    """The counters, a line for each period."""
     lines = [
         "| | writes acknowledged | found | lost | longest gap | requests | failed first | after retry | longest gap "
         "| silence of a browser | its reconnects | output |",
@@ -301,7 +306,7 @@ def table(rows: Iterable[tuple[str, Seen, Written | None]]) -> str:
 
 
 def user_creds(info: dict[str, Any]) -> str:
-    """Creds of a user who may do anything in PLATFORM, signed by the account itself: the kit has none such."""
+    """Creds of a user with all rights in PLATFORM, signed by the account itself. natskit makes no such user."""
     identity = Identity.load(Path(info["identity"]))
     account = identity.account_public_key("PLATFORM")
     seed = nkey.create_seed("user")
@@ -327,7 +332,7 @@ def _servers(target: Target) -> int:
 
 
 async def _connection(target: Target, number: int) -> Connection:
-    """A connection of a writer; it starts at the server of that number, and may go on at any other."""
+    """A writer's connection. It starts at the server with this number, and may move to any other."""
     urls = target.info["nats_urls"]
     first = number % len(urls)
     servers = NatsServers(urls=urls[first:] + urls[:first], ca_file=Path(target.info["nats_ca_file"]))
@@ -359,18 +364,18 @@ async def _make_stream(connection: Connection) -> None:
         "max_msgs_per_subject": 1,
         "allow_direct": True,
     }
-    deadline = time.monotonic() + 20
-    while True:  # what was restarted a moment ago may still elect its leader
+
+    async def made() -> bool:
         answer = await connection.request(f"$JS.API.STREAM.CREATE.{STREAM}", json.dumps(wanted).encode(), timeout=10)
-        made = json.loads(answer.data)
-        if "error" not in made:
-            return
-        assert time.monotonic() < deadline, made
-        await asyncio.sleep(0.5)
+        created = json.loads(answer.data)
+        assert "error" not in created, created
+        return True
+
+    await eventually(made, f"the stream {STREAM}")  # servers that were just restarted may still elect a leader
 
 
 async def _written(connection: Connection, key: str, *, again: bool) -> bool:
-    """Whether a value is acknowledged; at a second attempt it may be there already, its acknowledgement lost."""
+    """Whether a value is acknowledged. A second attempt may find it stored, when only the acknowledgement was lost."""
     headers = {"Nats-Expected-Last-Subject-Sequence": "0"}
     answer = json.loads((await connection.request(key, key.encode(), timeout=WRITE_SECONDS, headers=headers)).data)
     error = answer.get("error")
@@ -382,7 +387,7 @@ async def _written(connection: Connection, key: str, *, again: bool) -> bool:
 
 
 async def _read_back(connection: Connection) -> set[str]:
-    """The keys in the stream whose value is the one that was written."""
+    """The keys in the stream whose values are those that were written."""
     found: set[str] = set()
     stream: Any = connection.jetstream()
     subscription = await stream.subscribe(f"{STREAM}.>", ordered_consumer=True)

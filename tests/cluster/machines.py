@@ -1,4 +1,4 @@
-"""What the tests and measurements of changes and failures need of a cluster beyond what :class:`Cluster` knows."""
+"""What tests of changes and failures, and measurements, need of a cluster besides :class:`Cluster`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import json
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from natskit.permissions import BUCKETS
+from natskit.bus.permissions import BUCKETS
 from natskit.runner.agent_unit import unit_of
 from tests.cluster.load import Target
 from tests.cluster.site import RUNNERS, Cluster, docker
+from tests.kit.wait import wait_for
 from tests.platform.site import REPOSITORY
 
 UNITS = {
@@ -31,7 +33,7 @@ EMAIL, PASSWORD = "load@example.org", "correct horse battery staple"
 
 
 class Machines(Cluster):
-    """A cluster whose machines are looked at one by one. ``data`` goes with every deploy, and may be changed."""
+    """A cluster whose machines can be inspected one by one. Every deploy gets ``data``, which tests may change."""
 
     def __init__(self, name: str, root: Path, data: dict[str, str]) -> None:
         super().__init__(name, root)
@@ -40,7 +42,7 @@ class Machines(Cluster):
 
     @classmethod
     def of(cls, cluster: Cluster) -> Self:
-        """The machines of a cluster, with settings that are a copy."""
+        """The machines of a cluster, with a copy of its settings."""
         return cls(cluster.name, cluster.root, cluster.data)
 
     @classmethod
@@ -49,7 +51,7 @@ class Machines(Cluster):
         return cls(name, REPOSITORY / ".cluster" / name, {})
 
     def target(self) -> Target:
-        """Somebody with a running project, for the load; made when it is not there."""
+        """An account with a running project, for the load. Makes them if necessary."""
         if EMAIL not in self.natskit("account", "list", "--json").stdout:
             self.natskit("account", "add", EMAIL, "--password-stdin", stdin=PASSWORD)
         mine = self.natskit_json("project", "list", "--account", EMAIL)
@@ -58,7 +60,7 @@ class Machines(Cluster):
         return Target(self.info, EMAIL, PASSWORD, project["project_id"])
 
     def home_of(self, project_id: str) -> str:
-        """The machine a project runs on."""
+        """The machine on which a project runs."""
         active = f"systemctl is-active {unit_of(project_id)}"
         (machine,) = [m for m in RUNNERS if self.sh(m, active, check=False).returncode == 0]
         return machine
@@ -69,13 +71,13 @@ class Machines(Cluster):
         return {m: self.sh(m, f"{show} {UNITS[m]}").stdout.strip() for m in machines}
 
     def varz(self, machine: str, page: str = "varz") -> dict[str, Any]:
-        """What a nats-server says of itself, on its own loopback."""
+        """A nats-server's ``/varz``, from its own loopback."""
         ask = f"import urllib.request as r; print(r.urlopen('http://127.0.0.1:8222/{page}', timeout=3).read().decode())"
         found: dict[str, Any] = json.loads(self.sh(machine, f'python3 -c "{ask}"').stdout)
         return found
 
     def state_max_bytes(self) -> dict[str, int]:
-        """How large the buckets of the state may become, as a nats-server says."""
+        """The maximum size of the state's buckets, from a nats-server."""
         buckets = {f"KV_{bucket}" for bucket in BUCKETS}
         found = self.varz("nats-1", "jsz?streams=true&accounts=true&config=true")["account_details"]
         streams = [stream for account in found for stream in account.get("stream_detail", [])]
@@ -90,23 +92,25 @@ class Machines(Cluster):
         return max(browsers, key=lambda machine: browsers[machine])
 
     def wait_until_ready(self, seconds: float = 120) -> float:
-        """Wait until every part answers; how long that took."""
+        """Wait until every part answers. Returns how long that took."""
         started = time.monotonic()
         self.natskit("ready", "--timeout", str(seconds))
         return time.monotonic() - started
 
     def wait_until_replicated(self, seconds: float = 60) -> None:
-        """Wait until every nats-server says that all of its streams have caught up."""
+        """Wait until every nats-server reports that all its streams have caught up, up to this long for each."""
         ask = "import urllib.request as r; r.urlopen('http://127.0.0.1:8222/healthz', timeout=3)"
-        deadline = time.monotonic() + seconds
+
+        def caught_up(machine: str) -> bool:
+            return self.sh(machine, f'python3 -c "{ask}"', check=False).returncode == 0
+
         for machine in ("nats-1", "nats-2", "nats-3"):
-            while self.sh(machine, f'python3 -c "{ask}"', check=False).returncode != 0:
-                assert time.monotonic() < deadline, f"{machine} has not caught up"
-                time.sleep(0.3)
+            wait_for(partial(caught_up, machine), f"{machine} to catch up", seconds)
 
     @contextlib.contextmanager
     def isolated(self, machine: str) -> Iterator[None]:
-        """Cut a machine off from the others: packets, both ways, vanish without a word. This machine still gets in."""
+        """Cut a machine off from the others by dropping all packets in both directions. This machine can still reach
+        it."""
         others = [self.address(other) for other in UNITS if other != machine]
         rules = [f"{chain} {way} {other}" for other in others for chain, way in (("INPUT", "-s"), ("OUTPUT", "-d"))]
         pid = docker("inspect", "--format", "{{.State.Pid}}", self.container(machine)).stdout.strip()

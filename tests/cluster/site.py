@@ -1,17 +1,14 @@
-"""The platform on eight machines in Docker, brought up for the tests or found running."""
+"""The platform on eight machines in Docker, which the tests start or find running."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import ipaddress
 import json
 import os
 import secrets
 import shlex
 import subprocess
-import tempfile
 import threading
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import Future
@@ -19,18 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from cluster.access import let_in
+from cluster.lifecycle import down, listed
 from natskit.client import Client
 from natskit.errors import NatskitError
 from natskit.rpc import RpcError
 from natskit.runner.agent_unit import instance_of
+from tests.kit.clusters import own_cluster
+from tests.kit.commands import run
 from tests.platform.raw import RawClient
 from tests.platform.site import REPOSITORY, Site
 
-NAME = "natskit-test"
+DEBIAN = os.environ.get("NATSKIT_DEBIAN") or "13"
+"""The release that the machines run."""
 NATS = ("nats-1", "nats-2", "nats-3")
 HUBS = ("hub-1", "hub-2")
 RUNNERS = ("runner-1", "runner-2")
-SCRIPT = str(REPOSITORY / "scripts" / "cluster")
 T = TypeVar("T")
 
 SETTINGS = {
@@ -57,14 +58,17 @@ class Cluster(Site):
     def environment(self) -> dict[str, str]:
         return super().environment | {"NATSKIT_CLUSTER": self.name, "NATSKIT_CONTROL": str(self.root)}
 
+    def let_in(self) -> None:
+        """Give a deploy access to the machines, including new ones."""
+        let_in(self.name, self.root / "ssh")
+
     @property
     def machines(self) -> list[str]:
-        """Their names, as ``nats-1``."""
-        listed = subprocess.run([SCRIPT, "list", self.name], check=True, capture_output=True, text=True)
-        return [line.split()[0].removeprefix(f"{self.name}-") for line in listed.stdout.splitlines()]
+        """Their names, such as ``nats-1``."""
+        return [machine.container.removeprefix(f"{self.name}-") for machine in listed(self.name)]
 
     def container(self, machine: str) -> str:
-        """What Docker calls a machine."""
+        """Docker's name of a machine."""
         return f"{self.name}-{machine}"
 
     def address(self, machine: str) -> str:
@@ -85,12 +89,12 @@ class Cluster(Site):
         return done
 
     def changes(self, **settings: str) -> dict[str, list[str]]:
-        """Deploy, and the names of the operations that changed something, by machine."""
+        """Deploy. Returns the names of the operations that changed something, by machine."""
         found = self.deploy("--json", **settings).changes
         return {host.removeprefix(f"{self.name}-"): names for host, names in found.items()}
 
     def machine_of(self, project_id: str) -> str:
-        """Where a project's files are."""
+        """The machine with a project's files."""
         folder = f"/var/lib/natskit/runner/projects/{instance_of(project_id)}"
         holds = [machine for machine in RUNNERS if self.sh(machine, f"test -d {folder}", check=False).returncode == 0]
         (found,) = holds
@@ -100,8 +104,9 @@ class Cluster(Site):
         return RawClient.tcp(self.address(server), 4222, creds, ca_file=self.info["nats_ca_file"])
 
     def read(self, program: str, name: str) -> str:
-        machine = "runner-1" if program == "runner" else program
-        folder = "hub-1" if program.startswith("hub") else program
+        machine = {"runner": "runner-1", "keeper-1": "hub-1", "keeper-2": "hub-2"}.get(program, program)
+        kind = program.partition("-")[0]
+        folder = f"{kind}-1" if kind in ("hub", "keeper") else program
         return self.sh(machine, f"cat /var/lib/natskit/{folder}/{name}").stdout
 
     def project_creds(self, project_id: str) -> str:
@@ -117,7 +122,7 @@ class Cluster(Site):
         return [json.loads(answer)[name] for answer in self.monitor("varz")]
 
     def streams(self) -> dict[str, set[str]]:
-        """Which servers have a copy of each stream, as they say themselves."""
+        """The servers that have a copy of each stream, from the servers."""
         found: dict[str, set[str]] = {}
         for server, answer in zip(NATS, self.monitor("jsz?streams=true&accounts=true"), strict=True):
             for account in json.loads(answer)["account_details"]:
@@ -140,7 +145,7 @@ class Cluster(Site):
         return found
 
     def stop(self) -> None:
-        subprocess.run([SCRIPT, "down", self.name], check=True, capture_output=True, timeout=120)
+        down(self.name)
 
     def logs(self) -> str:
         parts = []
@@ -161,16 +166,12 @@ class Neighbours:
 
 def docker(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run ``docker``."""
-    done = subprocess.run(
-        ["docker", *words], capture_output=True, text=True, errors="replace", timeout=120, check=False
-    )
-    assert not check or done.returncode == 0, f"docker {' '.join(words)}: {done.stderr}"
-    return done
+    return run(["docker", *words], check=check, errors="replace", timeout=120)
 
 
 @contextlib.contextmanager
 def running(name: str) -> Iterator[Cluster]:
-    """A cluster that somebody keeps running while they work on the tests; it stays."""
+    """A cluster that a developer keeps running. The tests leave it running."""
     control = os.environ.get("NATSKIT_CONTROL") or REPOSITORY / ".cluster" / name
     cluster = Cluster(name, Path(control).resolve())
     cluster.domain = f"{secrets.token_hex(4)}.example.org"
@@ -180,23 +181,12 @@ def running(name: str) -> Iterator[Cluster]:
 
 @contextlib.contextmanager
 def brought_up(root: Path) -> Iterator[Cluster]:
-    """A cluster of the tests' own, ready for use, and taken down at the end."""
-    cluster = Cluster(NAME, root)
-    with (Path(tempfile.gettempdir()) / f"{NAME}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise AssertionError(
-                f"other tests use the cluster {NAME} at this moment: wait until they have ended"
-            ) from None
-        _script("down", NAME)  # what a killed run has left
-        try:
-            subnet = _free_subnet()
-            _script("up", NAME, *([subnet] if subnet else []))
-            _deploy(cluster)
-            yield cluster
-        finally:
-            cluster.stop()
+    """A cluster for the tests, ready for use, and removed at the end."""
+    with own_cluster(DEBIAN) as name:
+        cluster = Cluster(name, root)
+        cluster.let_in()
+        _deploy(cluster)
+        yield cluster
 
 
 def _deploy(cluster: Cluster) -> None:
@@ -205,30 +195,9 @@ def _deploy(cluster: Cluster) -> None:
     cluster.natskit("ready", "--timeout", "100")
 
 
-def _script(*words: str) -> None:
-    # Building the image takes a minute or two, with Docker's own packages before that some more.
-    done = subprocess.run([SCRIPT, *words], capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, f"scripts/cluster {' '.join(words)}: {done.stdout}{done.stderr}"
-
-
-def _free_subnet() -> str | None:
-    """One that no network of Docker has; none to choose as long as Docker does not run, which has no networks then."""
-    listed = subprocess.run(["docker", "network", "ls", "--quiet"], capture_output=True, text=True, check=False)
-    if listed.returncode != 0:
-        return None
-    networks = json.loads(docker("network", "inspect", *listed.stdout.split()).stdout)
-    taken = [
-        ipaddress.ip_network(config["Subnet"]) for network in networks for config in network["IPAM"]["Config"] or []
-    ]
-    for number in range(90, 120):
-        subnet = ipaddress.ip_network(f"172.31.{number}.0/24")
-        if not any(subnet.version == other.version and subnet.overlaps(other) for other in taken):
-            return str(subnet)
-    raise AssertionError("no 172.31.90.0/24 to 172.31.119.0/24 is free in Docker")
-
-
 class Shell:
-    """Runs lines of shell in projects over one connection as the operator: a command would take a second to start."""
+    """Runs lines of shell in projects over one connection as the operator. A ``natskit`` command would take a second to
+    start."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -251,7 +220,7 @@ class Shell:
         self._loop.close()
 
     def __call__(self, project_id: str, command: str) -> subprocess.CompletedProcess[str]:
-        """Run a line; 255 if the project went away meanwhile. Ends after a minute at the most."""
+        """Run a line for at most a minute. Returns 255 if the project went away."""
         return self._submit(self._run(project_id, command)).result(90)
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:

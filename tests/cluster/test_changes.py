@@ -1,4 +1,4 @@
-"""A changed setting touches what depends on it and nothing else: told by the machines, not by the deploy."""
+"""A changed setting changes only the parts that depend on it. The tests ask the machines, not the deploy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SERVERS, HUBS = ("nats-1", "nats-2", "nats-3"), ("hub-1", "hub-2")
 
 @pytest.fixture(scope="module")
 def machines(cluster: Cluster) -> Iterator[Machines]:
-    """The cluster, its settings back to what they were in the end."""
+    """The cluster. Its settings are restored at the end."""
     yield Machines.of(cluster)
     done = cluster.deploy()
     assert done.returncode == 0, said(done)
@@ -32,7 +32,7 @@ def said(done: Deployed) -> str:
 
 
 def deployed(machines: Machines, **changes: str) -> None:
-    """Deploy; the settings stay for the next deploy, which would otherwise take them back."""
+    """Deploy, and keep the settings for the next deploy, which would otherwise undo them."""
     machines.data |= changes
     done = machines.deploy()
     assert done.returncode == 0, said(done)
@@ -117,7 +117,7 @@ def test_a_host_that_is_down_fails_alone_and_the_next_run_completes_it(machines:
 
 
 def test_a_gate_that_refuses_stops_the_change_and_the_next_run_completes_it(machines: Machines) -> None:
-    """A nats-server that is cut off from the others runs, and the deploy reaches it: the gate has to see it."""
+    """A nats-server that is cut off from the others still runs, and the deploy can reach it: the gate has to notice."""
     starts = machines.starts(SERVERS)
     machines.data["nats_memory_limit"] = str(900 * 1024**2)
     with machines.isolated("nats-3"):
@@ -148,8 +148,8 @@ def test_a_renewed_certificate_is_served_without_a_restart(machines: Machines) -
     assert machines.starts() == starts
     now = {m: serial(machines, m, port) for m, port in doors.items()}
     assert all(now[m] != before[m] for m in doors), (before, now)
-    # A reload of nats-server cuts whoever was let in by the auth callout ("Reloaded: accounts", each time); those who
-    # hold creds of PLATFORM stay. A browser is back at once, and is cut again if it went where the reload comes later.
+    # A reload of nats-server disconnects clients that the auth callout authorized ("Reloaded: accounts"). Clients
+    # with creds of PLATFORM stay. A browser reconnects at once, and again if its new server reloads later.
     assert seen.reconnects <= len(SERVERS)
     assert seen.failed("request") == 0, seen.reasons()
     assert seen.failed_first("write") == 0, seen.reasons()
@@ -165,14 +165,14 @@ def session_seconds(machines: Machines, hub: str) -> str:
 
 
 def nginx_workers(machines: Machines, *, quiet: bool = False) -> set[str]:
-    """The workers that take new connections; old ones stay until their last connection has ended."""
+    """The workers that accept new connections. Old ones stay until their last connection has ended."""
     listing = "ps -C nginx -o pid=,args="
     lines = [line.split(None, 1) for line in machines.sh("proxy-1", listing).stdout.splitlines()]
     return {pid for pid, what in lines if "worker process" in what and not (quiet and "shutting down" in what)}
 
 
 def down_and_up(machines: Machines, hub: str, since: float) -> tuple[float, float]:
-    """When a hub began to stop, and when it was started again."""
+    """The times at which a hub began to stop and started again."""
     show = "systemctl show --timestamp=unix --value -p"
     stopped = machines.sh(hub, f"{show} InactiveEnterTimestamp {UNITS[hub]}").stdout.strip().lstrip("@")
     started = machines.sh(hub, f"{show} ActiveEnterTimestamp {UNITS[hub]}").stdout.strip().lstrip("@")
@@ -181,7 +181,7 @@ def down_and_up(machines: Machines, hub: str, since: float) -> tuple[float, floa
 
 
 def serial(machines: Machines, machine: str, port: int) -> int:
-    """The serial number of the certificate that is served at a port; of NATS after its INFO."""
+    """The serial number of the certificate at a port; for NATS, after INFO."""
     with socket.create_connection((machines.address(machine), port), timeout=5) as plain:
         if port == 4222:
             plain.recv(4096)

@@ -1,4 +1,4 @@
-"""The console in Chromium against the cluster: what of the one-machine suite depends on where things run."""
+"""The console in Chromium on the cluster: those tests of the one-machine suite that depend on where programs run."""
 
 from tests.platform.test_console import (  # noqa: F401
     browser,

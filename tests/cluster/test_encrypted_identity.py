@@ -1,4 +1,4 @@
-"""The control machine's identity becomes encrypted, and the hosts notice nothing: a deploy, a rotation, a deploy."""
+"""The control machine encrypts its identity, and the hosts notice nothing: a deploy, a rotation, a deploy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PASSPHRASE = "correct horse battery staple"  # noqa: S105
 
 
 class Encrypted(Machines):
-    """The cluster, by who has the passphrase in the environment."""
+    """The cluster, with the passphrase in the environment."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -24,7 +24,7 @@ class Encrypted(Machines):
 
 @pytest.fixture(scope="module")
 def encrypted(cluster: Cluster) -> Iterator[Encrypted]:
-    """The cluster with its keys encrypted, and as it was in the end."""
+    """The cluster with encrypted keys. Restored at the end."""
     found = Encrypted.of(cluster)
     found.natskit("identity", "encrypt")
     yield found

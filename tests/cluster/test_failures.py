@@ -1,4 +1,4 @@
-"""Any one process or host may be killed, or cut off: what was acknowledged stays, and the rest comes back by itself."""
+"""Any single process or host may die or be cut off: acknowledged writes stay, and everything recovers by itself."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def machines(cluster: Cluster) -> Machines:
 
 @pytest.fixture(scope="module")
 def load(machines: Machines) -> Iterator[Load]:
-    """One load through all that happens; in the end, all its writes are there."""
+    """One load during all failures. At the end, checks that all its writes are there."""
     with running(machines.target()) as load:
         load.go_on()
         yield load

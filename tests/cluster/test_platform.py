@@ -1,4 +1,4 @@
-"""What is special about several hosts: messages cross servers, projects cross runners, and one hub is enough."""
+"""Several hosts: messages cross servers, projects move between runners, and one hub is enough."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 from natskit import rpc
 from natskit.client import Client
 from tests.cluster.site import HUBS, NATS, RUNNERS, Cluster
+from tests.kit.wait import wait_for
 from tests.platform.raw import ClosedError, RawClient
-from tests.platform.site import Session, World, wait_for
+from tests.platform.site import Session, World
 
 PASSWORD = "several machines of one platform"  # noqa: S105
 STREAM_BYTES = 50_000_000
@@ -20,7 +21,7 @@ STREAM_BYTES = 50_000_000
 
 @pytest.fixture(scope="module")
 def email(cluster: Cluster) -> str:
-    """Somebody with projects on all machines."""
+    """An account with projects on all machines."""
     email = f"everywhere@{cluster.domain}"
     cluster.natskit("account", "add", email, "--password-stdin", stdin=PASSWORD)
     return email
@@ -30,7 +31,12 @@ def email(cluster: Cluster) -> str:
 def spread(cluster: Cluster, email: str) -> dict[str, str]:
     """A running project on each runner's machine."""
     found: dict[str, str] = {}
-    for number in range(6):  # placed where the fewest are, which may be one machine for some time
+    wait_for(
+        lambda: all(runner["alive"] for runner in cluster.natskit_json("runner", "list")),
+        "runners that are alive",
+    )
+    # A project is placed where the fewest are, running or not: other tests may have left all of theirs on one machine.
+    for number in range(len(cluster.natskit_json("project", "list")) + len(RUNNERS)):
         project_id = cluster.natskit_json("project", "create", email, f"Number {number}")["project_id"]
         cluster.natskit("project", "start", project_id)
         found.setdefault(cluster.machine_of(project_id), project_id)
@@ -41,19 +47,19 @@ def spread(cluster: Cluster, email: str) -> dict[str, str]:
 
 @pytest.fixture
 def session(cluster: Cluster, email: str, spread: dict[str, str]) -> Session:  # noqa: ARG001
-    """Signed in, with a right to the projects."""
+    """Sign in as an account that may use the projects."""
     return cluster.sign_in(email, PASSWORD)
 
 
 def connect(cluster: Cluster, session: Session) -> RawClient:
-    """What a browser has: a WebSocket through the proxy."""
+    """Connect as a browser: a WebSocket through the proxy."""
     return RawClient.websocket(
         cluster.websocket_url, ca_file=cluster.ca_file, cookie=session.cookie, origin=cluster.url
     )
 
 
 def ask(client: RawClient, subject: str, inbox: str, method: str = "ping") -> dict[str, str]:
-    """A call, and its result."""
+    """Call a method. Returns the result."""
     result: dict[str, str] = rpc.decode_response(client.request(subject, rpc.encode_request(method), inbox))
     return result
 
@@ -115,7 +121,7 @@ async def test_a_long_output_streams_whole_through_the_proxy(
 
 
 def starts(cluster: Cluster) -> dict[str, str]:
-    """When each unit of the platform was started, by machine and unit."""
+    """The start time of each unit of the platform, by machine and unit."""
     shown = "systemctl show --property=Id,ExecMainStartTimestampMonotonic 'natskit-*' nginx.service"
     return {machine: cluster.sh(machine, shown).stdout for machine in cluster.machines}
 
@@ -133,7 +139,7 @@ def test_a_second_deploy_changes_nothing(cluster: Cluster) -> None:
 
 @contextlib.contextmanager
 def stopped(cluster: Cluster, hub: str) -> Iterator[None]:
-    """While one hub is stopped as an operator does it."""
+    """Stop one hub during the block, as an operator does."""
     cluster.sh(hub, "systemctl stop natskit-hub-1")
     try:
         yield
@@ -143,7 +149,7 @@ def stopped(cluster: Cluster, hub: str) -> Iterator[None]:
 
 
 def wait_until_whole(cluster: Cluster) -> None:
-    """Until every part works, without a warning."""
+    """Wait until every part works, without a warning."""
     wait_for(lambda: cluster.natskit_json("status")["state"] == "ok", "the platform to be whole again", 60)
 
 
@@ -181,7 +187,7 @@ def test_a_hub_that_is_killed_loses_at_most_what_was_in_flight(cluster: Cluster,
 
 
 def test_a_session_is_cut_wherever_it_is_connected(cluster: Cluster, world: World) -> None:
-    """The proxy spreads connections over the servers; the hub that ends a session finds them all."""
+    """The proxy spreads connections over the servers. The hub that ends a session finds them all."""
     session = cluster.sign_in(world.email_a, world.password)
     clients: dict[str, RawClient] = {}
     for _ in range(30):

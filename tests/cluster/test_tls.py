@@ -1,4 +1,4 @@
-"""Between hosts nobody gets a word in without TLS and, where hosts talk to each other, the platform's certificate."""
+"""Between hosts, nothing works without TLS and, where hosts talk to each other, a certificate of the platform."""
 
 from __future__ import annotations
 
@@ -48,12 +48,13 @@ def _with_certificate(cluster: Cluster, ca: Path, scratch: Path) -> ssl.SSLConte
 
 
 def _foreign(cluster: Cluster, scratch: Path) -> ssl.SSLContext:
-    """As careful as ours, of another CA."""
+    """A certificate like natskit's, of another CA."""
     return _with_certificate(cluster, scratch / "foreign", scratch)
 
 
 def _own(cluster: Cluster, scratch: Path, part: str = "") -> ssl.SSLContext:
-    """The platform's CA signs it, or that of a part, in a copy of its folder: nothing is left behind."""
+    """A certificate of the platform's CA, or of a part's CA, made in a copy of its folder so that nothing is left
+    behind."""
     for name in ("ca.crt", "ca.key"):
         copy = scratch / "own" / "tls" / name
         copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -70,7 +71,7 @@ STRANGERS: dict[str, MakeContext] = {
 
 
 def hear(address: str, port: int, context: ssl.SSLContext | None, words: bytes) -> bytes:
-    """What somebody says first after they have been spoken to; nothing, if they end the connection."""
+    """The first answer on a connection after we have sent something; empty if the server closes it."""
     with contextlib.suppress(ssl.SSLError, ConnectionError), contextlib.ExitStack() as opened:
         connection: socket.socket = opened.enter_context(socket.create_connection((address, port), timeout=10))
         if context is not None:
@@ -91,15 +92,15 @@ def test_each_door_opens_to_those_it_is_for(cluster: Cluster, tmp_path: Path, do
 @pytest.mark.parametrize("part", ["", ROUTES, PROXY])
 @pytest.mark.parametrize("door", INNER_DOORS)
 def test_and_to_no_other_host_of_the_platform(cluster: Cluster, tmp_path: Path, door: str, part: str) -> None:
-    """Who speaks the protocol of routes may publish as anybody and hears everything; who speaks to a hub or to the
-    listener for WebSockets says from where a browser comes."""
+    """A client of the route port may publish as anybody and hears everything. A client of a hub or of the WebSocket
+    listener may claim any address for a browser."""
     own, machine, port, words, _ = INNER_DOORS[door]
     if part != own:
         assert hear(cluster.address(machine), port, _own(cluster, tmp_path, part), words) == b""
 
 
 def test_a_hub_is_not_let_in_by_the_other_one(cluster: Cluster, tmp_path: Path) -> None:
-    """Its own certificate opens its own door alone, for the deploy that asks whether it is well."""
+    """Its certificate opens only its own port, for the deploy's health check."""
     answers = {}
     for holder in HUBS:
         files = "/var/lib/natskit/hub-1/tls"
@@ -114,7 +115,7 @@ def test_a_hub_is_not_let_in_by_the_other_one(cluster: Cluster, tmp_path: Path) 
 
 
 def test_no_host_but_its_own_has_the_key_of_a_door(cluster: Cluster) -> None:
-    """The certificates that open doors are where they are shown, and their CA where it is asked for."""
+    """A certificate that opens a port is only on the hosts that use it, and its CA only on those that check it."""
     holders = {ROUTES: {"nats-1", "nats-2", "nats-3"}, PROXY: {"nats-1", "nats-2", "nats-3", "hub-1", "hub-2"}}
     keys = {ROUTES: holders[ROUTES], PROXY: {"proxy-1"}}
     for part, machines in holders.items():
@@ -146,7 +147,7 @@ def test_a_client_without_tls_gets_no_further_than_hello(cluster: Cluster, serve
 
 
 async def test_a_client_does_not_believe_a_foreign_ca(cluster: Cluster, tmp_path: Path) -> None:
-    """Whoever stands in for a server gets no credentials; here the platform is the foreign one."""
+    """A server that impersonates another one gets no credentials. Here the platform is the impostor."""
     foreign = ensure_ca(tmp_path, now=NOW)
     creds = Path(cluster.info["creds"]["platform_admin"])
     with pytest.raises(ssl.SSLCertVerificationError):
@@ -165,11 +166,11 @@ def test_the_servers_say_so_themselves(cluster: Cluster) -> None:
 
 
 def test_no_port_but_these_is_open(cluster: Cluster) -> None:
-    """To other machines; 127.0.0.11 is Docker's own."""
+    """To other machines, besides 22, which deploys use. 127.0.0.11 is Docker's own."""
     expected = {"nats": {4222, 5004, 6222}, "hub": {8101}, "proxy": {80, 443}, "runner": set[int]()}
     for machine in cluster.machines:
         listed = cluster.sh(machine, "ss --no-header --listening --tcp --numeric").stdout.splitlines()
         addresses = [line.split()[3].rpartition(":") for line in listed]
         # The test of cloud metadata may still be listening.
         opened = {int(port) for host, _, port in addresses if not host.startswith(("127.", "[::1]", "169.254."))}
-        assert opened <= expected[machine.partition("-")[0]], machine
+        assert opened <= {22} | expected[machine.partition("-")[0]], machine

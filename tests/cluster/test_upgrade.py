@@ -1,4 +1,5 @@
-"""nats-server to an older version and back to the newest, the hubs by a setting, under load and one host at a time."""
+"""nats-server moves to an older version and back to the newest, and the hubs get a setting, one host at a time under
+load."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ SERVERS = [machine for machine, unit in UNITS.items() if unit == "natskit-nats"]
 
 @pytest.fixture(scope="module")
 def machines(cluster: Cluster) -> Iterator[Machines]:
-    """The cluster, its settings back to what they were in the end."""
+    """The cluster. Its settings are restored at the end."""
     machines = Machines.of(cluster)
     yield machines
     assert machines.deploy().returncode == 0

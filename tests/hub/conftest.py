@@ -1,4 +1,4 @@
-"""One nats-server and two hubs for each module of this folder."""
+"""Each module of this folder has one nats-server and two hubs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PASSWORD = "correct horse battery staple"  # noqa: S105
 
 @pytest.fixture(scope="module")
 def hub_settings() -> dict[str, Any]:
-    """What the hubs of a module are told beside the usual."""
+    """Settings of a module's hubs besides the usual ones."""
     return {}
 
 

@@ -1,4 +1,4 @@
-"""A nats-server and hubs of the tests' own, as real processes on free ports."""
+"""A nats-server and hubs for tests, as real processes on their own ports."""
 
 from __future__ import annotations
 
@@ -7,49 +7,36 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import httpx
 import nats.errors
 
-from natskit.connection import Connection, NatsServers, connect
-from natskit.identity import Identity
+from natskit.bus.connection import Connection, connect
+from natskit.bus.permissions import inbox_prefix
+from natskit.bus.servers import NatsServers
+from natskit.bus.tls_trust import client_context
 from natskit.identity.claims import COOKIE
-from natskit.permissions import inbox_prefix
+from natskit.identity.identity import Identity
 from natskit.rpc import decode_response, encode_request
-from natskit.wait import client_context
+from tests.kit.nats import NatsServer, operator_mode
+from tests.kit.ports import free_port
+from tests.kit.wait import eventually
 
-T = TypeVar("T")
 ORIGIN = "https://localhost:4043"
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """For plain HTTP: httpx would read all the CAs of the machine for each client, which takes longer than the request."""
+KEEP_STATE_SECONDS = 0.5
+"""So that a hub that is killed has a file, which may lack what has just happened."""
 FAST_PASSWORDS = {"argon2_concurrency": 1, "time_cost": 1, "memory_kib": 1024}
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-async def eventually(check: Callable[[], Awaitable[T]], what: str, seconds: float = 10) -> T:
-    """Poll until ``check`` returns something true; a test never sleeps for a fixed time."""
-    deadline, caught = time.monotonic() + seconds, None
-    while time.monotonic() < deadline:
-        try:
-            if found := await check():
-                return found
-        except Exception as error:
-            caught = error
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"{what}: not within {seconds} s ({caught!r})")
 
 
 class Site:
@@ -64,10 +51,15 @@ class Site:
         self.hubs: dict[str, tuple[subprocess.Popen[bytes], int]] = {}
         self.max_payload = 1024 * 1024
         """Of nats-server: its default."""
+        self.sync_interval = "always"
         self.python_path = ""
         self.shows: tuple[Path, Path, Path] | None = None
         """CA, certificate and key for hubs that speak TLS."""
-        self._server: subprocess.Popen[bytes] | None = None
+        self.resolver: Path | None = None
+        """The folder of a full resolver, to which NATS accounts can be pushed."""
+        self.server = NatsServer(root)
+        self.keepers: dict[str, subprocess.Popen[bytes]] = {}
+        self._keeper_starts: Counter[str] = Counter()
         self._connections: list[Connection] = []
 
     # ---- nats-server
@@ -75,63 +67,43 @@ class Site:
     @classmethod
     @contextlib.asynccontextmanager
     async def without_hubs(cls, root: Path) -> AsyncIterator[Self]:
-        """A nats-server that is up, until it is not needed any more."""
+        """A running nats-server without hubs."""
         site = cls(root)
         site.start_server()
         yield site
         await site.close()
 
     def start_server(self) -> None:
-        accounts = {
-            self.identity.account_public_key(n): self.identity.account_jwt(n) for n in ("SYS", "AUTH", "PLATFORM")
-        }
-        config = f"""
+        self.server.start(f"""
         server_name: test
         host: 127.0.0.1
         port: {self.nats_port}
         http: 127.0.0.1:{self.monitor_port}
-        operator: {self.identity.operator_jwt}
-        system_account: {self.identity.account_public_key("SYS")}
-        resolver: MEMORY
-        resolver_preload: {{ {", ".join(f"{k}: {v}" for k, v in accounts.items())} }}
-        jetstream: {{ store_dir: "{self.root}/jetstream", sync_interval: always }}
+        {operator_mode(self.identity, resolver=self.resolver)}
+        jetstream: {{ store_dir: "{self.root}/jetstream", sync_interval: {self.sync_interval} }}
         authorization: {{ timeout: 2 }}
         max_payload: {self.max_payload}
         websocket: {{ host: 127.0.0.1, port: {self.websocket_port}, no_tls: true, jwt_cookie: "{COOKIE}" }}
-        """
-        path = self.root / "nats.conf"
-        path.write_text(config)
-        with (self.root / "nats.log").open("ab") as log:
-            self._server = subprocess.Popen(
-                [str(Path(sys.executable).with_name("nats-server")), "-c", str(path)], stdout=log, stderr=log
-            )
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            try:
-                socket.create_connection(("127.0.0.1", self.nats_port), 0.2).close()
-                return self.make_streams()
-            except OSError:
-                time.sleep(0.02)
-        raise AssertionError((self.root / "nats.log").read_text())
+        """).wait_until_ready()
+        self.make_streams()
 
     def make_streams(self, **settings: int) -> None:
-        """What a deploy does between the nats-servers and the hubs."""
-        command = [sys.executable, "-m", "natskit.streams", "--settings", json.dumps(settings)]
-        creds = self.identity.creds("PLATFORM", "admin")
-        subprocess.run([*command, f"nats://127.0.0.1:{self.nats_port}"], input=creds, text=True, check=True)
+        """Make the streams, as a deploy does between the nats-servers and the hubs."""
+        command = [sys.executable, "-m", "natskit.ops.stream_provisioning", "--settings", json.dumps(settings)]
+        for account in ("PLATFORM", "DOCS"):
+            words = [*command, f"nats://127.0.0.1:{self.nats_port}", account]
+            subprocess.run(words, input=self.identity.creds(account, "admin"), text=True, check=True)
 
     def stop_server(self) -> None:
-        if self._server is not None:
-            self._server.terminate()
-            self._server.wait(10)
-            self._server = None
+        self.server.stop()
 
     # ---- hubs
 
     def start_hub(self, name: str, tls: dict[str, str] | None = None, **settings: Any) -> None:
-        """Start a hub as a process of its own; again, on the same port, if it ran before."""
+        """Start a hub as a separate process; a hub that ran before gets its old port."""
         folder = self.root / name
-        folder.mkdir(mode=0o700, exist_ok=True)
+        for made in (folder, folder / "state"):
+            made.mkdir(mode=0o700, exist_ok=True)
         port = self.hubs[name][1] if name in self.hubs else free_port()
         creds = {}
         for account in ("AUTH", "PLATFORM"):
@@ -145,6 +117,8 @@ class Site:
             "nats": {"urls": [f"nats://127.0.0.1:{self.nats_port}"]},
             "creds": creds,
             "keys": str(folder / "keys.json"),
+            "state_folder": str(folder / "state"),
+            "keep_state_seconds": KEEP_STATE_SECONDS,
             "allowed_origins": [ORIGIN],
             "password": FAST_PASSWORDS,
             "runners": {self.runner_id: {"name": "local", "public_key": self.runner_key}},
@@ -160,15 +134,49 @@ class Site:
             )
         self.hubs[name] = (process, port)
 
-    async def healthy(self, name: str, seconds: float = 15) -> dict[str, Any]:
-        """Wait until a hub says that it is well."""
+    # ---- keepers
 
-        async def check() -> dict[str, Any] | None:
+    def start_keeper(self, name: str, **settings: Any) -> None:
+        """Start a keeper as a process of its own."""
+        self._keeper_starts[name] += 1
+        folder = self.root / name
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for account in ("PLATFORM", "DOCS"):
+            _write(folder / f"{account.lower()}.creds", self.identity.creds(account, "keeper"))
+        program = {
+            "name": name,
+            "nats": {"urls": [f"nats://127.0.0.1:{self.nats_port}"]},
+            "creds": {name: str(folder / f"{name}.creds") for name in ("platform", "docs")},
+            **settings,
+        }
+        _write(folder / "keeper.json", json.dumps(program))
+        with (folder / "keeper.log").open("ab") as log:
+            self.keepers[name] = subprocess.Popen(
+                [sys.executable, "-m", "natskit.keeper", "--settings", str(folder / "keeper.json")],
+                stdout=log,
+                stderr=log,
+            )
+
+    async def keeper_ready(self, name: str) -> None:
+        """Wait until a keeper has said, since it was started for the last time, that it is ready."""
+        log = self.root / name / "keeper.log"
+        started = self._keeper_starts[name]
+        await eventually(
+            lambda: log.read_text().count("is ready") >= started, f"{name} is ready\n{log.read_text()}", 120
+        )
+
+    def kill_keeper(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
+        self.keepers[name].send_signal(number)
+        return self.keepers[name].wait(15)
+
+    async def healthy(self, name: str, seconds: float = 60) -> dict[str, Any]:
+        """Wait until a hub reports that it is healthy."""
+
+        async def check() -> dict[str, Any]:
             answer = await self.http(name, "GET", "/healthz")
-            return answer.json() if answer.status_code == 200 else None
+            return answer.json() if answer.status_code == 200 else {}
 
-        found = await eventually(check, f"{name} healthy\n{self.log(name)}", seconds)
-        assert found is not None
+        found: dict[str, Any] = await eventually(check, f"{name} healthy\n{self.log(name)}", seconds)
         return found
 
     def kill_hub(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
@@ -191,15 +199,20 @@ class Site:
             return await client.request(method, path, content=content, headers=headers)
 
     def client(self, name: str) -> httpx.AsyncClient:
-        """An HTTP client of a hub; it shows the certificate of ``self.shows`` to one that speaks TLS."""
+        """An HTTP client of a hub. If the hub uses TLS, the client presents the certificate in ``self.shows``."""
         scheme = "http" if self.shows is None else "https"
         verify = NO_TLS if self.shows is None else client_context(*self.shows)
         return httpx.AsyncClient(base_url=f"{scheme}://127.0.0.1:{self.hubs[name][1]}", timeout=20, verify=verify)
 
     async def sign_in(self, name: str, email: str, password: str) -> tuple[str, str]:
-        """The account's id and the cookie."""
-        answer = await self.http(name, "POST", "/api/sign-in", {"email": email, "password": password})
-        assert answer.status_code == 200, answer.text
+        """The account's id and the cookie. Retries: another hub may have made the account a moment ago."""
+
+        async def attempt() -> httpx.Response:
+            answer = await self.http(name, "POST", "/api/sign-in", {"email": email, "password": password})
+            assert answer.status_code == 200, answer.text
+            return answer
+
+        answer = await eventually(attempt, f"{email} signs in at {name}", 3)
         return answer.json()["account_id"], cookie_of(answer)
 
     # ---- clients
@@ -238,7 +251,7 @@ class Site:
         for connection in self._connections:
             with contextlib.suppress(Exception):
                 await connection.close()
-        for process, _ in self.hubs.values():
+        for process in (*self.keepers.values(), *(process for process, _ in self.hubs.values())):
             if process.poll() is None:
                 process.kill()
             process.wait(10)

@@ -1,6 +1,7 @@
-"""Whoever could use a project may have copied the creds of its agent, and loses them with the project.
+"""A user of a project may have copied its agent's creds. The hubs refuse them when the user loses the project.
 
-The runner here gives no new key, as one that is away: what is shown is that the old one is refused all the same.
+The runner in these tests behaves like one that is away: it gives the project no new key. So the hubs have to refuse the
+old key by themselves.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from natskit.connection import Connection
+from natskit.bus.connection import Connection
 from natskit.identity import claims, nkey
-from tests.hub.site import Site, call, eventually
+from tests.hub.site import Site, call
 from tests.hub.test_revocations import Event, Scene, disable, leave, remove, scene_of, unshare
+from tests.kit.wait import eventually
 from tests.platform.raw import ClosedError, RawClient
 
 
@@ -26,7 +28,7 @@ EVENTS: list[Event] = [unshare, leave, disable, remove, remove_owner_for_an_heir
 
 
 class Runner:
-    """It starts agents that nobody sees, and says nothing to who wants another key for them."""
+    """A runner that starts no processes, and does not answer requests for new keys."""
 
     def __init__(self, site: Site, connection: Connection) -> None:
         self._mine = f"hub.runner.{site.runner_id}"

@@ -10,11 +10,12 @@ from typing import Any
 import nats.errors
 import pytest
 
-from natskit.connection import Connection
+from natskit.bus.connection import Connection
 from natskit.errors import ConnectionLostError
 from natskit.rpc import RpcError, encode_request
 from tests.hub.conftest import PASSWORD
-from tests.hub.site import NO_TLS, Site, call, eventually
+from tests.hub.site import NO_TLS, Site, call
+from tests.kit.wait import eventually
 
 
 async def person(site: Site, admin: Connection) -> tuple[str, str, str]:
@@ -69,7 +70,7 @@ async def test_ids_and_malformed_requests(site: Site) -> None:
 
 
 async def test_a_project_is_made_once_for_a_key(site: Site) -> None:
-    """Who did not hear the answer asks again, maybe another hub; nobody else's key leads to the same project."""
+    """A client that missed the answer asks again, maybe another hub. Another account's key makes another project."""
     admin = await site.admin()
     _, owner_id, owner_cookie = await person(site, admin)
     _, other_id, other_cookie = await person(site, admin)
@@ -85,7 +86,7 @@ async def test_a_project_is_made_once_for_a_key(site: Site) -> None:
 
 
 async def test_two_people_share_a_project(site: Site) -> None:
-    """A grant is usable on the same connection object, and gone again when it is taken away."""
+    """The same connection object can use the project after the grant, and no longer after the grant ends."""
     admin = await site.admin()
     _, owner_id, owner_cookie = await person(site, admin)
     email, friend_id, friend_cookie = await person(site, admin)
@@ -133,7 +134,7 @@ async def test_two_people_share_a_project(site: Site) -> None:
 
 
 async def _names(site: Site, account_id: str, count: int) -> list[str] | None:
-    """The names of an account's connections, from the server itself."""
+    """The names of an account's connections, from the server."""
     import httpx
 
     async with httpx.AsyncClient(verify=NO_TLS) as client:
@@ -213,7 +214,7 @@ async def test_an_empty_password_is_not_replaced_by_one_that_nobody_knows(site: 
 
 
 async def test_one_account_looks_at_one_password_at_a_time(site: Site) -> None:
-    """The threads for passwords are there for everybody who signs in."""
+    """One account cannot take the threads for passwords from others who sign in."""
     _, _, cookie = await person(site, await site.admin())
     wrong = encode_request("change_password", {"current_password": "x", "new_password": PASSWORD})
     answers = await asyncio.gather(*(site.http("hub-1", "POST", "/api/rpc", wrong, cookie=cookie) for _ in range(10)))

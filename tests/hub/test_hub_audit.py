@@ -1,4 +1,5 @@
-"""The audit of two real hubs: what is noted, that nobody with a hub's creds takes it away, and that nobody waits."""
+"""The audit of two real hubs: it records the right events, a hub's creds cannot delete them, and no request waits for
+it."""
 
 from __future__ import annotations
 
@@ -11,15 +12,16 @@ from typing import Any
 import nats.errors
 import pytest
 
-from natskit import trail
+from natskit.bus.connection import Connection
+from natskit.bus.permissions import AUDIT_STREAM
 from natskit.cli.audit import row
-from natskit.connection import Connection
 from natskit.errors import ConnectionLostError
-from natskit.permissions import AUDIT_STREAM
-from natskit.rpc import encode_request
-from natskit.streams import StreamSettings, apply, differences
+from natskit.ops import audit_reader
+from natskit.ops.stream_provisioning import StreamSettings, apply, differences
+from natskit.rpc import RpcError, encode_request
 from tests.hub.conftest import PASSWORD
-from tests.hub.site import Site, call, eventually
+from tests.hub.site import Site, call
+from tests.kit.wait import eventually
 
 ADA = ("ada@example.org", PASSWORD)
 BACKENDS = {"shop": {"sha256": "0" * 64}}
@@ -32,13 +34,14 @@ def hub_settings() -> dict[str, Any]:
 
 
 async def found(connection: Connection, **wanted: Any) -> list[dict[str, Any]]:
-    """The events of this module's platform that have these fields."""
-    return [e async for e in trail.events(connection, 0) if wanted.items() <= e.items()]
+    """This module's events with these fields."""
+    return [e async for e in audit_reader.events(connection, 0) if wanted.items() <= e.items()]
 
 
 async def noted(connection: Connection, **wanted: Any) -> dict[str, Any]:
-    """The first such event, once it is there."""
-    return (await eventually(lambda: found(connection, **wanted), f"an event {wanted}"))[0]
+    """The first event with these fields, as soon as it arrives."""
+    events: list[dict[str, Any]] = await eventually(lambda: found(connection, **wanted), f"an event {wanted}")
+    return events[0]
 
 
 async def test_who_did_what(site: Site) -> None:
@@ -137,8 +140,27 @@ async def test_why_somebody_was_refused(site: Site) -> None:
     assert "typed my password" not in json.dumps(await found(admin))
 
 
+async def test_what_an_audited_method_refuses(site: Site) -> None:
+    """Also if the method answers ``invalid_params``. Usually that answer means that no method was called."""
+    admin = await site.admin()
+    for method, params in (
+        ("account_add", {"email": "no address"}),
+        ("account_add", {"mail": "ada@example.org"}),
+        ("account_add", {"email": 7}),
+        ("runner_revoke", {"name": "nowhere"}),
+    ):
+        with pytest.raises(RpcError):
+            await call(admin, "hub.admin", method, **params)
+    event = await noted(admin, kind="runner_revoke", name="nowhere", by="admin")
+    assert (event["outcome"], event["reason"]) == ("refused", "not_found")
+    invalid = await found(admin, reason="invalid_params")
+    assert [(event["kind"], event["outcome"], event["email"]) for event in invalid] == [
+        ("account_add", "refused", "no address")
+    ]
+
+
 async def test_a_hub_that_is_told_to_stop_writes_what_it_has(site: Site) -> None:
-    """What was counted is written as well; the other hub is not needed for that."""
+    """It also writes its counted events, without the help of the other hub."""
     admin = await site.admin()
     for _ in range(5):
         await site.http("hub-2", "POST", "/api/sign-in", {"email": "late@example.org", "password": "x"})
@@ -178,7 +200,7 @@ async def test_the_ids_of_a_run_have_no_gap(site: Site) -> None:
 
 
 async def test_what_a_hub_that_was_taken_writes_is_still_readable(site: Site) -> None:
-    """More than one batch, what is no event at all, and what would end or fool a reader."""
+    """More than one batch, messages that are no events, and messages that could end or fool a reader."""
     admin, hub = await site.admin(), await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
     started = time.time()
     nasty = [
@@ -195,7 +217,7 @@ async def test_what_a_hub_that_was_taken_writes_is_still_readable(site: Site) ->
         await asyncio.gather(*(hub.request("audit.x.-", event, timeout=5) for _ in range(200)))
     answer = await hub.request("audit.x.-", b"x" * 9000, timeout=5)
     assert "error" in json.loads(answer.data)
-    events = [e async for e in trail.events(admin, started)]
+    events = [e async for e in audit_reader.events(admin, started)]
     assert len([e for e in events if e["kind"] == "forged"]) == 1200
     assert len([e for e in events if e["kind"] == "unreadable"]) == 4
     for e in events[:10]:

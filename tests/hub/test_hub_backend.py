@@ -1,18 +1,19 @@
-"""Trusted backends and their tickets over two real hubs."""
+"""Trusted backends and their tickets, with two real hubs."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import unicodedata
 import uuid
 from typing import Any
 
 import httpx
 import pytest
 
-from natskit import trail
-from natskit.hub.backend import TOKEN_PREFIX, digest, new_token
+from natskit.hub.sign_in.backend import TOKEN_PREFIX, digest, new_token
 from natskit.identity.claims import COOKIE
+from natskit.ops import audit_reader
 from natskit.rpc import RpcError, encode_request
 from tests.hub.conftest import PASSWORD
 from tests.hub.site import ORIGIN, Site, call
@@ -31,7 +32,7 @@ def hub_settings() -> dict[str, Any]:
 async def ask(
     site: Site, body: Any, *, backend: str = "shop", hub: str = "hub-1", path: str = "session", **headers: str
 ) -> httpx.Response:
-    """As a backend asks: without an Origin, with its token."""
+    """Send a request as a backend does: without an Origin, with its token."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     sent = {"Authorization": f"Bearer {TOKENS[backend]}"} | headers
     async with site.client(hub) as client:
@@ -70,6 +71,23 @@ async def test_a_session_and_its_cookie(site: Site) -> None:
     for password in ("", PASSWORD):
         attempt = {"email": email, "password": password}
         assert (await site.http("hub-1", "POST", "/api/sign-in", attempt)).status_code == 401
+
+
+async def test_an_email_is_the_same_however_the_site_writes_it(site: Site) -> None:
+    name = f"jos\u00e9.{uuid.uuid4().hex[:8]}"
+    first = (await ask(site, {"email": f"{name}@b\u00fccher.example"})).json()
+    spellings = (unicodedata.normalize("NFD", name), name.upper())
+    for again in [f"{spelling}@xn--bcher-kva.example" for spelling in spellings]:
+        answer = await ask(site, {"email": again}, hub="hub-2")
+        assert (answer.status_code, answer.json().get("account_id")) == (200, first["account_id"]), answer.text
+    plain = (await ask(site, {"email": f"{name[:-8].replace(chr(233), 'e')}coco@example.org"})).json()
+    assert plain["made"]
+    alike = await ask(site, {"email": "jose.сосо@example.org"})
+    assert (alike.status_code, alike.json()["error"]["code"]) == (409, "conflict")
+    wide = await ask(site, {"id": name, "email": f"\uff41{name}@example.org"})
+    assert (wide.status_code, wide.json()["error"]["code"]) == (409, "conflict")
+    hidden = await ask(site, {"email": f"ada\u200b{name}@example.org"})
+    assert (hidden.status_code, hidden.json()["error"]["code"]) == (400, "invalid_params")
 
 
 async def test_an_id_of_the_site_outlives_an_email(site: Site) -> None:
@@ -197,7 +215,7 @@ async def test_who_was_removed_comes_back_as_somebody_new(site: Site) -> None:
     again = (await ask(site, {"id": email, "email": email}, hub="hub-2")).json()
     assert again["made"]
     assert again["account_id"] != first["account_id"]
-    events = [e async for e in trail.events(admin, 0) if e["account"] == first["account_id"]]
+    events = [e async for e in audit_reader.events(admin, 0) if e["account"] == first["account_id"]]
     assert [e["kind"] for e in events] == ["backend_session", "account_remove"]
 
 
@@ -206,7 +224,7 @@ async def test_each_use_is_in_the_audit(site: Site) -> None:
     account_id = (await ask(site, {"email": email}, path="ticket")).json()["account_id"]
     seen: list[dict[str, Any]] = []
     async with asyncio.timeout(10):
-        async for event in trail.events(admin, 0, follow=True):
+        async for event in audit_reader.events(admin, 0, follow=True):
             seen.append(event)
             if (event["kind"], event["account"]) == ("backend_ticket", account_id):
                 break

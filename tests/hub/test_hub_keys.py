@@ -1,4 +1,4 @@
-"""A hub whose signing keys are exchanged: what it lets in by which key, and that it needs no restart for it."""
+"""A hub accepts new signing keys without a restart, and then accepts or refuses clients by the right keys."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import time
 import uuid
 from dataclasses import replace
 
-from natskit.identity import HubKeys, claims, nkey
-from tests.hub.site import Site, cookie_of, eventually
+from natskit.identity import claims, nkey
+from natskit.identity.identity import HubKeys
+from tests.hub.site import Site, cookie_of
 from tests.hub.test_hub_api import person
+from tests.kit.wait import eventually
 
 
 async def use(site: Site, keys: HubKeys) -> None:
@@ -28,7 +30,7 @@ async def use(site: Site, keys: HubKeys) -> None:
 
 
 async def slide(site: Site, cookie: str) -> tuple[int, str]:
-    """What the hub says to a cookie, and who signed the one it gives for it."""
+    """The hub's answer to a cookie, and the key that signed the new cookie."""
     answer = await site.http("hub-1", "GET", "/api/session", cookie=cookie)
     return answer.status_code, str(claims.decode(cookie_of(answer))["iss"]) if answer.status_code == 200 else ""
 
@@ -61,7 +63,7 @@ async def test_keys_that_cannot_be_read_change_nothing(site: Site) -> None:
     process.send_signal(signal.SIGHUP)
 
     async def complained() -> bool:
-        return "the signing keys stay as they were" in site.log("hub-1")
+        return "the old signing keys stay in use" in site.log("hub-1")
 
     await eventually(complained, "the hub says so")
     assert (await slide(site, cookie))[0] == 200

@@ -1,15 +1,17 @@
-"""What happens to the people when a hub is killed, or nats-server goes away and comes back."""
+"""Clients recover when a hub is killed, and when nats-server goes away and comes back."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
+from pathlib import Path
 
 import nats.errors
 
 from tests.hub.conftest import PASSWORD
-from tests.hub.site import Site, call, eventually
+from tests.hub.site import Site, call
 from tests.hub.test_hub_api import person
+from tests.kit.wait import eventually
 
 
 async def test_a_killed_hub_costs_at_most_the_requests_in_flight(site: Site) -> None:
@@ -40,7 +42,7 @@ async def test_a_killed_hub_costs_at_most_the_requests_in_flight(site: Site) -> 
 
 
 async def test_rights_change_while_one_hub_is_down(site: Site) -> None:
-    """The hub that authorised a connection is dead; the other one cuts it."""
+    """The hub that authorised a connection is dead; the other hub disconnects it."""
     admin = await site.admin()
     _, account_id, cookie = await person(site, admin)
     await site.browser(account_id, cookie)
@@ -114,7 +116,7 @@ async def test_a_hub_ends_cleanly(site: Site) -> None:
 
 
 async def test_a_hub_without_nats_says_so_and_waits(site: Site) -> None:
-    """Started before nats-server: HTTP answers at once, and the hub becomes healthy when it can."""
+    """A hub that starts before nats-server answers HTTP at once, and becomes healthy when nats-server is up."""
     site.kill_hub("hub-2")
     site.stop_server()
     site.start_hub("hub-2")
@@ -130,3 +132,22 @@ async def test_a_hub_without_nats_says_so_and_waits(site: Site) -> None:
     site.start_server()
     await site.healthy("hub-2")
     await site.healthy("hub-1")
+
+
+async def test_a_hub_without_any_project_comes_back(tmp_path: Path) -> None:
+    """Its buckets are empty, so it has no last message to compare."""
+    site = Site(tmp_path)
+    try:
+        site.start_server()
+        site.start_hub("hub-1")
+        await site.healthy("hub-1")
+        site.stop_server()
+
+        async def notices() -> bool:
+            return (await site.http("hub-1", "GET", "/healthz")).status_code == 503
+
+        await eventually(notices, "the hub notices")
+        site.start_server()
+        await site.healthy("hub-1", 20)
+    finally:
+        await site.close()

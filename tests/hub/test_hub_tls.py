@@ -1,5 +1,5 @@
-"""A hub with TLS: only who shows a certificate of the proxy's CA, or the hub's own, gets in, and a renewed one needs no
-restart."""
+"""A hub with TLS accepts only clients with a certificate of the proxy's CA, or with its own, and reloads renewed
+files."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ import pytest
 import pytest_asyncio
 from cryptography import x509
 
+from natskit.bus.tls_trust import client_context
 from natskit.identity.tls import ensure_ca, ensure_host_certificate, ensure_server_certificate
-from natskit.wait import client_context
-from tests.hub.site import Site, eventually
+from tests.hub.site import Site
+from tests.kit.wait import eventually
 
 ADDRESS = "127.0.0.1"
 Files = tuple[Path, Path, Path]
 
 
 def issue(folder: Path, name: str, **options: int) -> Files:
-    """CA, certificate and key of a host, as the deploy puts them there."""
+    """Write the CA, certificate and key of a host, as a deploy does."""
     now = options.pop("now", int(time.time()))
     ensure_host_certificate(folder, name, [ADDRESS], now=now, **options)
     hosts = folder / "tls" / "hosts"
@@ -51,7 +52,7 @@ async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
 
 
 async def knock(site: Site, context: ssl.SSLContext | None) -> int:
-    """The serial number of the certificate the hub serves, seen by a client that was let in."""
+    """Connect as a client that the hub accepts. Returns the serial number of the hub's certificate."""
     # TLS 1.3 refuses a client certificate after the client's side of the handshake is over: only a byte of an answer
     # says that it was let in.
     reader, writer = await asyncio.open_connection(ADDRESS, site.hubs["hub-1"][1], ssl=context)
@@ -123,12 +124,12 @@ async def test_without_tls_and_with_an_old_one_nobody_gets_in(site: Site) -> Non
 
 
 def test_the_deploy_waits_for_its_health(site: Site) -> None:
-    """It shows the hub's own certificate, on the hub's own host."""
+    """On the hub's host, with the hub's own certificate."""
     ca, certificate, key = map(str, issue(site.root, "hub-1"))
     url = f"https://{ADDRESS}:{site.hubs['hub-1'][1]}/healthz"
 
     def wait(*options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "natskit.wait", *options, url, "1"]
+        command = [sys.executable, "-m", "natskit.ops.health_wait", *options, url, "1"]
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
     good = wait("--ca", ca, "--cert", certificate, "--key", key)
@@ -137,18 +138,18 @@ def test_the_deploy_waits_for_its_health(site: Site) -> None:
         assert wait(*options).returncode == 1
     other = wait("--ca", ca, "--cert", certificate, "--key", str(site.root / "tls" / "ca.key"))
     assert other.returncode == 1
-    assert "does not fit" in other.stderr
+    assert "does not match the others" in other.stderr
 
 
 async def test_a_renewed_certificate_is_served_after_sighup(site: Site) -> None:
     assert site.shows is not None
     process, port = site.hubs["hub-1"]
     old, connected = await knock(site, client_context(*site.shows)), nats_connections(site)
-    assert len(connected) == 3  # state, requests, callouts
+    assert len(connected) == 4  # state, requests, callouts, files
     reader, writer = await asyncio.open_connection(ADDRESS, port, ssl=client_context(*site.shows))
 
     async def ask() -> None:
-        """On the connection that was open before."""
+        """Send a request on a connection that was open before."""
         writer.write(b"GET /healthz HTTP/1.1\r\nHost: hub\r\n\r\n")
         head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
         assert head.startswith(b"HTTP/1.1 200")
@@ -174,7 +175,7 @@ async def test_a_renewed_certificate_is_served_after_sighup(site: Site) -> None:
     process.send_signal(signal.SIGHUP)
 
     async def said() -> bool:
-        return "the certificate stays as it was" in site.log("hub-1")
+        return "the old certificate stays in use" in site.log("hub-1")
 
     await eventually(said, "the refusal in the log")
     assert await knock(site, client_context(*site.shows)) == serial

@@ -1,6 +1,7 @@
-"""A project may answer in the inbox of any account whose id it knows, in the part that carries its own id.
+"""A project can flood only the inboxes of its own callers.
 
-Nobody of that account who has not asked this project subscribes there, so nats-server sends it to nobody.
+It may publish to the part of any account's inbox that carries its own id. Clients subscribe there only while they wait
+for its answer, so nats-server delivers nothing else.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from typing import Any
 import httpx
 import nats.errors
 
+from natskit.bus.permissions import inbox_prefix
 from natskit.identity import nkey
 from natskit.identity.claims import format_creds
-from natskit.permissions import inbox_prefix
 from tests.hub.site import NO_TLS, Site, call
 from tests.hub.test_hub_api import person
 
@@ -21,7 +22,7 @@ MESSAGES, SIZE = 2000, 4096
 
 
 async def connection_of(site: Site, account_id: str) -> dict[str, Any]:
-    """An account's only connection, as the server sees it."""
+    """An account's only connection, from the server."""
     async with httpx.AsyncClient(verify=NO_TLS) as client:
         answer = await client.get(f"http://127.0.0.1:{site.monitor_port}/connz?auth=true&subs=true")
     (found,) = [c for c in answer.json()["connections"] if account_id in c.get("authorized_user", "")]
@@ -50,7 +51,7 @@ async def test_a_flood_from_a_foreign_project_does_not_reach_a_client(site: Site
     await call(admin, "hub.admin", "start_project", project_id=foreign)
     project = await site.connect("project", format_creds(tickets[0], seed), foreign)
 
-    # As it reads a stream of a project of its own (natskit.stream).
+    # As it reads a stream of a project of its own (natskit.bus.output_stream).
     await browser.subscribe(f"{browser.inbox_for(f'projects.{uuid.uuid4()}.api')}.*", cb=_ignore)
     await browser.flush()
     before = await connection_of(site, victim)

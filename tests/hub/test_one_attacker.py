@@ -1,4 +1,4 @@
-"""One signed-in account asks as much as it can, of what costs a hub most; the others find nothing but a slower hub."""
+"""One signed-in account floods the hub with the most expensive requests. Others only notice a slower hub."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from natskit.connection import Connection
+from natskit.bus.connection import Connection
 from natskit.identity.claims import COOKIE
-from natskit.program import cancel
+from natskit.process.lifecycle import cancel
 from natskit.rpc import encode_request
-from tests.hub.site import Site, call, eventually
+from tests.hub.site import Site, call
 from tests.hub.test_hub_api import person
+from tests.kit.wait import eventually
 from tests.platform.raw import ClosedError, RawClient
 
 PROJECTS = 150
@@ -27,7 +28,7 @@ BRACKETS = b"[" * 450_000 + b"]" * 450_000
 
 
 class Attacker:
-    """Sends and never waits; counts what comes back."""
+    """Sends without waiting, and counts the answers."""
 
     def __init__(self, connection: Connection, account_id: str) -> None:
         self._connection, self._account = connection, account_id
@@ -59,7 +60,7 @@ class Attacker:
 
 
 async def answered(connection: Connection, account_id: str) -> bool:
-    """Asked again, as natskit's clients do, where nats-server has cut the hub for the flood it could not take."""
+    """Ask again, as natskit's clients do, if nats-server has disconnected the hub because of the flood."""
     async with asyncio.timeout(5):
         assert (await call(connection, f"hub.api.{account_id}", "whoami"))["account_id"] == account_id
         return bool(await call(connection, f"hub.api.{account_id}", "list_projects") == [])
@@ -83,16 +84,17 @@ async def test_the_others_are_let_in_and_answered(site: Site) -> None:
             await eventually(partial(answered, connection, other), "the others are answered", 60)
             await connection.close()
     assert {refusal["data"]["kind"] for refusal in attacker.refusals} == {"unavailable"}
-    assert any("more than a hub can do for one" in refusal["message"] for refusal in attacker.refusals)
+    assert any("rate limit exceeded" in refusal["message"] for refusal in attacker.refusals)
     assert attacker.answers > len(attacker.refusals), "it is slowed down, not locked out"
 
 
 @pytest.mark.parametrize("answers_to", ["themselves", "somebody else"])
 async def test_who_floods_is_cut_and_comes_back_later(site: Site, answers_to: str) -> None:
-    """More than a hub can look at, by a client that waits for nothing, wherever it wants its answers."""
+    """A client that never waits sends more than a hub can read, with reply subjects of its choice."""
     admin = await site.admin()
-    _, account_id, cookie = await person(site, admin)
-    _, other, their_cookie = await person(site, admin)
+    # nats-server may have disconnected a hub for the flood of the test before: what was asked of it then is lost.
+    _, account_id, cookie = await eventually(partial(person, site, admin), "an account is made", 60)
+    _, other, their_cookie = await eventually(partial(person, site, admin), "another account is made", 60)
     inbox = f"_INBOX.account.{account_id if answers_to == 'themselves' else other}.x"
     body = encode_request("list_projects", {})
     many = f"PUB hub.api.{account_id} {inbox} {len(body)}\r\n".encode() + body + b"\r\n"
@@ -100,7 +102,7 @@ async def test_who_floods_is_cut_and_comes_back_later(site: Site, answers_to: st
     raw, over = RawClient.websocket(url, cookie=named), threading.Event()
 
     def flood() -> bool:
-        """Whether it was cut."""
+        """Send the flood. Returns whether nats-server closed the connection."""
         with contextlib.suppress(ClosedError, OSError):
             while not over.is_set():
                 raw.send(500 * many)
@@ -110,16 +112,16 @@ async def test_who_floods_is_cut_and_comes_back_later(site: Site, answers_to: st
 
     flooding = asyncio.get_running_loop().run_in_executor(None, flood)
     try:
-        done, _ = await asyncio.wait([flooding], timeout=20)
+        done, _ = await asyncio.wait([flooding], timeout=60)
         assert done, "it is cut"
     finally:
         over.set()
     assert await flooding
     logged = "".join((site.root / hub / "hub.log").read_text() for hub in site.hubs)
-    assert "floods this hub" in logged
+    assert "disconnected and blocked for" in logged
     assert logged.count(account_id) < 100, "nobody fills the disk with log"
     connection = await site.browser(other, their_cookie)
-    assert (await call(connection, f"hub.api.{other}", "whoami"))["account_id"] == other
+    await eventually(partial(answered, connection, other), "another account is answered", 60)
 
     async def back() -> bool:
         raw = await asyncio.to_thread(RawClient.websocket, url, cookie=named)

@@ -1,12 +1,15 @@
-"""Everything that takes a right away: from the live connection, and from whoever comes back with what gave it.
+"""Every way to revoke a right works on open connections, and for clients that reconnect with the old credentials.
 
-Each is done with two hubs, and again after the hub that had authorised the connection was killed. What the client
-lost is read from the server (its list of connections) and tried with a connection of its own.
+Each test runs with two hubs, and again after the hub that authorised the connection was killed. The tests check the
+result in the server's list of connections, and with a separate connection.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,19 +17,21 @@ from typing import Any
 import httpx
 import pytest
 
-from natskit.connection import Connection
+from natskit.bus.connection import Connection
+from natskit.bus.jetstream import api
 from natskit.errors import ConnectionLostError, NotAllowedError
 from natskit.rpc import RpcError, decode_response, encode_request
 from tests.hub.conftest import PASSWORD
-from tests.hub.site import NO_TLS, Site, call, eventually
+from tests.hub.site import NO_TLS, Site, call
 from tests.hub.test_hub_api import person
+from tests.kit.wait import eventually
 
 NEW_PASSWORD = "another long password"  # noqa: S105
 
 
 @dataclass
 class Scene:
-    """A guest with two sessions, both connected, in a project that somebody else has shared."""
+    """A guest with two connected sessions, in a project that somebody else has shared."""
 
     site: Site
     admin: Connection
@@ -54,7 +59,7 @@ class Scene:
         return decode_response(answer.content)
 
     async def names(self) -> set[str]:
-        """The names of the guest's connections, from the server itself."""
+        """The names of the guest's connections, from the server."""
         return await names_of(self.site, self.guest)
 
     async def session_of(self, cookie: str) -> str:
@@ -62,7 +67,7 @@ class Scene:
 
 
 async def names_of(site: Site, account_id: str) -> set[str]:
-    """The names of an account's connections, from the server itself."""
+    """The names of an account's connections, from the server."""
     async with httpx.AsyncClient(verify=NO_TLS) as client:
         answer = await client.get(f"http://127.0.0.1:{site.monitor_port}/connz?auth=true")
     names = {c.get("authorized_user", "") for c in answer.json()["connections"]}
@@ -70,7 +75,7 @@ async def names_of(site: Site, account_id: str) -> set[str]:
 
 
 async def is_gone(site: Site, hub: str) -> bool:
-    """Whether nats-server has no connection of a hub any more."""
+    """Whether nats-server no longer has a connection of a hub."""
     async with httpx.AsyncClient(verify=NO_TLS) as client:
         answer = await client.get(f"http://127.0.0.1:{site.monitor_port}/connz")
     return not any(c.get("name", "").startswith(f"{hub}-") for c in answer.json()["connections"])
@@ -95,7 +100,7 @@ async def scene_of(site: Site) -> Scene:
 
 
 async def may_use(connection: Connection, project_id: str) -> bool:
-    """Whether nats-server takes a message to the project; nobody is there to answer it."""
+    """Whether nats-server accepts a message to the project. Nobody is there to answer it."""
     try:
         await connection.ask(f"projects.{project_id}.api", b"", 1)
     except NotAllowedError:
@@ -186,7 +191,7 @@ ALL: list[Event] = [
 
 @pytest.mark.parametrize("killed", [False, True], ids=["two hubs", "their hub is dead"])
 async def test_what_is_taken_away_is_gone(site: Site, killed: bool) -> None:
-    """Killed is the hub that, alone, has authorised all the connections: the other one cuts them."""
+    """One hub authorised all connections, and is killed; the other hub disconnects them."""
     events = [*((e, loses_the_right) for e in RIGHT), *((e, loses_one) for e in ONE), *((e, loses_all) for e in ALL)]
     scenes = [await scene_of(site) for _ in events]
     if killed:
@@ -259,7 +264,7 @@ async def loses_all(scene: Scene, event: Event) -> None:
 
 
 async def refused(scene: Scene, cookie: str) -> None:
-    """Neither a connection nor the API can be had with a cookie, whichever hub is asked."""
+    """The cookie gives neither a connection nor the API, at any hub."""
     await scene.live.pop(cookie).close()
     scene.over.add(cookie)
     for name, (process, _) in scene.site.hubs.items():
@@ -273,6 +278,48 @@ async def refused(scene: Scene, cookie: str) -> None:
             await eventually(out, f"{name} refuses the cookie", 1)
     with pytest.raises(ConnectionLostError):
         await scene.site.browser(scene.guest, cookie, patience=0.5)
+
+
+async def test_a_session_that_ends_by_time_ends_for_live_connections(site: Site) -> None:
+    """Within a second of JetStream's message, whatever the hub's clock says."""
+    scene = await scene_of(site)
+    ended = await scene.session_of(scene.cookie)
+    hub = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+    record = await api(hub, "STREAM.MSG.GET.KV_sessions", {"last_by_subj": f"$KV.sessions.{ended}"})
+    told: asyncio.Queue[float] = asyncio.Queue()
+
+    async def heard(message: Any) -> None:
+        if "Nats-Marker-Reason" in (message.headers or {}):
+            told.put_nowait(time.monotonic())
+
+    await hub.subscribe(f"state.sessions.{ended}", cb=heard)
+    await hub.flush()
+    body = base64.b64decode(record["message"]["data"])
+    await hub.request(f"$KV.sessions.{ended}", body, timeout=2, headers={"Nats-TTL": "2s"})
+    assert any(ended in name for name in await scene.names())
+    moment = await asyncio.wait_for(told.get(), 5)
+
+    async def cut() -> bool:
+        return not any(ended in name for name in await scene.names())
+
+    await eventually(cut, "its connection is cut", 1)
+    assert time.monotonic() - moment < 1
+    await refused(scene, scene.cookie)
+    (left,) = await scene.rpc("list_sessions", scene.other_cookie)
+    assert left["mine"]
+    assert (await call(scene.live[scene.other_cookie], f"hub.api.{scene.guest}", "ping"))["pong"]
+
+
+async def test_a_session_is_kept_as_long_as_it_is_good(site: Site) -> None:
+    admin = await site.admin()
+    _, _, cookie = await person(site, admin)
+    session = await Scene(site, admin).session_of(cookie)
+    hub = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+    found = await api(hub, "STREAM.MSG.GET.KV_sessions", {"last_by_subj": f"$KV.sessions.{session}"})
+    record = json.loads(base64.b64decode(found["message"]["data"]))
+    headers = base64.b64decode(found["message"]["hdrs"]).decode()
+    lives = int(headers.partition("Nats-TTL: ")[2].partition("s")[0])
+    assert 0 <= lives - (record["expires_at"] - record["created_at"]) <= 1
 
 
 async def test_sessions_are_ones_own(site: Site) -> None:

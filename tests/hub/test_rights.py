@@ -1,20 +1,24 @@
-"""What people may do changes: one-time passwords, accounts that are removed, sharing in a loop, sessions that slide."""
+"""Rights of people change: one-time passwords, removed accounts, sharing in a loop, sessions that are prolonged."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from typing import Any
 
 import pytest
 
-from natskit.hub.records import Session
+from natskit.bus.connection import FREE_RETURNS
+from natskit.hub.state.records import Session
+from natskit.hub.timestamp import iso
 from natskit.rpc import RpcError, decode_response, encode_request
 from tests.hub.conftest import PASSWORD
-from tests.hub.site import Site, call, cookie_of, eventually
+from tests.hub.site import Site, call, cookie_of
 from tests.hub.test_hub_api import person
 from tests.hub.test_revocations import Scene, may_use, scene_of
+from tests.kit.wait import eventually
 
 NEW_PASSWORD = "a password of my own"  # noqa: S105
 
@@ -62,7 +66,7 @@ async def test_an_account_that_owns_projects_is_not_removed_by_accident(site: Si
     scene = await scene_of(site)
     with pytest.raises(RpcError, match="owns 1 projects"):
         await call(scene.admin, "hub.admin", "account_remove", email=scene.owner_email)
-    for heir, problem in ((scene.owner_email, "another heir"), ("nobody@example.org", "no account has")):
+    for heir, problem in ((scene.owner_email, "another account"), ("nobody@example.org", "no account has")):
         with pytest.raises(RpcError, match=problem):
             await call(scene.admin, "hub.admin", "account_remove", email=scene.owner_email, give_projects_to=heir)
     fates = {"give_projects_to": scene.email, "delete_projects": True}
@@ -80,7 +84,7 @@ async def test_an_account_that_owns_projects_is_not_removed_by_accident(site: Si
 
 
 async def test_the_removal_of_an_account_goes_on_where_it_was_interrupted(site: Site) -> None:
-    """Each way in which it can have stopped, written as the hub that died would have left it."""
+    """The test writes each state in which a hub may have left it when it died."""
     admin = await site.admin()
     hub = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
     for lost in (["memberships"], ["memberships", "accounts"]):
@@ -134,7 +138,7 @@ async def test_a_session_slides_up_to_its_end_without_dropping_the_connection(si
     names, now = await scene.names(), time.time()
 
     async def with_session(**fields: float) -> str:
-        """The session as it would be after some time."""
+        """Give the session some age. Returns it when the hub has the change, and an empty text until then."""
         last = Session(
             account_id=account_id,
             created_at=now - 1000,
@@ -142,8 +146,9 @@ async def test_a_session_slides_up_to_its_end_without_dropping_the_connection(si
             absolute_expires_at=fields.get("absolute_expires_at", now + 86400),
             last_seen=now - 1000,
         )
-        await hub.request(f"$KV.sessions.{session_id}", last.model_dump_json().encode(), timeout=5)
-        return str((await ask(site, "hub-1", cookie, "list_sessions"))[0]["expires_at"])
+        await hub.request(f"$KV.sessions.{session_id}", last.to_json(), timeout=5)
+        known = str((await ask(site, "hub-1", cookie, "list_sessions"))[0]["expires_at"])
+        return known if known == iso(last.expires_at) else ""
 
     before = await eventually(with_session, "the session is old")
     answer = await site.http("hub-1", "GET", "/api/session", cookie=cookie)
@@ -152,7 +157,7 @@ async def test_a_session_slides_up_to_its_end_without_dropping_the_connection(si
     assert renewed != cookie
     assert await scene.names() == names
     assert browser.stats["reconnects"] == 0
-    await with_session(absolute_expires_at=now + 400)
+    await eventually(lambda: with_session(absolute_expires_at=now + 400), "the session is near its end")
     answer = await site.http("hub-1", "GET", "/api/session", cookie=renewed)
     assert 390 <= int(answer.headers["set-cookie"].lower().partition("max-age=")[2].partition(";")[0]) <= 400
     await asyncio.gather(*(site.http(name, "POST", "/api/sign-out", cookie=cookie) for name in site.hubs))
@@ -162,7 +167,7 @@ async def test_a_session_slides_up_to_its_end_without_dropping_the_connection(si
 
 
 async def test_who_was_locked_out_meanwhile_cannot_undo_it(site: Site) -> None:
-    """By a call that began before, through either hub: with a stolen cookie, or with the password of before."""
+    """A call that began earlier, through either hub, with a stolen cookie or the old password."""
     admin = await site.admin()
     email, _, cookie = await person(site, admin)
     over = asyncio.Event()
@@ -198,3 +203,37 @@ async def test_who_was_locked_out_meanwhile_cannot_undo_it(site: Site) -> None:
         await asyncio.gather(*attempts, reset, return_exceptions=True)
         for hub in site.hubs:
             await site.sign_in(hub, email, ours)
+
+
+async def test_whose_rights_change_again_and_again_is_back_at_once(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """nats-server 2.15 closes the WebSocket with 1011 ("internal error" in RFC 6455) and the text "Kicked"."""
+    admin = await site.admin()
+    _, _, owner = await person(site, admin)
+    email, guest, cookie = await person(site, admin)
+    connection = await site.browser(guest, cookie)
+    changes: list[tuple[str, str, float]] = []
+    connection._on_status = lambda status, reason: changes.append((status, reason, time.monotonic()))
+    caplog.set_level(logging.DEBUG, "natskit.bus.connection")
+    caplog.set_level(logging.DEBUG, "nats")
+    for number in range(2 * FREE_RETURNS):
+        project = (await ask(site, "hub-1", owner, "create_project", title="P"))["project_id"]
+        await ask(site, "hub-1", owner, "share_project", project_id=project, email=email)
+
+        async def usable(project: str = project) -> bool:
+            return await may_use(connection, project)
+
+        await eventually(usable, f"the right to project {number} is there")
+
+    async def settled() -> bool:
+        return changes[-1][0] == "connected"
+
+    await eventually(settled, "the client has said so")
+    status, reasons, moments = zip(*changes, strict=True)
+    assert status == ("disconnected", "connecting", "connected") * (len(changes) // 3)
+    assert set(reasons) == {"a hub has disconnected this client: its rights have changed", ""}
+    away = [moments[n + 2] - moments[n] for n in range(0, len(moments), 3)]
+    assert sorted(away)[len(away) // 2] < 0.2, away
+    assert sorted(away[FREE_RETURNS:])[FREE_RETURNS // 2] < 0.5, away
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []

@@ -1,37 +1,37 @@
-"""A right that was taken away is gone even if a kick is lost, a hub sees an older state, or a server was cut off."""
+"""A revoked right ends even if a kick is lost, a hub sees an older state, or a server was cut off."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import uuid
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import httpx
 import pytest
 import pytest_asyncio
 
 from natskit.hub.app import Hub
-from natskit.hub.connections import ENDED_SECONDS
-from natskit.hub.program import HubProgram
-from natskit.hub.sessions import SignedIn
+from natskit.hub.auth.connection_index import Place
+from natskit.hub.auth.disconnect import ENDED_SECONDS
+from natskit.hub.auth.sessions import SignedIn
+from natskit.hub.config import HubProgram
 from natskit.identity.claims import COOKIE
 from tests.hub.conftest import PASSWORD
-from tests.hub.site import Site, eventually, free_port
+from tests.hub.site import Site
 from tests.hub.test_hub_api import person
 from tests.hub.test_revocations import names_of
+from tests.kit.nats import NatsServer, operator_mode
+from tests.kit.ports import free_port
+from tests.kit.wait import eventually
 
 
 @contextlib.asynccontextmanager
 async def hub_of_the_test(site: Site, name: str) -> AsyncIterator[Hub]:
-    """A hub in this process, which can be made to fail where a hub of its own process cannot."""
+    """A hub in this process, which tests can break in ways in which they cannot break another process."""
     site.start_hub(name)  # for its files
     site.kill_hub(name)
     del site.hubs[name]
@@ -45,13 +45,13 @@ async def hub_of_the_test(site: Site, name: str) -> AsyncIterator[Hub]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
-    """A nats-server without hubs: those are the tests' own."""
+    """A nats-server without hubs: tests start their own."""
     async with Site.without_hubs(tmp_path_factory.mktemp("fail")) as site:
         yield site
 
 
 async def somebody(hub: Hub) -> SignedIn:
-    """Signed in, through this hub."""
+    """An account that signed in through this hub."""
     email = f"{uuid.uuid4()}@example.org"
     await hub.accounts.add(email, PASSWORD)
     return await hub.sessions.sign_in(email, PASSWORD, "127.0.0.1", "test")
@@ -67,14 +67,14 @@ async def test_a_kick_that_is_lost(server: Site) -> None:
         person = await somebody(hub)
         browser = await server.browser(person.session.account_id, person.cookie)
         lost: list[str] = []
-        cut = hub.connections._cut
+        cut = hub.connections._kick
 
-        async def lose(kicked: str, cid: int, name: str) -> None:
+        async def lose(place: Place, name: str) -> None:
             lost.append(name)
             if len(lost) > 2:  # the first are those of the name, at once and at the end of the grace
-                await cut(kicked, cid, name)
+                await cut(place, name)
 
-        hub.connections._cut = lose  # type: ignore[method-assign, assignment]
+        hub.connections._kick = lose  # type: ignore[method-assign]
         await hub.sessions.end_now(person.session_id)
         await eventually(lambda: gone(server, person), "the connection is cut by the comparison that follows")
         assert len(lost) > 2
@@ -82,7 +82,8 @@ async def test_a_kick_that_is_lost(server: Site) -> None:
 
 
 async def test_a_hub_that_authorises_from_an_older_view(server: Site) -> None:
-    """The worst case: its view stands still, it believes that it is current, and it does not repair what it did."""
+    """The worst case: its view stands still, it believes the view to be current, and it never corrects its
+    decisions."""
     async with hub_of_the_test(server, "hub-1") as hub, hub_of_the_test(server, "hub-2") as stale:
         person = await somebody(hub)
         await stale.state.sessions.find(person.session_id)
@@ -102,7 +103,7 @@ async def test_a_hub_that_authorises_from_an_older_view(server: Site) -> None:
 
 
 class LongWay:
-    """A TCP proxy to a port of this machine, as if that were further away."""
+    """A TCP proxy to a port of this machine that adds a delay, as if the port were far away."""
 
     SECONDS = 0.02
 
@@ -113,7 +114,7 @@ class LongWay:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        """Take nobody in any more."""
+        """Accept no more connections."""
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
@@ -140,43 +141,30 @@ class LongWay:
 
 
 class Cluster(Site):
-    """Three nats-servers; hubs use the first, and the third, which holds nothing of the state, is a long way off."""
+    """Three nats-servers. Hubs use the first. The third, which holds none of the state, is far away."""
 
     def start_server(self) -> None:
-        self.servers: dict[str, subprocess.Popen[bytes]] = {}
+        self.servers = {name: NatsServer(self.root, name=name) for name in "abc"}
         ports = {name: (self.nats_port if name == "a" else free_port()) for name in "abc"}
         routes = {name: free_port() for name in "abc"}
-        accounts = {
-            self.identity.account_public_key(n): self.identity.account_jwt(n) for n in ("SYS", "AUTH", "PLATFORM")
-        }
         self.far_port = free_port()
         self.ways = [LongWay(routes[name]) for name in "ab"]
         for name in "abc":
             others = [way.port for way in self.ways] if name == "c" else [routes["a"], routes["b"]]
-            config = f"""
+            self.servers[name].start(f"""
             server_name: {name}
             listen: 127.0.0.1:{ports[name]}
             {f"http: 127.0.0.1:{self.monitor_port}" if name == "c" else ""}
-            operator: {self.identity.operator_jwt}
-            system_account: {self.identity.account_public_key("SYS")}
-            resolver: MEMORY
-            resolver_preload: {{ {", ".join(f"{k}: {v}" for k, v in accounts.items())} }}
+            {operator_mode(self.identity)}
             {f'jetstream: {{ store_dir: "{self.root}/js-{name}" }}' if name != "c" else ""}
             websocket: {{ host: 127.0.0.1, port: {self.far_port if name == "c" else free_port()}, no_tls: true,
                           jwt_cookie: "{COOKIE}" }}
             cluster: {{ name: test, listen: "127.0.0.1:{routes[name]}", no_advertise: true,
                         routes: [ {", ".join(f"nats://127.0.0.1:{port}" for port in others)} ] }}
-            """
-            (self.root / f"{name}.conf").write_text(config)
-            self.start_one(name)
+            """)
         self.websocket_port = self.far_port
-        deadline = time.monotonic() + 10
-        for port in (*ports.values(), self.far_port):
-            while time.monotonic() < deadline:
-                with contextlib.suppress(OSError):
-                    socket.create_connection(("127.0.0.1", port), 0.2).close()
-                    break
-                time.sleep(0.02)
+        for server in self.servers.values():
+            server.wait_until_ready()
         self.make_streams()
 
     async def all_known(self) -> bool:
@@ -184,18 +172,11 @@ class Cluster(Site):
         async with httpx.AsyncClient() as http:
             server_id = (await http.get(f"http://127.0.0.1:{self.monitor_port}/varz")).json()["server_id"]
         said = [[line for line in self.log(name).splitlines() if server_id in line][-1:] for name in self.hubs]
-        return all(last and "nats-servers are there" in last[0] for last in said)
-
-    def start_one(self, name: str) -> None:
-        command = [str(Path(sys.executable).with_name("nats-server")), "-c", str(self.root / f"{name}.conf")]
-        with (self.root / f"{name}.log").open("ab") as log:
-            self.servers[name] = subprocess.Popen(command, stdout=log, stderr=log)
+        return all(last and "new nats-servers answer" in last[0] for last in said)
 
     def stop_server(self) -> None:
         for server in self.servers.values():
-            server.send_signal(signal.SIGCONT)
-            server.terminate()
-            server.wait(10)
+            server.stop()
         for way in self.ways:
             way.close()
 
@@ -219,20 +200,18 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
 
 
 async def test_a_server_that_was_cut_off_comes_back(cluster: Cluster) -> None:
-    """While nobody can reach it, its clients keep what they had; when it is back, they lose it at once."""
+    """While the server is cut off, its clients keep their rights; when it is back, they lose them at once."""
     admin = await cluster.admin()
     email, account_id, cookie = await person(cluster, admin)
     browser = await cluster.browser(account_id, cookie)
     (name,) = await eventually(lambda: names_of(cluster, account_id), "the connection, at the third server")
-    server = cluster.servers["c"]
-    server.send_signal(signal.SIGSTOP)
-    assert (await cluster.http("hub-1", "POST", "/api/sign-out", cookie=cookie)).status_code == 204
 
     async def missed() -> bool:
-        return all("nats-servers do not answer" in cluster.log(name) for name in cluster.hubs)
+        return all("no answer from nats-servers" in cluster.log(name) for name in cluster.hubs)
 
-    await eventually(missed, "the hubs miss it")
-    server.send_signal(signal.SIGCONT)
+    with cluster.servers["c"].frozen():
+        assert (await cluster.http("hub-1", "POST", "/api/sign-out", cookie=cookie)).status_code == 204
+        await eventually(missed, "the hubs miss it")
 
     async def cut() -> bool:
         return name not in await names_of(cluster, account_id)
@@ -243,19 +222,18 @@ async def test_a_server_that_was_cut_off_comes_back(cluster: Cluster) -> None:
 
 
 async def test_a_server_that_was_restarted_is_heard_although_it_is_far(cluster: Cluster) -> None:
-    """It is another one to the hubs, and the last to answer: they must not go on without it."""
+    """To the hubs it is a new server, and the last to answer: they must wait for it."""
     await eventually(cluster.all_known, "both hubs have found it again, after the test before this one")
     email, account_id, cookie = await person(cluster, await cluster.admin())
-    before = {name: cluster.log(name).count("nats-servers do not answer") for name in cluster.hubs}
+    before = {name: cluster.log(name).count("no answer from nats-servers") for name in cluster.hubs}
     cluster.servers["c"].kill()
-    cluster.servers["c"].wait(10)
     assert (await cluster.http("hub-1", "POST", "/api/sign-out", cookie=cookie)).status_code == 204
 
     async def missed() -> bool:
-        return all(cluster.log(name).count("nats-servers do not answer") > before[name] for name in cluster.hubs)
+        return all(cluster.log(name).count("no answer from nats-servers") > before[name] for name in cluster.hubs)
 
     await eventually(missed, "the hubs miss it")
-    cluster.start_one("c")
+    cluster.servers["c"].start()
     for hub in cluster.hubs:
         _, cookie = await cluster.sign_in(hub, email, PASSWORD)
         browser = await cluster.browser(account_id, cookie, 20)

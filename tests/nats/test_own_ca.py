@@ -1,11 +1,9 @@
-"""A CA of the user's own: an RSA one, below another one, as companies have them. nats-server and OpenSSL take it."""
+"""A user's own CA: an RSA key, signed by another CA, as companies have them. nats-server and OpenSSL accept it."""
 
 from __future__ import annotations
 
 import socket
 import ssl
-import subprocess
-import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,18 +14,19 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
+from natskit.bus.tls_trust import client_context
 from natskit.errors import IdentityError
-from natskit.identity import Identity
+from natskit.identity.identity import Identity
 from natskit.identity.tls import ensure_host_certificate, ensure_server_certificate
-from natskit.wait import client_context
-from tests.platform.site import free_ports, wait_for
+from tests.kit.nats import running
+from tests.kit.ports import free_port
 
 NOW = int(time.time())
 Signer = tuple[x509.Certificate, rsa.RSAPrivateKey]
 
 
 def authority(name: str, days: int = 90, above: Signer | None = None, ca: bool = True) -> Signer:
-    """A certificate as others make it, without the extensions that ours have."""
+    """A certificate as other tools make it, without the extensions that natskit's have."""
     key = rsa.generate_private_key(65537, 2048)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     issuer, signer = (above[0].subject, above[1]) if above else (subject, key)
@@ -39,7 +38,7 @@ def authority(name: str, days: int = 90, above: Signer | None = None, ca: bool =
 
 
 def give(directory: Path, signer: Signer, *above: Signer) -> None:
-    """What docs/ca.md says."""
+    """Follow docs/how-to/own-ca.md."""
     tls = directory / "tls"
     tls.mkdir(mode=0o700, parents=True)
     directory.chmod(0o700)
@@ -51,11 +50,6 @@ def give(directory: Path, signer: Signer, *above: Signer) -> None:
     )
 
 
-def listens(port: int) -> bool:
-    with socket.create_connection(("127.0.0.1", port), 1):
-        return True
-
-
 def test_nats_server_and_its_clients_know_each_other_by_it(tmp_path: Path) -> None:
     root = authority("Root")
     give(tmp_path, authority("Below", above=root), root)
@@ -65,14 +59,12 @@ def test_nats_server_and_its_clients_know_each_other_by_it(tmp_path: Path) -> No
         assert ensure_host_certificate(tmp_path, name, ["127.0.0.1"], now=NOW) == shown
         for suffix, text in zip(("crt", "key"), shown, strict=True):
             (tmp_path / f"{name}.{suffix}").write_text(text)
-    (port,) = free_ports(1)
-    (tmp_path / "nats.conf").write_text(
+    port = free_port()
+    config = (
         f'listen: "127.0.0.1:{port}"\ntls {{ cert_file: "{tmp_path}/server.crt", key_file: "{tmp_path}/server.key"\n'
         f'ca_file: "{tmp_path}/tls/ca.crt", verify: true, handshake_first: true }}'
     )
-    server = subprocess.Popen([Path(sys.executable).with_name("nats-server"), "-c", tmp_path / "nats.conf"])
-    try:
-        wait_for(lambda: listens(port), "nats-server")
+    with running(tmp_path, config):
         # One who knows the platform's file, and one who knows the root alone.
         (tmp_path / "root.crt").write_bytes(root[0].public_bytes(serialization.Encoding.PEM))
         for ca in (tmp_path / "tls" / "ca.crt", tmp_path / "root.crt"):
@@ -88,9 +80,6 @@ def test_nats_server_and_its_clients_know_each_other_by_it(tmp_path: Path) -> No
             pytest.raises(ssl.SSLError),
         ):
             connection.recv(5)
-    finally:
-        server.terminate()
-        server.wait(10)
 
 
 def test_a_certificate_ends_with_its_ca_and_is_kept_until_then(tmp_path: Path) -> None:

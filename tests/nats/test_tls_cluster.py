@@ -1,11 +1,10 @@
-"""Three nats-servers with TLS everywhere: who is let in, whom a client believes, and how it comes back elsewhere."""
+"""Three nats-servers with TLS everywhere: which clients they accept, which servers a client trusts, and reconnects."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -19,14 +18,17 @@ import pytest
 import pytest_asyncio
 from nats.aio.msg import Msg
 
-import natskit.connection
+import natskit.bus.connection
+from natskit.bus.connection import Connection, connect
+from natskit.bus.permissions import inbox_prefix
+from natskit.bus.servers import NatsServers
 from natskit.client import Client
-from natskit.connection import Connection, NatsServers, connect
 from natskit.errors import ConnectionLostError, NatskitError
-from natskit.identity import Identity
+from natskit.identity.identity import Identity
 from natskit.identity.tls import ensure_ca, ensure_host_certificate
-from natskit.permissions import inbox_prefix
-from tests.hub.site import eventually, free_port
+from tests.kit.nats import NatsServer
+from tests.kit.ports import free_port
+from tests.kit.wait import eventually
 
 NOW = int(time.time())
 MEMBERS = (1, 2, 3)
@@ -34,19 +36,19 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has 
 
 
 def address(number: int) -> str:
-    """Each server has an address of its own, as on hosts; its certificate is for that address alone."""
+    """Each server has its own address, as on hosts, and a certificate for that address alone."""
     return f"127.0.0.{number}"
 
 
 class Cluster:
-    """nats-servers by number; those of ``MEMBERS`` form a cluster."""
+    """nats-servers by number. Those in ``MEMBERS`` form a cluster."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.identity = Identity.ensure(root / "identity", now=NOW)
         self.port, self.route_port, self.monitor_port = free_port(), free_port(), free_port()
         self.ca = ensure_ca(root, now=NOW)
-        self.servers: dict[int, subprocess.Popen[bytes]] = {}
+        self.servers: dict[int, NatsServer] = {}
         self.connections: list[Connection] = []
         self.creds = {}
         for account, role in (("PLATFORM", "hub"), ("PLATFORM", "admin"), ("SYS", "admin")):
@@ -71,7 +73,7 @@ class Cluster:
         preload = ", ".join(
             f"{self.identity.account_public_key(n)}: {self.identity.account_jwt(n)}" for n in ("SYS", "AUTH")
         )
-        (folder / "nats.conf").write_text(f"""
+        self.servers.setdefault(number, NatsServer(folder)).start(f"""
         server_name: nats-{number}
         host: {address(number)}
         port: {self.port}
@@ -86,28 +88,15 @@ class Cluster:
           tls: {{ {tls}, verify: true }}
         }}
         """)
-        with (folder / "nats.log").open("ab") as log:
-            self.servers[number] = subprocess.Popen(
-                [str(Path(sys.executable).with_name("nats-server")), "-c", str(folder / "nats.conf")],
-                stdout=log,
-                stderr=log,
-            )
-
-    def kill(self, number: int) -> None:
-        self.servers[number].kill()
-        self.servers.pop(number).wait(10)
-
-    def log(self, number: int) -> str:
-        return (self.root / f"nats-{number}" / "nats.log").read_text()
 
     def ask(self, number: int, page: str) -> Any:
         with urllib.request.urlopen(f"http://{address(number)}:{self.monitor_port}/{page}", timeout=5) as answer:
             return json.load(answer)
 
     async def whole(self) -> None:
-        """Start what a test has killed, and wait until all servers know each other."""
+        """Start the servers that a test has killed, and wait until all servers have found each other."""
         for number in MEMBERS:
-            if number not in self.servers:
+            if number not in self.servers or not self.servers[number].is_running:
                 self.start(number)
 
         async def routed() -> bool:
@@ -131,8 +120,8 @@ class Cluster:
     async def close(self) -> None:
         for connection in self.connections:
             await connection.close()
-        for number in list(self.servers):
-            self.kill(number)
+        for server in self.servers.values():
+            server.kill()
 
 
 def where(connection: Connection) -> int:
@@ -152,7 +141,7 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
     finally:
         await cluster.close()
         for number in MEMBERS:
-            print(f"---- nats-{number}\n{cluster.log(number)[-4000:]}")
+            print(f"---- nats-{number}\n{cluster.servers[number].log()[-4000:]}")
 
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="module")
@@ -164,7 +153,7 @@ def resolver(cluster: Cluster, urls: str, *options: str) -> subprocess.Completed
     token = cluster.root / "PLATFORM.jwt"
     token.write_text(cluster.identity.account_jwt("PLATFORM"))
     options = options or ("--ca", str(cluster.ca))
-    command = [sys.executable, "-m", "natskit.resolver", *options, "--server", "nats-1", urls, str(token)]
+    command = [sys.executable, "-m", "natskit.ops.account_resolver", *options, "--server", "nats-1", urls, str(token)]
     creds = cluster.creds["SYS", "admin"].read_text()
     return subprocess.run(command, input=creds, capture_output=True, text=True, timeout=30, check=False)
 
@@ -201,7 +190,7 @@ async def test_a_client_comes_back_on_another_server(cluster: Cluster) -> None:
         speaker = await cluster.connect("admin", *(n for n in MEMBERS if n != first))
         back = asyncio.Event()
         listener.on_reconnect(back.set)
-        cluster.kill(first)
+        cluster.servers[first].kill()
         await asyncio.wait_for(back.wait(), 5)
         assert where(listener) != first
 
@@ -216,7 +205,7 @@ async def test_a_client_comes_back_on_another_server(cluster: Cluster) -> None:
 
 
 async def test_two_connections_stay_apart(cluster: Cluster) -> None:
-    """So that whichever server dies, one of a hub's connections for requests is left."""
+    """Whichever server dies, a hub keeps one of its connections for requests."""
     for _ in range(4):  # once it could be chance
         one = await cluster.connect("hub", *MEMBERS)
         other = await cluster.connect("hub", *MEMBERS, apart_from=one)
@@ -225,7 +214,7 @@ async def test_two_connections_stay_apart(cluster: Cluster) -> None:
         for dies in (one, other):
             back = asyncio.Event()
             dies.on_reconnect(back.set)
-            cluster.kill(where(dies))
+            cluster.servers[where(dies)].kill()
             await asyncio.wait_for(back.wait(), 10)
             assert where(one) != where(other)
             await cluster.whole()
@@ -234,7 +223,7 @@ async def test_two_connections_stay_apart(cluster: Cluster) -> None:
     other.on_reconnect(back.set)
     for number in MEMBERS:
         if number != last:
-            cluster.kill(number)
+            cluster.servers[number].kill()
     await asyncio.wait_for(back.wait(), 10)
     assert where(other) == last, "where there is no other, it is not avoided"
     await other.move_apart()
@@ -249,7 +238,7 @@ async def test_two_connections_stay_apart(cluster: Cluster) -> None:
 async def test_creds_are_replaced_between_two_looks_at_them(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the runner, while the agent tries to connect: a seed and a JWT are of one user, always."""
+    """The runner replaces them while the agent connects. The seed and the JWT must always be of the same user."""
     creds, told = tmp_path / "creds", list[str]()
     creds.write_text(cluster.identity.creds("PLATFORM", "admin"))
     connection = await connect(
@@ -277,24 +266,21 @@ async def test_creds_are_replaced_between_two_looks_at_them(
 
 
 async def test_a_server_that_says_nothing_any_more_is_left(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(natskit.connection, "PING_INTERVAL", 0.2)
+    monkeypatch.setattr(natskit.bus.connection, "PING_INTERVAL", 0.2)
     client = await cluster.connect("admin", *MEMBERS)
     first, back = where(client), asyncio.Event()
     client.on_reconnect(back.set)
-    cluster.servers[first].send_signal(signal.SIGSTOP)
-    try:
+    with cluster.servers[first].frozen():
         # Three pings, a second for the end of the TLS session, and a first attempt that may be this server's again.
-        await asyncio.wait_for(back.wait(), 3 * 0.2 + 1 + natskit.connection.CONNECT_TIMEOUT + 3)
+        await asyncio.wait_for(back.wait(), 3 * 0.2 + 1 + natskit.bus.connection.CONNECT_TIMEOUT + 3)
         assert where(client) != first
-    finally:
-        cluster.servers[first].send_signal(signal.SIGCONT)
 
 
 async def test_only_the_servers_of_the_list_are_used(cluster: Cluster) -> None:
     client = await cluster.connect("admin", 1)
     back = asyncio.Event()
     client.on_reconnect(back.set)
-    cluster.kill(1)
+    cluster.servers[1].kill()
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(back.wait(), 1)
     assert [str(uri.uri.hostname) for uri in client.server_pool] == [address(1)]
@@ -331,7 +317,7 @@ async def test_a_false_server_is_not_believed(cluster: Cluster, tmp_path: Path, 
         for _ in range(5):  # whichever is tried first
             assert where(await cluster.connect("admin", 4, 2)) == 2
     finally:
-        cluster.kill(4)
+        cluster.servers[4].kill()
 
 
 async def test_a_server_of_a_foreign_ca_does_not_join(cluster: Cluster, tmp_path: Path) -> None:
@@ -339,14 +325,14 @@ async def test_a_server_of_a_foreign_ca_does_not_join(cluster: Cluster, tmp_path
     try:
 
         async def refused() -> bool:
-            return "TLS route handshake error" in cluster.log(5)
+            return "TLS route handshake error" in cluster.servers[5].log()
 
         await eventually(refused, "the refusal")
         for number in MEMBERS:
             assert "nats-5" not in {r["remote_name"] for r in cluster.ask(number, "routez")["routes"]}
         assert cluster.ask(5, "routez")["num_routes"] == 0
     finally:
-        cluster.kill(5)
+        cluster.servers[5].kill()
 
 
 @pytest.mark.parametrize("scheme", ["tls", "nats"])

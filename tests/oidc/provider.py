@@ -1,4 +1,4 @@
-"""A real OpenID provider (the certified npm package oidc-provider) as a process, and a browser's way through it."""
+"""A real OpenID provider (the certified npm package oidc-provider) as a process, and a browser that signs in there."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from pathlib import Path
 
 import httpx
 
-from tests.platform.site import REPOSITORY, free_ports, wait_for
+from tests.kit.ports import free_port
+from tests.kit.wait import wait_for
+from tests.platform.site import REPOSITORY
 
 SECRET = "the client's secret, & more: 50%"  # noqa: S105
 
 
 class Provider:
-    """The provider; ``server.mjs`` beside this file says what it makes of the name somebody signs in with."""
+    """The provider. ``server.mjs`` beside this file defines its users by the name with which somebody signs in."""
 
     def __init__(self, folder: Path, redirect_url: str) -> None:
         self._folder = folder
-        (self._port,) = free_ports(1)
+        self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self.issuer = f"http://127.0.0.1:{self._port}"
         self.redirect_url = redirect_url
@@ -36,7 +38,7 @@ class Provider:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
 
     def wait(self) -> None:
-        """Wait until it answers; the first time it may have to be installed."""
+        """Wait until it answers. The first start may have to install it."""
         url = f"{self.issuer}/.well-known/openid-configuration"
         wait_for(lambda: httpx.get(url).status_code == 200, f"the provider\n{self.log()}", 90)
 
@@ -52,7 +54,7 @@ class Provider:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def visit(self, url: str, name: str) -> str:
-        """Sign in at the provider as somebody, consent; the address that it sends the browser back to."""
+        """Sign in at the provider and consent. Returns the address to which it redirects the browser."""
         with httpx.Client(timeout=20) as browser:
             answer = browser.get(url)
             for _ in range(12):

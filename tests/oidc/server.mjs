@@ -16,6 +16,7 @@ const now = () => Math.floor(Date.now() / 1000);
 
 const signed = (claims, key = privateKey, header = {}) =>
   new SignJWT(claims).setProtectedHeader({ alg: "RS256", kid, ...header }).sign(key);
+const address = (sub) => (sub.includes("@") ? sub.split("+")[0] : `${sub.split("+")[0]}@example.org`);
 const LIES = {
   aud: (claims) => signed({ ...claims, aud: "other" }),
   audiences: (claims) => signed({ ...claims, aud: ["natskit", "other"], azp: "other" }),
@@ -29,7 +30,33 @@ const LIES = {
   none: (claims) => new UnsecuredJWT(claims).encode(),
   hmac: (claims) => signed(claims, new TextEncoder().encode(secret), { alg: "HS256" }),
   stranger: (claims) => signed(claims, stranger.privateKey),
+  // As Entra ID writes it: the address in the ID token, and not a word of whether it is verified.
+  entra: (claims) => signed({ ...claims, email: address(claims.sub), ver: "2.0", tid: "t", oid: "o" }),
+  edov: (claims) => signed({ ...claims, email: address(claims.sub), xms_edov: "1" }),
+  noedov: (claims) => signed({ ...claims, email: address(claims.sub), xms_edov: false }),
   unknown: (claims) => signed(claims, stranger.privateKey, { kid: "unknown" }),
+};
+
+// What userinfo says of "eve+…", where that is not a verified address. EMAIL stands for it.
+const SAYS = {
+  unverified: { email: "EMAIL", email_verified: false },
+  text: { email: "EMAIL", email_verified: "true" },
+  Text: { email: "EMAIL", email_verified: "True" },
+  number: { email: "EMAIL", email_verified: 1 },
+  untrue: { email: "EMAIL", email_verified: "false" },
+  zero: { email: "EMAIL", email_verified: 0 },
+  yes: { email: "EMAIL", email_verified: "yes" },
+  list: { email: "EMAIL", email_verified: [true] },
+  silent: { email: "EMAIL" },
+  null: { email: "EMAIL", email_verified: null },
+  entra: { email: "EMAIL" },
+  edov: {},
+  noedov: {},
+  noemail: {},
+  upn: { upn: "EMAIL" },
+  username: { preferred_username: "EMAIL" },
+  noaddress: { preferred_username: "ada", email: "ada" },
+  both: { email: "eve@elsewhere.example", email_verified: false, preferred_username: "EMAIL" },
 };
 
 const provider = new Provider(issuer, {
@@ -37,13 +64,14 @@ const provider = new Provider(issuer, {
   jwks: { keys: [{ ...(await exportJWK(privateKey)), kid, use: "sig", alg: "RS256" }] },
   cookies: { keys: ["for tests"] },
   pkce: { required: () => true },
-  claims: { openid: ["sub"], email: ["email", "email_verified"] },
+  claims: { openid: ["sub"], email: ["email", "email_verified"], profile: ["preferred_username", "upn"] },
   ttl: { Session: 600, Interaction: 600, Grant: 600, AccessToken: 600, IdToken: 600 },
   async findAccount(_, sub) {
-    const [name, special] = sub.split("+");
-    const email_verified = special === "unverified" ? false : special === "text" ? "true" : true;
-    const email = special === "noemail" ? {} : { email: `${name}@example.org`, email_verified };
-    return { accountId: sub, claims: (use) => ({ sub: special === "userinfo" && use === "userinfo" ? "x" : sub, ...email }) };
+    const special = sub.split("+")[1];
+    const email = address(sub);
+    const wording = Object.entries(SAYS[special] ?? { email: "EMAIL", email_verified: true });
+    const said = Object.fromEntries(wording.map(([claim, value]) => [claim, value === "EMAIL" ? email : value]));
+    return { accountId: sub, claims: (use) => ({ sub: special === "userinfo" && use === "userinfo" ? "x" : sub, ...said }) };
   },
 });
 provider.use(async (context, next) => {

@@ -1,4 +1,4 @@
-"""One platform for all the tests of this folder, deployed on free ports in a folder of its own."""
+"""One platform for all tests of this folder, deployed on free ports in its own folder."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from natskit.hub.backend import digest, new_token
+from natskit.hub.sign_in.backend import digest, new_token
+from tests.kit.ports import free_port
 from tests.oidc.provider import Provider
-from tests.platform.site import LocalSite, World, deployed, free_ports, populate
+from tests.platform.site import LocalSite, World, deployed, populate
 
 # Gone before the next folder's tests: they may need the machine.
 BACKEND_TOKEN = new_token()
@@ -19,8 +20,8 @@ BACKEND_TOKEN = new_token()
 
 @pytest.fixture(scope="package")
 def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
-    """The OpenID provider of the platform; a test that needs it starts it."""
-    (port,) = free_ports(1)
+    """The platform's OpenID provider. Tests that need it start it."""
+    port = free_port()
     provider = Provider(tmp_path_factory.mktemp("oidc"), f"https://localhost:{port}/api/oidc/callback")
     yield provider
     provider.stop()
@@ -28,7 +29,7 @@ def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
 
 @pytest.fixture(scope="package")
 def site(tmp_path_factory: pytest.TempPathFactory, provider: Provider) -> Iterator[LocalSite]:
-    """A platform that stands for all the tests of this folder and is taken down at their end."""
+    """A platform for all tests of this folder, taken down at the end."""
     root = Path(tmp_path_factory.mktemp("platform")) / "local"
     doors = {
         "proxy_port": str(urlsplit(provider.redirect_url).port),

@@ -24,11 +24,13 @@ from websockets.protocol import Event, State
 from websockets.typing import Origin
 from websockets.uri import parse_uri
 
+from tests.kit.wait import wait_for
+
 TIMEOUT = 10.0
 
 
 class ClosedError(Exception):
-    """The server closed the connection; the message is its last ``-ERR``, or empty."""
+    """The server closed the connection. The message is its last ``-ERR``, or empty."""
 
 
 class _Transport(Protocol):
@@ -56,7 +58,7 @@ class _Tcp:
                 raise
 
     def _upgrade(self, context: ssl.SSLContext, host: str) -> None:
-        """The server says INFO in the clear, and then waits for TLS; not a byte more is taken here."""
+        """Start TLS. The server sends INFO in the clear and then waits; this must not read a byte more."""
         while not self._greeting.endswith(b"\r\n"):
             if not (byte := self._socket.recv(1)):
                 raise ClosedError("no INFO")
@@ -80,7 +82,7 @@ class _Tcp:
 
 
 class UpgradeRefusedError(Exception):
-    """The WebSocket upgrade was answered with another status than 101."""
+    """The server answered the WebSocket upgrade with another status than 101."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"HTTP {status}")
@@ -88,7 +90,7 @@ class UpgradeRefusedError(Exception):
 
 
 class _WebSocket:
-    """The library's protocol on a socket of our own: no thread in between that could swallow anything."""
+    """The library's protocol on our own socket: no thread in between could swallow anything."""
 
     def __init__(self, url: str, context: ssl.SSLContext | None, origin: str | None, headers: dict[str, str]) -> None:
         uri = parse_uri(url)
@@ -156,11 +158,13 @@ class _WebSocket:
 
 
 class RawClient:
-    """One connection. ``messages`` are the ``(subject, payload)`` of every MSG or HMSG seen so far."""
+    """One connection. ``messages`` has the ``(subject, payload)`` of every MSG or HMSG so far."""
 
     opened: ClassVar[list[RawClient]] = []
 
-    def __init__(self, transport: _Transport, jwt: str | None = None, seed: bytes | None = None) -> None:
+    def __init__(
+        self, transport: _Transport, jwt: str | None = None, seed: bytes | None = None, user: str | None = None
+    ) -> None:
         self._transport = transport
         self.kept = False
         """Whether the test that opened it closes it; all others are closed behind each test."""
@@ -184,6 +188,8 @@ class RawClient:
         }
         if jwt is not None:
             options["jwt"] = jwt
+        if user is not None:
+            options["user"] = user
         if seed is not None:
             signature = nkeys.from_seed(seed).sign(self.info["nonce"].encode())
             options["sig"] = base64.urlsafe_b64encode(signature).rstrip(b"=").decode()
@@ -194,7 +200,7 @@ class RawClient:
     def tcp(
         cls, host: str, port: int, creds: Path | str | None = None, *, ca_file: Path | str | None = None
     ) -> RawClient:
-        """Connect over TCP, with TLS if there is a CA to ask for, with a creds file (its path or text) or nothing."""
+        """Connect over TCP, with TLS if a CA is given, with a creds file (its path or text) or without."""
         context = ssl.create_default_context(cafile=str(ca_file)) if ca_file else None
         jwt, seed = read_creds(creds) if creds is not None else (None, None)
         return cls(_Tcp(host, port, context), jwt, seed)
@@ -209,19 +215,21 @@ class RawClient:
         origin: str | None = None,
         jwt: str | None = None,
         headers: dict[str, str] | None = None,
+        user: str | None = None,
     ) -> RawClient:
-        """Connect over WebSocket. Raises :class:`UpgradeRefusedError`, or :class:`ClosedError` when NATS says no."""
+        """Connect over WebSocket. Raises :class:`UpgradeRefusedError`, or :class:`ClosedError` if nats-server
+        refuses."""
         context = ssl.create_default_context(cafile=str(ca_file)) if url.startswith("wss:") else None
         extra = dict(headers or {}) | ({"Cookie": cookie} if cookie is not None else {})
-        return cls(_WebSocket(url, context, origin, extra), jwt)
+        return cls(_WebSocket(url, context, origin, extra), jwt, user=user)
 
     def send(self, data: bytes) -> None:
-        """Send bytes as they are; that the server has gone is found when reading."""
+        """Send raw bytes. A closed connection shows only when reading."""
         with suppress(ConnectionError, ssl.SSLError):
             self._transport.send(data)
 
     def ping(self, timeout: float = TIMEOUT) -> list[str]:
-        """PING, then read up to PONG; the ``-ERR`` texts that came before it. Raises :class:`ClosedError`."""
+        """Send PING and read up to PONG. Returns the ``-ERR`` texts before it. Raises :class:`ClosedError`."""
         before = len(self.errors)
         self.send(b"PING\r\n")
         deadline = time.monotonic() + timeout
@@ -231,29 +239,31 @@ class RawClient:
         return self.errors[before:]
 
     def publish(self, subject: str, payload: bytes = b"", reply: str = "") -> list[str]:
-        """Publish; the server's objections."""
+        """Publish. Returns the server's errors."""
         head = f"PUB {subject} {reply} {len(payload)}".replace("  ", " ")
         self.send(head.encode() + b"\r\n" + payload + b"\r\n")
         return self.ping()
 
     def subscribe(self, subject: str, queue: str = "") -> list[str]:
-        """Subscribe; the server's objections."""
+        """Subscribe. Returns the server's errors."""
         self._sid += 1
         self.send(f"SUB {subject} {queue} {self._sid}".replace("  ", " ").encode() + b"\r\n")
         return self.ping()
 
     def hear_from(self, other: RawClient, subject: str, payload: bytes = b"", reply: str = "") -> bytes:
-        """The payload that ``other`` publishes, again and again: their servers may learn of a subscription later."""
-        deadline = time.monotonic() + TIMEOUT
-        while not any(name == subject for name, _ in self.messages):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"no message on {subject}")
+        """Have ``other`` publish again and again until a payload arrives: its server may hear of a subscription
+        later."""
+
+        def heard() -> bool:
             assert other.publish(subject, payload, reply) == []
             self.ping()
+            return any(name == subject for name, _ in self.messages)
+
+        wait_for(heard, f"a message on {subject}", TIMEOUT)
         return self.wait_for_message(subject)
 
     def unsubscribe_all(self) -> None:
-        """Drop every subscription made so far."""
+        """Drop all subscriptions."""
         for sid in range(1, self._sid + 1):
             self.send(f"UNSUB {sid}\r\n".encode())
         self.ping()
@@ -271,12 +281,12 @@ class RawClient:
             self._read_one()
 
     def request(self, subject: str, payload: bytes, inbox: str, timeout: float = TIMEOUT) -> bytes:
-        """Publish with a reply subject (subscribed to before) and wait for the answer."""
+        """Publish with a reply subject (already subscribed to) and wait for the answer."""
         self.publish(subject, payload, inbox)
         return self.wait_for_message(inbox, timeout)
 
     def wait_closed(self, timeout: float = TIMEOUT) -> str:
-        """Wait until the server closes the connection; its last ``-ERR``."""
+        """Wait until the server closes the connection. Returns its last ``-ERR``."""
         deadline = time.monotonic() + timeout
         try:
             while time.monotonic() < deadline:
@@ -286,7 +296,7 @@ class RawClient:
         raise TimeoutError("the server did not close the connection")
 
     def close(self) -> None:
-        """Close the socket without a word."""
+        """Close the socket."""
         self._transport.close()
 
     def _fill(self) -> None:

@@ -1,57 +1,40 @@
-"""A whole platform that the tests start with ``deploy.py``, and the people and projects that live in it."""
+"""A whole platform that the tests deploy with ``deploy.py``, and the people and projects on it."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import socket
 import ssl
 import subprocess
 import sys
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import httpx
 
+from tests.kit.commands import run
+from tests.kit.platforms import own_platform
+from tests.kit.ports import free_ports
 from tests.platform.raw import RawClient
 
 PORTS = ("nats_port", "nats_websocket_port", "nats_monitor_port", "proxy_port", "hub_port")
+"""The settings of a platform's ports. The second hub has the one that follows ``hub_port``."""
 REPOSITORY = Path(__file__).parents[2]
-T = TypeVar("T")
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on at this moment."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
-
-
-def wait_for(condition: Callable[[], T], what: str, timeout: float = 30) -> T:
-    """Poll until ``condition`` is truthy and return it; a test never sleeps for a fixed time."""
-    deadline = time.monotonic() + timeout
-    error: Exception | None = None
-    while time.monotonic() < deadline:
-        try:
-            if value := condition():
-                return value
-        except Exception as caught:
-            error = caught
-        time.sleep(0.02)
-    raise AssertionError(f"{what}: not within {timeout} s ({error!r})")
+def own_ports() -> dict[str, str]:
+    """The settings of a platform on ports that no other one uses."""
+    return dict(zip(PORTS, map(str, free_ports(len(PORTS) + 1)), strict=False))
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """How a run of ``deploy.py`` ended."""
+    """The result of a run of ``deploy.py``."""
 
     returncode: int
     stdout: str
@@ -59,7 +42,7 @@ class Deployed:
 
     @property
     def results(self) -> dict[str, Any]:
-        """What pyinfra says of each operation (``operations``) and of all (``totals``); needs ``--json``."""
+        """pyinfra's results for each operation (``operations``) and in all (``totals``). Needs ``--json``."""
         assert self.returncode == 0, f"{self.stdout[-20_000:]}\n{self.stderr[-20_000:]}"
         return dict(json.loads(self.stdout)["results"])
 
@@ -108,25 +91,21 @@ class Site(ABC):
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of the commands that are run against this site."""
+        """The environment of commands that run against this site."""
         return os.environ | {"NATSKIT_PLATFORM": str(self.root)}
 
     def natskit(
         self, *arguments: str, check: bool = True, stdin: str | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run the ``natskit`` command against this site."""
-        done = subprocess.run(
+        return run(
             [str(Path(sys.executable).with_name("natskit")), *arguments],
+            check=check,
             cwd=self.root,
             env=self.environment,
-            capture_output=True,
-            text=True,
             input=stdin,
             timeout=120,
-            check=False,
         )
-        assert not check or done.returncode == 0, f"natskit {' '.join(arguments)}: {done.stdout}{done.stderr}"
-        return done
 
     def natskit_json(self, *arguments: str) -> Any:
         """The output of ``natskit … --json``."""
@@ -145,7 +124,7 @@ class Site(ABC):
         return str(self.info["ca_file"])
 
     def http(self) -> httpx.Client:
-        """A browser-like HTTP client: trusts the local CA, keeps cookies, sends the site's Origin."""
+        """An HTTP client like a browser: trusts the local CA, keeps cookies, sends the site's Origin."""
         context = ssl.create_default_context(cafile=self.ca_file)
         return httpx.Client(base_url=self.url, verify=context, headers={"Origin": self.url}, timeout=20)
 
@@ -174,15 +153,15 @@ class Site(ABC):
 
     @abstractmethod
     def monitor(self, path: str) -> list[str]:
-        """What each nats-server's monitoring, which only its own machine reaches, answers."""
+        """The answer of each nats-server's monitoring, which only its own machine reaches."""
 
     @abstractmethod
     def readable_by_others(self) -> list[str]:
-        """Files with keys that more than their owner may read. Fails if there are no such files at all."""
+        """Files with keys that others than their owner may read. Fails if there are no such files at all."""
 
     @abstractmethod
     def stop(self) -> None:
-        """Take the platform down and wait until it is."""
+        """Take the platform down, and wait until it is down."""
 
     @abstractmethod
     def logs(self) -> str:
@@ -190,7 +169,7 @@ class Site(ABC):
 
 
 class LocalSite(Site):
-    """The platform on this machine; ``root`` holds all of it."""
+    """The platform on this machine. ``root`` has all its files."""
 
     inventory = "inventories/local.py"
     first_deploy = ""
@@ -207,7 +186,7 @@ class LocalSite(Site):
         return self.project_creds_file(project_id).read_text()
 
     def project_creds_file(self, project_id: str) -> Path:
-        """The same, for who wants the file."""
+        """The path of that file."""
         (found,) = (self.root / "runner" / "projects" / project_id).glob("*.creds")
         return found
 
@@ -235,17 +214,18 @@ def is_secret(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def deployed(root: Path, **data: str) -> Iterator[LocalSite]:
-    """A platform on free ports, ready for use, and taken down at the end."""
-    site = LocalSite(root, dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True)) | data)
-    try:
-        done = site.deploy("-vvv", "--debug")
-        assert done.returncode == 0, f"{done.stdout[-20_000:]}\n{done.stderr[-20_000:]}\n{site.logs()}"
-        site.first_deploy = done.stdout + done.stderr
-        site.natskit("ready")
-        yield site
-    finally:
-        site.stop()
+def deployed(root: Path, kind: type[LocalSite] = LocalSite, /, **data: str) -> Iterator[LocalSite]:
+    """A platform on its own ports, ready for use, and taken down at the end."""
+    site = kind(root, own_ports() | data)
+    with own_platform(root):
+        try:
+            done = site.deploy("-vvv", "--debug")
+            assert done.returncode == 0, f"{done.stdout[-20_000:]}\n{done.stderr[-20_000:]}\n{site.logs()}"
+            site.first_deploy = done.stdout + done.stderr
+            site.natskit("ready")
+            yield site
+        finally:
+            site.stop()
 
 
 @dataclass(frozen=True)
@@ -258,7 +238,7 @@ class Session:
 
 @dataclass
 class World:
-    """Two accounts, a running project each, and the runner: everybody the permission tests speak as."""
+    """Two accounts, a running project each, and the runner: the principals of the permission tests."""
 
     names: dict[str, str]
     email_a: str
@@ -285,6 +265,8 @@ class World:
                 return site.tcp(site.read("runner", "runner.creds"))
             case "hub":
                 return site.tcp(site.read("hub-1", "platform.creds"))
+            case "keeper":
+                return site.tcp(site.read("keeper-1", "platform.creds"))
             case "admin":
                 return site.tcp(admin)
             case "probe":

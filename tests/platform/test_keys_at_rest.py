@@ -1,4 +1,4 @@
-"""A platform whose identity is encrypted from its first moment: it works, and no key and no passphrase leaks."""
+"""A platform whose identity is encrypted from the beginning works, and leaks no key and no passphrase."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from natskit.identity import Identity, passphrase
+from natskit.identity import passphrase
+from natskit.identity.identity import Identity
 from natskit.identity.vault import Vault
-from tests.platform.site import PORTS, LocalSite, free_ports
+from tests.platform.site import LocalSite, own_ports
 
 pytestmark = pytest.mark.platform
 
 PASSPHRASE = "correct horse battery staple"  # noqa: S105
-DEPLOYED = ("nats", "hub-1", "hub-2", "proxy", "runner")
+DEPLOYED = ("nats", "hub-1", "hub-2", "keeper-1", "keeper-2", "proxy", "runner")
 """The folders of the programs, who need their keys; on hosts they are not on the control machine at all."""
 
 
 class Encrypted(LocalSite):
-    """The platform on this machine, by who has the passphrase in the environment."""
+    """The platform on this machine, with the passphrase in the environment."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -30,7 +31,7 @@ class Encrypted(LocalSite):
 
 
 class Watch:
-    """What the command lines and environments of all descendants of this process were, as long as it watched."""
+    """Records the command lines and environments of all descendants of this process."""
 
     def __init__(self) -> None:
         self.environments: dict[int, bytes] = {}
@@ -66,7 +67,7 @@ class Watch:
 
 
 def processes() -> Iterator[tuple[int, bytes]]:
-    """Every process's command line and environment."""
+    """The command line and environment of every process."""
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             yield int(place.name), (place / "cmdline").read_bytes() + (place / "environ").read_bytes()
@@ -79,10 +80,10 @@ def watch() -> Watch:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, watch: Watch) -> Iterator[LocalSite]:
-    """Encrypted before the first deploy, which is watched."""
+    """The identity is encrypted before the first deploy, which is watched."""
     root = Path(tmp_path_factory.mktemp("encrypted")) / "local"
     root.mkdir(mode=0o700)
-    site = Encrypted(root, dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True)))
+    site = Encrypted(root, own_ports())
     try:
         site.natskit("identity", "encrypt")
         with watch.watching():
@@ -142,7 +143,7 @@ def test_nobody_that_a_deploy_starts_gets_the_passphrase_and_no_secret_is_in_a_c
 
 
 def test_all_that_it_has_is_in_use_and_good(site: LocalSite) -> None:
-    """Asked of the report, which needs no passphrase."""
+    """According to the report, which needs no passphrase."""
     states = {entry["name"]: entry["state"] for entry in site.natskit_json("identity", "list")}
     assert {"operator", "CA", "site (proxy)"} <= set(states)
     assert set(states.values()) == {"good"}

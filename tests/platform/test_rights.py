@@ -1,4 +1,4 @@
-"""What people and administrators do about rights, with the command and the client, against a whole platform."""
+"""How people and administrators change rights, with the command and the client, on a whole platform."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 from natskit.client import Client
 from natskit.errors import SignInError
 from natskit.rpc import RpcError
+from tests.mounts import mounted
 from tests.platform.raw import ClosedError
-from tests.platform.site import Site, World
+from tests.platform.site import LocalSite, Site, World
 
 PASSWORD = "a long enough password"  # noqa: S105
 
@@ -32,10 +33,34 @@ def test_an_account_is_removed(site: Site, world: World) -> None:
     site.natskit("project", "delete", given, "--yes")
 
 
+def test_an_account_whose_removal_failed_is_removed_again(site: LocalSite) -> None:
+    """The files of one project cannot be removed at first; later they can."""
+    email = f"twice@{site.domain}"
+    site.natskit("account", "add", email, "--password-stdin", stdin=PASSWORD)
+    stuck, deep, plain = (site.natskit_json("project", "create", email, title)["project_id"] for title in "SDP")
+    deeper = "import os; [(os.mkdir('folder'), os.chdir('folder')) for _ in range(1500)]"
+    site.natskit("exec", deep, "--start", "--", "python3", "-c", deeper)
+    site.natskit("exec", stuck, "--start", "--", "mkdir", "mounted")
+    folders = site.root / "runner" / "projects"
+    with mounted(folders / stuck / "home" / "mounted"):
+        failed = site.natskit("account", "remove", email, "--delete-projects", "--yes", check=False)
+        assert failed.returncode == 1
+        assert "mounted" in failed.stderr
+        assert not (folders / deep).exists()
+        assert [p["project_id"] for p in site.natskit_json("project", "list") if p["title"] in "SDP"] == [stuck]
+    gone = site.natskit_json("account", "remove", email, "--delete-projects", "--yes")
+    assert gone["projects"] == [stuck]
+    assert not (folders / stuck).exists()
+    assert email not in {row["email"] for row in site.natskit_json("account", "list")}
+    assert not {stuck, deep, plain} & {p["project_id"] for p in site.natskit_json("project", "list")}
+    site.natskit("account", "add", email, "--password-stdin", stdin=PASSWORD)
+    site.natskit("account", "remove", email, "--yes")
+
+
 def test_keys_of_projects_are_rotated(site: Site, world: World) -> None:
     agent = ["exec", world.names["p"], "--", "sh", "-c", "echo $PPID"]
     before, process = site.project_creds(world.names["p"]), site.natskit(*agent).stdout
-    assert site.natskit("project", "rotate-keys", world.names["p"]).stdout == "It has a new key.\n"
+    assert site.natskit("project", "rotate-keys", world.names["p"]).stdout == "The project has a new key.\n"
     after = site.project_creds(world.names["p"])
     assert after != before
     done = site.natskit_json("project", "rotate-keys", "--all")
@@ -46,7 +71,7 @@ def test_keys_of_projects_are_rotated(site: Site, world: World) -> None:
         with pytest.raises((ClosedError, ConnectionError)):
             site.tcp(old)
     stopped = site.natskit_json("project", "create", world.email_a, "Stopped")["project_id"]
-    assert "does not run" in site.natskit("project", "rotate-keys", stopped).stdout
+    assert "is not running" in site.natskit("project", "rotate-keys", stopped).stdout
     refused = site.natskit("project", "move", stopped, "--runner", "nowhere", check=False)
     assert refused.returncode == 1
     assert "there is no runner 'nowhere'" in refused.stderr

@@ -1,4 +1,4 @@
-"""Every rotation on a running platform: who is connected goes on, projects are not stopped, the old keys are dead."""
+"""Every rotation on a running platform: clients stay connected, no project stops, and the old keys are refused."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from natskit.client import Client
 from natskit.errors import NatskitError
 from natskit.identity import claims
 from natskit.identity.rotation import KINDS, Kind
-from natskit.program import cancel
+from natskit.process.lifecycle import cancel
 from natskit.rpc import RpcError
-from tests.agent.conftest import until
-from tests.hub.site import eventually
+from tests.kit.wait import eventually, wait_for
 from tests.platform.raw import ClosedError, RawClient
-from tests.platform.site import LocalSite, World
+from tests.platform.site import REPOSITORY, LocalSite, World
 
 STAYS_CONNECTED = {"hub-keys": False, "project-keys": True, "nats-account": True, "operator-signing-key": False}
 REFUSED = {
@@ -35,7 +34,7 @@ REFUSED = {
 
 @dataclass
 class Load:
-    """A browser that asks a hub and its project, one after the other."""
+    """A browser that calls a hub and its project in turn."""
 
     asked: int = 0
     failed: list[str] = field(default_factory=list)
@@ -59,7 +58,7 @@ async def _refusal(browser: Client, project_id: str, of: str) -> str:
 
 
 def creds(site: LocalSite, project_id: str) -> dict[str, str]:
-    """What everybody holds at this moment."""
+    """Everybody's current creds."""
     hub = {f"hub {account}": site.read("hub-1", f"{account.lower()}.creds") for account in ("AUTH", "PLATFORM")}
     admin = Path(site.info["creds"]["platform_admin"]).read_text()
     projects = {"project": site.project_creds(project_id), "runner": site.read("runner", "runner.creds")}
@@ -75,7 +74,7 @@ def is_let_in(site: LocalSite, text: str) -> bool:
 
 
 class Held:
-    """A raw connection that does nothing but answer the server's pings, until it is let go or cut."""
+    """A raw connection that only answers the server's pings, until the test or the server closes it."""
 
     def __init__(self, client: RawClient) -> None:
         self._client = client
@@ -93,25 +92,25 @@ class Held:
             self._error = error
 
     def was_cut(self) -> bool:
-        """Let go of it."""
+        """Close it. Returns whether the server had closed it."""
         self._released.set()
         self._thread.join(20)
         return self._error is not None
 
 
 def rotate(site: LocalSite, kind: Kind) -> str:
-    """Begin and complete a rotation, one of them with a deploy by hand; what it said."""
+    """Begin and complete a rotation, one of them with a deploy by hand. Returns its output."""
     words = ("identity", "rotate", kind, "--yes")
     if kind != "nats-account":
         return site.natskit(*words, *(("--wait", "0") if kind == "hub-keys" else ())).stdout
     refused = site.natskit(*words, "--wait", "5", check=False)
-    assert "--wait 5 is for hub-keys" in refused.stderr
+    assert "--wait 5 is only for hub-keys" in refused.stderr
     stopped = site.natskit(*words, "--no-deploy", check=False)
     assert stopped.returncode == 1
     assert f"NATSKIT_LOCAL={site.root} " in stopped.stderr
-    assert "pyinfra -y inventories/local.py deploy.py --data nats_port=" in stopped.stderr
+    assert f"pyinfra -y inventories/local.py {REPOSITORY}/deploy.py --data nats_port=" in stopped.stderr
     other = site.natskit("identity", "rotate", "hub-keys", "--yes", check=False)
-    assert "a rotation of nats-account is under way" in other.stderr
+    assert "a rotation of nats-account is not finished" in other.stderr
     assert site.deploy().returncode == 0
     return site.natskit(*words, "--no-deploy", "--deployed").stdout
 
@@ -185,9 +184,9 @@ def test_killed_it_leaves_no_deploy_behind_and_goes_on(site: LocalSite, world: W
         children = map(int, Path(f"/proc/{rotating.pid}/task/{rotating.pid}/children").read_text().split())
         return [pid for pid in children if b"pyinfra" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
-    (deploy,) = until(deploys, "a deploy runs")
+    (deploy,) = wait_for(deploys, "a deploy runs")
     rotating.kill()
     rotating.communicate(timeout=10)
-    until(lambda: not Path(f"/proc/{deploy}").exists(), "its deploy has ended, unfinished", seconds=3)
+    wait_for(lambda: not Path(f"/proc/{deploy}").exists(), "its deploy has ended, unfinished", seconds=3)
     assert "the old keys are refused everywhere" in site.natskit(*words).stdout
     assert noted(site) == (begun + 2, done + 1)

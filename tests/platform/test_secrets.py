@@ -1,4 +1,4 @@
-"""Keys, cookies and passwords are nowhere but in their files: searched for in all that a platform says and shows."""
+"""Keys, cookies and passwords are only in their files. The tests search everything that a platform prints and shows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.wait import wait_for
 from tests.platform.raw import ClosedError, RawClient
-from tests.platform.site import LocalSite, World, wait_for
+from tests.platform.site import LocalSite, World
 
 pytestmark = pytest.mark.platform
 
@@ -30,7 +31,7 @@ PIECE = 40
 
 
 def secrets_in(data: bytes) -> set[bytes]:
-    """What must stay where it is."""
+    """The secrets that must stay in their places."""
     keys = {line for block in PRIVATE_KEY.findall(data) for line in block.split() if len(line) >= PIECE}
     return set(SEED.findall(data)) | {key[-PIECE:] for key in keys}
 
@@ -41,13 +42,13 @@ def files(root: Path) -> Iterator[Path]:
 
 
 def is_open_to_others(path: Path, root: Path) -> bool:
-    """Whether somebody else can come to a file and read it."""
+    """Whether another user can reach and read a file."""
     folders = [folder for folder in path.parents if folder == root or root in folder.parents]
     return bool(path.stat().st_mode & 0o077) and all(folder.stat().st_mode & 0o011 for folder in folders)
 
 
 def shown_processes() -> dict[str, bytes]:
-    """The command line and the environment of every process whose user we are."""
+    """The command line and environment of every process of this user."""
     shown: dict[str, bytes] = {}
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # ended meanwhile, or another user's
@@ -59,7 +60,7 @@ def shown_processes() -> dict[str, bytes]:
 
 @contextmanager
 def watched_processes() -> Iterator[dict[str, bytes]]:
-    """What all processes show meanwhile, those that live only for a moment included, as far as they can be caught."""
+    """The same during the block, including short-lived processes as far as they can be caught."""
     seen: dict[str, bytes] = {}
     over = threading.Event()
 
@@ -78,7 +79,7 @@ def watched_processes() -> Iterator[dict[str, bytes]]:
 
 @pytest.fixture(scope="module")
 def known(site: LocalSite, world: World) -> dict[bytes, str]:
-    """Every secret of the platform, and where it comes from."""
+    """Every secret of the platform, and its place."""
     found = dict.fromkeys(secrets_in(site.project_creds(world.names["p"]).encode()), "a project")
     assert found
     for path in files(site.root):
@@ -90,7 +91,7 @@ def known(site: LocalSite, world: World) -> dict[bytes, str]:
 
 
 def assert_none(known: Mapping[bytes, str], said: Mapping[str, bytes]) -> None:
-    """None of the secrets is in what was said; the report names the secret by where it belongs."""
+    """Check that a text has none of the secrets. The report names a secret by its place."""
     found = {(place, origin) for place, text in said.items() for secret, origin in known.items() if secret in text}
     assert not found, f"(where it was found, where it belongs): {found}"
 
@@ -102,7 +103,7 @@ def test_what_is_searched_for_would_be_found(known: dict[bytes, str]) -> None:
 
 
 def test_a_deploy_says_and_shows_no_secret(site: LocalSite, known: dict[bytes, str]) -> None:
-    """The first one, which makes all keys, and one that has to write them again."""
+    """The first deploy, which makes all keys, and one that has to write them again."""
     assert "Render nats-server.conf" in site.first_deploy
     for name in ("hub-1/keys.json", "hub-1/platform.creds", "nats/probe.creds"):
         (site.root / name).unlink()
@@ -117,7 +118,8 @@ def test_a_deploy_says_and_shows_no_secret(site: LocalSite, known: dict[bytes, s
 
 
 def test_use_of_the_platform_leaves_no_secret_behind(site: LocalSite, world: World, known: dict[bytes, str]) -> None:
-    """Signing in, failing to, working, and errors of many kinds: then logs, processes and answers are searched."""
+    """After signing in, failing to, working, and errors of many kinds, the test searches logs, processes and
+    answers."""
     said: dict[str, bytes] = {}
     with watched_processes() as seen:
         site.natskit("account", "add", EMAIL, "--password-stdin", stdin=PASSWORD)
@@ -156,7 +158,7 @@ def test_use_of_the_platform_leaves_no_secret_behind(site: LocalSite, world: Wor
 
 
 def _errors_of_the_command(site: LocalSite) -> dict[str, bytes]:
-    """What ``natskit`` says of credentials that are broken, and of an identity that is damaged."""
+    """``natskit``'s errors about broken credentials and a damaged identity."""
     said = {}
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
@@ -181,7 +183,7 @@ def _errors_of_the_command(site: LocalSite) -> dict[str, bytes]:
 
 
 def test_no_file_with_a_secret_is_open_to_others(site: LocalSite, known: dict[bytes, str]) -> None:
-    """Nor is one left where a deploy puts things down on the way."""
+    """Nor does a deploy leave one in its temporary places."""
     shared = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/dev/shm")]
     left = [
         path for folder in shared for path in folder.glob("*") if path.is_file() and path.stat().st_uid == os.getuid()
@@ -206,7 +208,7 @@ def test_programs_that_hold_keys_leave_no_core_dump(site: LocalSite, world: Worl
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes that a process has started, and those have started."""
+    """The processes that a process has started, directly or indirectly."""
     found = []
     with suppress(FileNotFoundError):
         for task in Path(f"/proc/{pid}/task").iterdir():

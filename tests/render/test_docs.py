@@ -1,4 +1,4 @@
-"""What docs/render.md and docs/acme.md show is what happens."""
+"""The examples in docs/how-to/render.md and docs/how-to/acme.md work."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import yaml
 from click.testing import CliRunner
 
 from natskit.cli import cli
-from natskit.identity import Identity
-from natskit.render import names
-from tests.render.test_configs import NATS_SERVER, give_certificate
+from natskit.config.render import names
+from natskit.identity.identity import Identity
+from tests.documents import REPOSITORY, block, blocks
+from tests.kit.nats import PROGRAM
+from tests.render.test_configs import give_certificate
 
-DOCS = Path(__file__).parent.parent.parent / "docs"
-
-
-def block(page: str, section: str, language: str, number: int = 0) -> str:
-    """A block of code of a section."""
-    text = (DOCS / page).read_text().split(f"## {section}")[1].split("\n## ")[0]
-    return str(re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)[number])
+RENDER = "docs/how-to/render.md"
+OF_DEBIAN = {
+    "natskit-prometheus.service": "ExecStart=/usr/bin/prometheus ",
+    "natskit-alertmanager.service": "ExecStart=/usr/bin/prometheus-alertmanager ",
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def identity(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rendered(*words: str) -> str:
-    """What the command prints."""
+    """The output of ``natskit render``."""
     done = CliRunner().invoke(cli, ["render", *words], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
@@ -45,8 +45,8 @@ def rendered(*words: str) -> str:
 
 def test_the_platform_in_one_file(tmp_path: Path, identity: Path) -> None:
     site = tmp_path / "site.yaml"
-    site.write_text(block("render.md", "The platform in one file", "yaml"))
-    commands = block("render.md", "The platform in one file", "sh").replace("site.yaml", str(site)).splitlines()
+    site.write_text(block(RENDER, "The platform in one file", "yaml"))
+    commands = block(RENDER, "The platform in one file", "sh").replace("site.yaml", str(site)).splitlines()
     nats, nginx, unit = (
         rendered(*command.replace("--identity identity", f"--identity {identity}").split()[2:]) for command in commands
     )
@@ -60,15 +60,21 @@ def test_the_platform_in_one_file(tmp_path: Path, identity: Path) -> None:
     assert "ExecStart=/opt/natskit/nats-server/2.15.1/nats-server -c /var/lib/natskit/nats/nats-server.conf" in unit
 
 
-@pytest.mark.parametrize(("section", "host"), [("The platform in one file", "nats-2"), ("Helm", "nats-1")])
+def test_the_file_that_the_page_names_is_the_one_it_shows() -> None:
+    assert (REPOSITORY / "docs" / "how-to" / "site.yaml").read_text() == block(
+        RENDER, "The platform in one file", "yaml"
+    )
+
+
+@pytest.mark.parametrize(("section", "host"), [("The platform in one file", "nats-2"), ("Use Helm", "nats-1")])
 def test_nats_server_takes_what_is_rendered_for_a_host(tmp_path: Path, identity: Path, section: str, host: str) -> None:
-    content = yaml.safe_load(block("render.md", section, "yaml")) | {"platform_root": str(tmp_path)}
+    content = yaml.safe_load(block(RENDER, section, "yaml")) | {"platform_root": str(tmp_path)}
     (tmp_path / "site.yaml").write_text(yaml.safe_dump(content))
     words = ["nats-server.conf", "--settings", str(tmp_path / "site.yaml"), "--host", host, "--identity", str(identity)]
     give_certificate(identity, tmp_path / "nats")
     path = tmp_path / "nats.conf"
     path.write_text(rendered(*words))
-    done = subprocess.run([NATS_SERVER, "-t", "-c", path], capture_output=True, text=True, check=False)
+    done = subprocess.run([PROGRAM, "-t", "-c", path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -81,11 +87,11 @@ def test_every_template_renders_with_the_defaults(name: str, identity: Path) -> 
 
 @pytest.mark.parametrize("name", [name for name in names() if name.endswith(".service")])
 def test_units_are_what_systemd_reads(name: str) -> None:
-    """Every line is a section, a setting, a comment or nothing; the programs are where the page says."""
+    """Every line is a section, a setting, a comment or empty. The programs are in the places that the page names."""
     text = rendered(name, "--set", "python=/srv/env/bin/python", "--set", "nats_memory_limit=1073741824")
     for line in text.splitlines():
         assert re.fullmatch(r"(\[\w+\]|[A-Za-z]+=.*|#.*|)", line), line
-    assert "/srv/env/bin/python" in text
+    assert OF_DEBIAN.get(name, "/srv/env/bin/python") in text
 
 
 def test_a_key_of_jetstream_is_in_the_unit_by_its_file(tmp_path: Path) -> None:
@@ -102,13 +108,14 @@ def test_a_disk_of_its_own_is_there_before_nats_server() -> None:
 
 
 def test_the_yaml_of_the_page_is_yaml() -> None:
-    for text in re.findall(r"```yaml\n(.*?)```", (DOCS / "render.md").read_text(), re.DOTALL):
-        assert yaml.safe_load(text)
+    texts = [found.text for found in blocks("yaml") if found.page == RENDER]
+    assert texts
+    assert all(yaml.safe_load(text) for text in texts)
 
 
 @pytest.mark.parametrize("client", ["certbot", "lego", "by hand"])
 def test_the_hook_gives_nginx_a_renewed_certificate(tmp_path: Path, client: str) -> None:
-    shell = block("acme.md", "2. The hook", "sh")
+    shell = block("docs/how-to/acme.md", "Install the hook", "sh")
     hook = tmp_path / "hook"
     hook.write_text(
         shell.split("<<'END'\n")[1]

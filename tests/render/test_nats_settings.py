@@ -14,14 +14,17 @@ from typing import Any
 
 import pytest
 
-from natskit import named_files
+from natskit.config import referenced_files
+from natskit.config.render import nats_values, render
+from natskit.config.settings import Settings, load
+from natskit.config.topology import Topology
 from natskit.errors import SettingsError
-from natskit.identity import Identity
+from natskit.identity.identity import NATS_ACCOUNTS, Identity
 from natskit.identity.tls import ensure_ca, ensure_server_certificate
-from natskit.render import nats_values, render
-from natskit.settings import Settings, load
-from natskit.topology import Topology
-from tests.render.test_configs import NATS_SERVER, give_certificate
+from tests.kit.nats import PROGRAM, READY, NatsServer
+from tests.kit.ports import free_port, free_ports
+from tests.kit.wait import wait_for
+from tests.render.test_configs import give_certificate
 
 KEY, OTHER_KEY = "k" * 32, "12345678901234567890123456789012e4"
 
@@ -37,35 +40,31 @@ def identity(tmp_path_factory: pytest.TempPathFactory) -> Identity:
 
 @pytest.fixture
 def own(tmp_path: Path, identity: Identity) -> dict[str, str]:
-    """A certificate of one's own, on the host."""
+    """A user's own certificate, on the host."""
     certificate, key = ensure_server_certificate(identity.directory, "own", ["bus.example.org"], now=int(time.time()))
     (tmp_path / "own.crt").write_text(certificate)
     (tmp_path / "own.key").write_text(key)
     return {"certificate": str(tmp_path / "own.crt"), "key": str(tmp_path / "own.key")}
 
 
-def free_ports() -> dict[str, int]:
-    """A port for each listener that there always is."""
+def own_ports() -> dict[str, int]:
+    """A port for each listener that every configuration has."""
     keys = ("nats_port", "nats_websocket_port", "nats_monitor_port", "nats_cluster_port")
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in keys]
-    ports = {key: taken.getsockname()[1] for key, taken in zip(keys, sockets, strict=True)}
-    for taken in sockets:
-        taken.close()
-    return ports
+    return dict(zip(keys, free_ports(len(keys)), strict=True))
 
 
 def written(tmp_path: Path, identity: Identity, given: dict[str, Any]) -> tuple[Settings, Path]:
-    """The configuration for these settings, with all it names beside it."""
-    settings = load({"platform_root": str(tmp_path), "nats_host": "127.0.0.1"} | free_ports() | given, "inventory")
+    """The configuration for these settings, with all the files that it names."""
+    settings = load({"platform_root": str(tmp_path), "nats_host": "127.0.0.1"} | own_ports() | given, "inventory")
     for folder in (tmp_path / "nats", *map(Path, settings.nats_writable)):
         folder.mkdir(parents=True, exist_ok=True)
     give_certificate(identity.directory, tmp_path / "nats")
-    for account in ("SYS", "AUTH", "PLATFORM"):
+    for account in NATS_ACCOUNTS:
         jwt = tmp_path / "nats" / "jwt" / f"{identity.account_public_key(account)}.jwt"
         jwt.write_text(identity.account_jwt(account))
     for number, remote in enumerate(settings.nats_leafnode_remotes):
         if remote.credentials:
-            (tmp_path / "nats" / f"leafnode-{number}.creds").write_text(named_files.creds(remote.credentials))
+            (tmp_path / "nats" / f"leafnode-{number}.creds").write_text(referenced_files.creds(remote.credentials))
     path = tmp_path / "nats" / "nats-server.conf"
     site = Topology((settings,), (settings,), (settings,), (settings,))
     path.write_text(render("nats-server.conf", nats_values(settings, site, identity)))
@@ -73,27 +72,24 @@ def written(tmp_path: Path, identity: Identity, given: dict[str, Any]) -> tuple[
 
 
 def systemd_reads(text: str) -> dict[str, str]:
-    """What systemd makes of an ``EnvironmentFile`` like ours: it takes one pair of quotes away."""
+    """systemd's reading of an ``EnvironmentFile`` like natskit's: it removes one pair of quotes."""
     return {name: value[1:-1] for name, _, value in (line.partition("=") for line in text.splitlines())}
 
 
-def start(path: Path, log: Path, environment: dict[str, str]) -> str:
-    """Start nats-server and end it as soon as it is ready; its log."""
-    with log.open("wb") as out:
-        server = subprocess.Popen([NATS_SERVER, "-c", path], stdout=out, stderr=out, env=os.environ | environment)
+def start(path: Path, environment: dict[str, str]) -> str:
+    """Start nats-server and stop it as soon as it is ready. Returns its log, which may be in a separate file."""
+    server = NatsServer(path.parent, name=path.stem)
+    own_log = path.parent / "log" / "nats-server.log"
+
+    def said() -> str:
+        return server.said() + (own_log.read_text() if own_log.exists() else "")
+
     try:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline and server.poll() is None:
-            found = "".join(
-                file.read_text() for file in (log, path.parent / "log" / "nats-server.log") if file.exists()
-            )
-            if "Server is ready" in found:
-                return found
-            time.sleep(0.02)
+        server.start_as_configured(os.environ | environment)
+        wait_for(lambda: READY in said() or not server.is_running, "nats-server is ready")
+        return said()
     finally:
         server.kill()
-        server.wait()
-    return log.read_text()
 
 
 GATEWAYS = [{"name": "west", "urls": ["tls://west.example.org:7222"]}, {"name": "natskit", "urls": ["tls://a:7222"]}]
@@ -163,26 +159,21 @@ LISTENERS: dict[str, dict[str, Any]] = {
 
 
 def with_ports(given: dict[str, Any]) -> dict[str, Any]:
-    """Where a port is 0, a free one."""
-    found = dict(given)
-    for key, value in given.items():
-        if key.endswith("_port") and value == 0:
-            with socket.create_server(("127.0.0.1", 0)) as taken:
-                found[key] = taken.getsockname()[1]
-    return found
+    """The settings with a free port in place of each port 0."""
+    return {key: free_port() if key.endswith("_port") and value == 0 else value for key, value in given.items()}
 
 
 def accepted(tmp_path: Path, identity: Identity, given: dict[str, Any]) -> str:
-    """What is written, once nats-server takes it and starts with it."""
+    """The configuration, after nats-server has checked it and started with it."""
     settings, path = written(tmp_path, identity, with_ports(given))
-    environment = systemd_reads(named_files.environment_file(named_files.jetstream_environment(settings)))
+    environment = systemd_reads(referenced_files.environment_file(referenced_files.jetstream_environment(settings)))
     checked = subprocess.run(
-        [NATS_SERVER, "-t", "-c", path], capture_output=True, text=True, timeout=30, check=False,
+        [PROGRAM, "-t", "-c", path], capture_output=True, text=True, timeout=30, check=False,
         env=os.environ | environment,
     )  # fmt: skip
     assert checked.returncode == 0, checked.stderr
-    log = start(path, tmp_path / "log", environment)
-    assert "Server is ready" in log, log
+    log = start(path, environment)
+    assert READY in log, log
     return path.read_text()
 
 
@@ -209,30 +200,21 @@ def test_each_listener_may_have_tls_of_its_own(
 
 def test_clients_get_the_certificate_they_ask_for(tmp_path: Path, identity: Identity, own: dict[str, str]) -> None:
     settings, path = written(tmp_path, identity, {"nats_client_tls": own | {"min_version": "1.2"}})
-    with (tmp_path / "log").open("wb") as log:
-        server = subprocess.Popen([NATS_SERVER, "-c", path], stdout=log, stderr=log)
+    server = NatsServer(path.parent, name=path.stem).start_as_configured()
     try:
+        server.wait_until_ready()
         for name, subject in (("bus.example.org", "bus.example.org"), ("127.0.0.1", "127.0.0.1")):
             assert _shown(settings.nats_port, name, identity.directory / "tls" / "ca.crt") == {subject}
     finally:
         server.kill()
-        server.wait()
 
 
 def _shown(port: int, name: str, ca: Path) -> set[str]:
-    """The names in the certificate that a client gets who asks for this one."""
+    """The names in the certificate that a client gets when it asks for this name."""
     import ssl
 
     context = ssl.create_default_context(cafile=str(ca))
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            plain = socket.create_connection(("127.0.0.1", port), timeout=5)
-            break
-        except ConnectionRefusedError:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    with plain:
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as plain:
         assert plain.recv(4096).startswith(b"INFO")
         with context.wrap_socket(plain, server_hostname=name) as shaken:
             certificate = shaken.getpeercert()
@@ -263,17 +245,17 @@ def test_the_key_of_jetstream_is_not_in_the_configuration(
 
 
 def test_on_a_cluster_nats_server_cannot_use_the_previous_key(tmp_path: Path, identity: Identity) -> None:
-    """Why topology.py refuses it there; when this fails, nats-server has learnt it (recoverAEK in its code)."""
+    """The reason why topology.py refuses it. If this fails, nats-server has learned it (recoverAEK in its code)."""
     for name, key in (("one", KEY), ("two", OTHER_KEY)):
         (tmp_path / name).write_text(key)
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
 
     def says(given: dict[str, str]) -> str:
         settings, path = written(tmp_path, identity, {"nats_cluster_routes": ["10.9.9.9:6222"]} | given)
-        variables = systemd_reads(named_files.environment_file(named_files.jetstream_environment(settings)))
-        return start(path, tmp_path / "log", variables)
+        variables = systemd_reads(referenced_files.environment_file(referenced_files.jetstream_environment(settings)))
+        return start(path, variables)
 
-    assert "Server is ready" in says({"nats_jetstream_key_file": one})
+    assert READY in says({"nats_jetstream_key_file": one})
     assert "message authentication failed" in says(
         {"nats_jetstream_key_file": two, "nats_jetstream_previous_key_file": one}
     )
@@ -289,16 +271,16 @@ REFUSED_BY_BOTH: list[tuple[dict[str, Any], str, str, str]] = [
     ({"nats_leafnode_remotes": [REMOTE, REMOTE]}, "the same URLs, account and credentials twice",
      "leafnodes { remotes: [{urls: [nats://a:7422]}, {urls: [nats://a:7422]}] }", "duplicate remote"),
     ({"nats_leafnode_remotes": [{"urls": ["tls://a:7422", "wss://b:443"]}]},
-     "nats_leafnode_remotes[0]: urls: nats-server does not take a mix of ws(s):// and other URLs",
+     "nats_leafnode_remotes[0]: urls: nats-server does not accept a mix of ws(s):// and other URLs",
      "leafnodes { remotes: [{urls: [nats://a:7422, ws://b:80]}] }", "cannot have a mix of websocket"),
-    ({"nats_leafnode_port": 7422, "nats_leafnode_min_version": "2.7.0"}, "nats-server takes 2.8.0 at the least",
+    ({"nats_leafnode_port": 7422, "nats_leafnode_min_version": "2.7.0"}, "nats-server accepts 2.8.0 or later",
      'leafnodes { port: 7422, min_version: "2.7.0" }', "minimum version should be at least 2.8.0"),
     ({"nats_resolver": "cache", "nats_resolver_allow_delete": True},
-     "nats_resolver_allow_delete is for the resolver full",
+     "nats_resolver_allow_delete needs nats_resolver = full",
      'resolver { type: cache, dir: "DIR", allow_delete: true }', "CACHE does not accept allow_delete"),
-    ({"nats_resolver": "cache", "nats_resolver_interval": 60}, "nats_resolver_interval is for the resolver full",
+    ({"nats_resolver": "cache", "nats_resolver_interval": 60}, "nats_resolver_interval needs nats_resolver = full",
      'resolver { type: cache, dir: "DIR", interval: "60s" }', "CACHE does not accept sync"),
-    ({"nats_resolver": "full", "nats_resolver_ttl": 60}, "nats_resolver_ttl is for the resolver cache",
+    ({"nats_resolver": "full", "nats_resolver_ttl": 60}, "nats_resolver_ttl needs nats_resolver = cache",
      'resolver { type: full, dir: "DIR", ttl: "60s" }', "FULL does not accept ttl"),
     ({"nats_jetstream_domain": "a.b"}, "nats_jetstream_domain = 'a.b': string should match pattern",
      "jetstream { domain: a.b, store_dir: DIR }", "invalid domain name"),
@@ -321,6 +303,6 @@ def test_what_nats_server_refuses_is_refused_before(
     assert said in str(refused.value)
     path = tmp_path / "nats.conf"
     path.write_text("listen: 127.0.0.1:-1\n" + config.replace("DIR", str(tmp_path)))
-    done = subprocess.run([NATS_SERVER, "-c", path], capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run([PROGRAM, "-c", path], capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode != 0
     assert reason in done.stderr

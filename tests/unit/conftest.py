@@ -1,4 +1,4 @@
-"""What tests of encrypted identities have in common."""
+"""Fixtures of tests with encrypted identities."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PASSPHRASE = "correct horse battery staple"  # noqa: S105
 
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The passphrase in the environment, and forgotten afterwards."""
+    """The passphrase in the environment. Forgotten at the end."""
     monkeypatch.setenv(passphrase.VARIABLE, PASSPHRASE)
     yield
     passphrase._given.clear()
@@ -23,7 +23,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A key that is unlocked already: scrypt takes a second or two."""
+    """An unlocked key: scrypt takes a second or two."""
     directory = tmp_path_factory.mktemp("key")
     directory.chmod(0o700)
     with pytest.MonkeyPatch.context() as patch:

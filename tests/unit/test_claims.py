@@ -1,4 +1,4 @@
-"""NATS JWTs: what is signed is what is read, and nothing else is accepted."""
+"""NATS JWTs: natskit reads what it signed, and accepts nothing else."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from natskit.bus.permissions import SCOPES, Permissions
 from natskit.errors import ClaimsError
 from natskit.identity import claims, nkey
-from natskit.permissions import SCOPES, Permissions
 
 SEED = nkey.create_seed("account")
 SIGNER = nkey.key_pair(SEED)
@@ -86,7 +86,7 @@ def test_a_jwt_from_the_future_is_refused() -> None:
 
 
 def test_nothing_allowed_means_everything_denied() -> None:
-    """An empty list in a NATS JWT means "no restriction": the opposite of what a reader of the matrix expects."""
+    """An empty list in a NATS JWT means "no restriction", the opposite of what a reader expects."""
     account = claims.account_claims(
         name="X", subject=ISSUER, issued_at=NOW, scopes=[("mute", ISSUER, Permissions((), ("a",)))]
     )

@@ -1,4 +1,4 @@
-"""Nobody uses more than a share of a hub, whatever they ask and however large it is."""
+"""No caller can use more than its share of a hub, whatever its requests."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from natskit.hub import admission
-from natskit.hub.admission import BURST_SECONDS, BYTE_SECONDS, CALL_SECONDS, Admission
+from natskit.hub.limits import admission
+from natskit.hub.limits.admission import BURST_SECONDS, BYTE_SECONDS, CALL_SECONDS, Admission
 
 SHARE = 0.25
 
@@ -38,14 +38,14 @@ def test_one_uses_its_share_and_no_more(asked: list[tuple[float, int]]) -> None:
     assert used <= most + 1e-6
 
 
-def test_whoever_is_refused_is_told_when_to_come_back_and_is_taken_then() -> None:
+def test_a_refused_caller_learns_when_to_retry_and_is_accepted_then() -> None:
     clock = Clock()
     some = Admission(SHARE, clock)
     some.charge("a", 3.2)
     refusal = some.enter("a", 0)
     assert refusal is not None
     assert (refusal.kind, refusal.data) == ("unavailable", {"retry_after": 9})
-    assert "try again in 9 s" in refusal.message
+    assert "retry in 9 s" in refusal.message
     clock.now += 9
     assert some.enter("a", 0) is None
 
@@ -78,7 +78,7 @@ def test_all_together_have_a_limit_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [some.enter(key, 0) for key in "abc"] == [None] * 3
     refusal = some.enter("d", 0)
     assert refusal is not None
-    assert "too many requests here" in refusal.message
+    assert "too many requests are in flight" in refusal.message
 
 
 def test_who_has_paid_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,9 +98,9 @@ def test_who_floods_again_is_held_off_for_longer_and_forgiven_in_the_end() -> No
     some = Admission(SHARE, clock)
     held = []
     for _ in range(7):
-        held.append(some.hold_off_seconds("a"))
+        held.append(some.block_seconds("a"))
         clock.now += held[-1] + 1
     assert held == [10, 20, 40, 80, 160, 160, 160]
-    assert some.hold_off_seconds("b") == 10
+    assert some.block_seconds("b") == 10
     clock.now += 1000
-    assert some.hold_off_seconds("a") == 10
+    assert some.block_seconds("a") == 10

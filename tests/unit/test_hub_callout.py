@@ -1,4 +1,4 @@
-"""What a hub answers to a callout: the key of a JWT must have signed the server's nonce, unless it is a bearer's."""
+"""A hub's answer to a callout: the key of a JWT must have signed the server's nonce, unless the JWT is a bearer's."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from typing import Any, cast
 
 import pytest
 
-from natskit.connection import Connection
-from natskit.hub.audit import Audit
-from natskit.hub.callout import Callout
+from natskit.bus.connection import Connection
+from natskit.hub.audit.events import Audit
+from natskit.hub.auth.callout import Callout
+from natskit.hub.auth.connection_index import Place
+from natskit.hub.auth.tokens import Tokens
 from natskit.hub.metrics import Metrics
-from natskit.hub.records import Session
-from natskit.hub.state import Rights, State
-from natskit.hub.tokens import Tokens
-from natskit.identity import HubKeys, claims, nkey
+from natskit.hub.state.records import Session
+from natskit.hub.state.view import Rights, State
+from natskit.identity import claims, nkey
+from natskit.identity.identity import HubKeys
 
 KEYS = HubKeys(
     auth_account=nkey.public_key(nkey.create_seed("account")),
@@ -32,11 +34,15 @@ SIGNATURE = nkey.key_pair(PROJECT).sign(NONCE.encode())
 ID = str(uuid.uuid4())
 
 
+async def never_called(place: Place) -> None:
+    raise AssertionError(place)
+
+
 def answer(token: str, *, signature: str = "", nonce: str = NONCE, transport: str = "websocket") -> dict[str, Any]:
-    """The claims of the answer to a request as nats-server makes it."""
+    """The claims of the answer to a request like nats-server's."""
     rights = Rights([], "name", None, "")
-    state = SimpleNamespace(rights=lambda *_: rights, is_held_off=lambda _: False)
-    callout = Callout(cast("Connection", None), cast("State", state), TOKENS, Metrics(), Audit("hub", Metrics()))
+    state = SimpleNamespace(rights=lambda *_: rights, is_blocked=lambda _: False, current=True)
+    callout = Callout(Connection(), cast("State", state), TOKENS, Metrics(), Audit("hub", Metrics()), never_called)
     server = nkey.key_pair(nkey.create_seed("account"))
     user = nkey.public_key(nkey.create_seed("user"))
     options = {"jwt": token} | ({"sig": signature} if signature else {})

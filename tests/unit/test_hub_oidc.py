@@ -1,4 +1,4 @@
-"""The parts of the OpenID door that need no provider: cookies nobody else can make, keys, secrets, settings."""
+"""The parts of the OpenID sign-in that need no provider: cookies that nobody can forge, keys, secrets, settings."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 
+from natskit.config.settings import Settings, load
+from natskit.config.topology import validate
 from natskit.errors import NatskitError, SettingsError
-from natskit.hub.oidc import client_secret, cookie_key, key_set, seal, unseal
-from natskit.hub.program import OidcSettings
-from natskit.settings import Settings, load
-from natskit.topology import validate
+from natskit.hub.config import OidcSettings
+from natskit.hub.sign_in.oidc import client_secret, cookie_key, find_email, key_set, seal, unseal
 
 KEY = cookie_key("SAAISASEED")
 FLOW = {"state": "s", "nonce": "n", "verifier": "v", "until": 1.5}
@@ -74,12 +74,19 @@ def settings(**data: Any) -> Settings:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (OIDC, "go together, and hub_oidc_client_secret_file is not set"),
-        ({"hub_oidc_client_id": "x"}, "go together, and hub_oidc_issuer is not set"),
+        (OIDC, "hub_oidc_client_secret_file is not set: set all of"),
+        ({"hub_oidc_client_id": "x"}, "hub_oidc_issuer is not set: set all of"),
         (OIDC | {"hub_oidc_issuer": "http://id.example.org"}, "hub_oidc_issuer = 'http://id.example.org'"),
         (OIDC | {"hub_oidc_issuer": "https://id.example.org?x=1"}, "string should match pattern"),
-        ({"hub_oidc_scopes": "email"}, "hub_oidc_scopes must have openid among them"),
+        ({"hub_oidc_scopes": "email"}, "hub_oidc_scopes must contain openid"),
         ({"hub_oidc_label": "<b>"}, "hub_oidc_label"),
+        (
+            OIDC | {"hub_oidc_issuer": "https://login.microsoftonline.com/common/v2.0"},
+            "is for all tenants: use the id of your tenant",
+        ),
+        ({"hub_oidc_email_claims": "mail"}, "hub_oidc_email_claims"),
+        ({"hub_oidc_email_claims": ""}, "hub_oidc_email_claims must name a claim"),
+        ({"hub_oidc_email_claims": "email,upn"}, "count only for the domains in hub_oidc_verified_domains"),
         ({"hub_backends": {"shop": {"sha256": "x"}}}, "hub_backends.shop.sha256 = 'x'"),
         ({"hub_backends": {"Shop": {"sha256": "0" * 64}}}, "hub_backends.Shop"),
         ({"hub_backends": {"shop": {"sha256": "0" * 64, "networks": ["10.0.0.1/8"]}}}, "has host bits set"),
@@ -91,6 +98,25 @@ def test_wrong_settings_are_named(data: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingsError) as refused:
         settings(**data)
     assert said in str(refused.value)
+
+
+NAMED: dict[str, Any] = {"email_claims": ["email", "preferred_username"], "verified_domains": ["example.org"]}
+
+
+@pytest.mark.parametrize(
+    ("claims", "found"),
+    [
+        ({"email": "a@example.org", "preferred_username": "a@example.org", "email_verified": False}, ""),
+        ({"email": "a@example.org", "preferred_username": "A@EXAMPLE.org", "email_verified": "false"}, ""),
+        ({"email": "a@example.org", "preferred_username": "\uff41@example.org", "xms_edov": 0}, ""),
+        ({"email": "a@else.example", "preferred_username": "a@example.org", "email_verified": False}, "a@example.org"),
+        ({"preferred_username": "a@example.org"}, "a@example.org"),
+        ({"preferred_username": "a@else.example"}, ""),
+    ],
+)
+def test_what_is_called_unverified_is_so_in_every_claim(tmp_path: Path, claims: dict[str, Any], found: str) -> None:
+    settings = OidcSettings(issuer="i", client_id="c", client_secret=tmp_path, redirect_url="r", **NAMED)
+    assert find_email(claims, settings)[0] == found
 
 
 @pytest.mark.parametrize("content", [None, "", "two\nlines\n"])
@@ -111,5 +137,5 @@ def test_hubs_have_to_agree_and_the_audit_needs_its_room(tmp_path: Path) -> None
     ]
     with pytest.raises(SettingsError) as refused:
         validate(hosts)
-    assert "hub_audit_days is not the same on all hubs" in str(refused.value)
-    assert "by hub_state_max_bytes and hub_audit_bytes" in str(refused.value)
+    assert "hub_audit_days differs between hubs" in str(refused.value)
+    assert "hub_state_max_bytes, hub_audit_bytes and keeper_max_bytes reserve" in str(refused.value)

@@ -1,4 +1,4 @@
-"""The hub's settings file: what is wrong with it is said with file, key and rule."""
+"""The hub's settings file: each error names file, key and rule."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from natskit.errors import SettingsError
-from natskit.hub.program import HubProgram
-from natskit.program import read_settings
+from natskit.hub.config import HubProgram
+from natskit.process.lifecycle import read_settings
 
 
 def good() -> dict[str, Any]:

@@ -1,18 +1,17 @@
-"""What a hub signs: who may read it back, how long it is good for, and that rights come from the scope alone."""
+"""Tokens that a hub signs: who can read them, how long they are valid, and that rights come from the scope alone."""
 
 from __future__ import annotations
-
-import uuid
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from natskit.errors import ClaimsError
-from natskit.hub.records import Session
-from natskit.hub.state import Holder, Rights
-from natskit.hub.tokens import Tokens
-from natskit.identity import HubKeys, claims, nkey
+from natskit.hub.auth.tokens import Tokens
+from natskit.hub.state.records import Session
+from natskit.hub.state.view import Holder, Rights
+from natskit.identity import claims, nkey
+from natskit.identity.identity import HubKeys
 
 NOW = 1_800_000_000
 AUTH = nkey.create_seed("account")
@@ -24,7 +23,8 @@ KEYS = HubKeys(
 )
 TOKENS = Tokens(KEYS, 900)
 USER = nkey.public_key(nkey.create_seed("user"))
-ACCOUNT, SESSION = str(uuid.uuid4()), str(uuid.uuid4())
+# Fixed: they are in the names of tests, which all workers of pytest-xdist have to agree on.
+ACCOUNT, SESSION = "d0fd9878-18bd-4656-8677-4f754f19738b", "7a1c52e4-0b3d-4f7e-9c68-5d2e1f3a4b6c"
 
 
 def session(expires_at: float) -> Session:

@@ -15,11 +15,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-import natskit.identity
+import natskit.identity.identity
 import natskit.identity.vault
+from natskit.bus.permissions import SCOPES, SCOPES_OF, Permissions
 from natskit.errors import IdentityError, NatskitError
-from natskit.identity import HubKeys, Identity, claims, nkey
+from natskit.identity import claims, nkey
 from natskit.identity.files import write_private
+from natskit.identity.identity import HubKeys, Identity
 from natskit.identity.tls import (
     CERTIFICATE_DAYS,
     RENEW_DAYS,
@@ -27,7 +29,6 @@ from natskit.identity.tls import (
     ensure_host_certificate,
     ensure_server_certificate,
 )
-from natskit.permissions import SCOPES, Permissions
 
 NOW = 1_800_000_000
 DAY = 86_400
@@ -75,7 +76,7 @@ def test_a_missing_index_is_a_half_written_directory(tmp_path: Path) -> None:
     Identity.ensure(directory, now=NOW)
     (directory / "natskit.json").unlink()
     before = snapshot(directory)
-    with pytest.raises(IdentityError, match="half-written"):
+    with pytest.raises(IdentityError, match="is incomplete"):
         Identity.ensure(directory, now=NOW)
     assert snapshot(directory) == before
 
@@ -111,12 +112,12 @@ def test_a_lost_jwt_is_signed_again_with_the_same_keys(tmp_path: Path) -> None:
 def test_a_changed_matrix_signs_the_nats_account_anew_and_keeps_its_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a role loses it has until the deploy is through, also when that has to begin again."""
+    """A role keeps a removed right until the deploy is complete, even if the deploy has to start again."""
     directory = tmp_path / "identity"
     before = Identity.ensure(directory, now=NOW)
     assert not before.has_earlier_rights
     changed = dict(SCOPES) | {"admin": Permissions(("hub.admin", "new"), ("_INBOX.admin.>",))}
-    monkeypatch.setattr(natskit.identity, "SCOPES", changed)
+    monkeypatch.setattr(natskit.identity.identity, "SCOPES_OF", {**SCOPES_OF, "PLATFORM": changed})
     for seconds in (5, 10):
         after = Identity.ensure(directory, now=NOW + seconds)
         assert after.account_public_key("PLATFORM") == before.account_public_key("PLATFORM")
@@ -259,14 +260,40 @@ def test_a_loaded_identity_makes_no_keys(tmp_path: Path) -> None:
     assert snapshot(tmp_path) == before
 
 
+def test_an_identity_of_an_older_version_gets_the_account_of_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it, everything else works, and says what is missing; a deploy adds it and changes no key."""
+    directory = tmp_path / "identity"
+    with monkeypatch.context() as older:
+        users = [(account, user) for account, user in natskit.identity.identity.STATIC_USERS if account != "DOCS"]
+        older.setattr(natskit.identity.identity, "NATS_ACCOUNTS", ("SYS", "AUTH", "PLATFORM"))
+        older.setattr(natskit.identity.identity, "STATIC_USERS", users)
+        before = Identity.ensure(directory, now=NOW)
+    loaded = Identity.load(directory)
+    assert loaded.accounts == ["SYS", "AUTH", "PLATFORM"]
+    assert len(loaded.account_jwts()) == 3
+    for ask in (loaded.account_public_key, lambda name: loaded.creds(name, "keeper")):
+        with pytest.raises(IdentityError, match="deploy to create it"):
+            ask("DOCS")
+    after = Identity.ensure(directory, now=NOW + 5)
+    assert after.account_public_key("PLATFORM") == before.account_public_key("PLATFORM")
+    imported = claims.decode(after.account_jwt("PLATFORM"))["nats"]["imports"]
+    documents = after.account_public_key("DOCS")
+    assert [each["subject"] for each in imported if each["account"] == documents] == ["events.project.*.doc.*"]
+    assert claims.decode(after.account_jwt("DOCS"))["nats"]["limits"]["disk_storage"] == -1
+    assert after.creds("DOCS", "keeper")
+
+
 def test_a_new_role_and_a_new_user_get_their_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = tmp_path / "identity"
     before = Identity.ensure(directory, now=NOW)
-    monkeypatch.setattr(natskit.identity, "SCOPES", dict(SCOPES) | {"auditor": Permissions((), ("events.>",))})
-    users = (*natskit.identity.STATIC_USERS, ("PLATFORM", "auditor"))
-    monkeypatch.setattr(natskit.identity, "STATIC_USERS", users)
+    more = dict(SCOPES_OF["PLATFORM"]) | {"auditor": Permissions((), ("events.>",))}
+    monkeypatch.setattr(natskit.identity.identity, "SCOPES_OF", {**SCOPES_OF, "PLATFORM": more})
+    users = (*natskit.identity.identity.STATIC_USERS, ("PLATFORM", "auditor"))
+    monkeypatch.setattr(natskit.identity.identity, "STATIC_USERS", users)
     for ask in (before.signing_seed, before.creds):
-        with pytest.raises(IdentityError, match="a deploy makes it"):
+        with pytest.raises(IdentityError, match="deploy to create it"):
             ask("PLATFORM", "auditor")
     after = Identity.ensure(directory, now=NOW)
     assert after.signing_seed("PLATFORM", "hub") == before.signing_seed("PLATFORM", "hub")
@@ -321,7 +348,7 @@ def test_a_host_no_certificate_can_name(tmp_path: Path, host: str) -> None:
 
 
 def test_a_certificate_for_nobody_and_one_with_a_long_name(tmp_path: Path) -> None:
-    with pytest.raises(IdentityError, match="proxy is for no host"):
+    with pytest.raises(IdentityError, match="proxy has no host"):
         ensure_server_certificate(tmp_path, "proxy", [], now=NOW)
     assert ensure_server_certificate(tmp_path, "proxy", [f"{'a' * 63}.example.org"], now=NOW)
 

@@ -1,4 +1,4 @@
-"""An identity in one file and back, and in nsc's format and back."""
+"""An identity becomes one file or nsc's format, and an identity again."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import pyrage
 import pytest
 
 from natskit.errors import IdentityError
-from natskit.identity import Identity, claims, nsc, vault
+from natskit.identity import claims, nsc, vault
 from natskit.identity.backup import backup, restore
+from natskit.identity.identity import Identity
 from natskit.identity.tls import ensure_host_certificate
 from natskit.identity.vault import KEY
 
@@ -48,7 +49,7 @@ def test_a_backup_of_a_plain_identity_is_encrypted_and_restores_it(tmp_path: Pat
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert file.read_bytes().startswith(b"age-encryption.org/v1\n-> scrypt ")
     assert [path.name for path in tmp_path.iterdir() if path.name not in ("identity", "backup.age")] == []
-    with pytest.raises(IdentityError, match=r"backup\.age is there already"):
+    with pytest.raises(IdentityError, match=r"backup\.age exists already"):
         backup(directory, file)
     restored = tmp_path / "other" / "identity"
     restore(file, restored)
@@ -75,7 +76,7 @@ def test_an_encrypted_identity_stays_encrypted_in_its_backup(tmp_path: Path, key
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda files: files.pop("natskit.json"), "half-written"),
+        (lambda files: files.pop("natskit.json"), "is incomplete"),
         (lambda files: files.pop(next(name for name in files if name.endswith(".nk"))), "is missing"),
         (lambda files: files.update({"../outside": b""}), r"it holds '\.\./outside'"),
         (lambda files: files.update({"/outside": b""}), "it holds '/outside'"),
@@ -84,7 +85,7 @@ def test_an_encrypted_identity_stays_encrypted_in_its_backup(tmp_path: Path, key
 def test_a_backup_that_is_not_whole_restores_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: object, said: str
 ) -> None:
-    """Scrypt would take a second for each; what opens the envelope is not what is looked at here."""
+    """The test skips scrypt, which would take a second for each case."""
     files = contents(complete(tmp_path / "identity"))
     assert callable(spoil)
     spoil(files)
@@ -112,7 +113,7 @@ def test_what_is_exported_is_nscs_format_and_imports_as_the_same_identity(tmp_pa
         "version": "1",
     }
     tokens = {path: claims.decode(path.read_text()) for path in store.rglob("*.jwt")}
-    assert len(tokens) == 4 + 6
+    assert len(tokens) == 5 + 9
     for path, body in tokens.items():
         assert path.name == f"{body['name']}.jwt"
         seed = target / "keys" / "keys" / body["sub"][0] / body["sub"][1:3] / f"{body['sub']}.nk"
@@ -148,7 +149,7 @@ def test_an_export_that_is_not_whole_imports_nothing(tmp_path: Path) -> None:
         nsc.import_(target, tmp_path / "again")
     shutil.move(tmp_path / "AUTH.jwt", account)
     next(target.rglob("SYS.jwt")).write_text(account.read_text())
-    with pytest.raises(IdentityError, match=r"SYS\.jwt: its name is not that of the file"):
+    with pytest.raises(IdentityError, match=r"SYS\.jwt: the name in it differs from the file's"):
         nsc.import_(target, tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
@@ -158,7 +159,7 @@ def test_an_identity_in_the_middle_of_a_rotation_is_not_exported(tmp_path: Path)
     index = json.loads((directory / "natskit.json").read_text())
     index["operator"]["signing"], index["operator"]["identity"] = index["operator"].values()
     (directory / "natskit.json").write_text(json.dumps(index))
-    with pytest.raises(IdentityError, match=r"a rotation of .* is under way"):
+    with pytest.raises(IdentityError, match=r"a rotation of .* is not finished"):
         nsc.export(directory, tmp_path / "nsc")
     assert not (tmp_path / "nsc").exists()
     assert not (directory / KEY).exists()

@@ -1,4 +1,4 @@
-"""The report of what expires: everything is in it, and what is near its end is named."""
+"""The report of expiry dates is complete, and names everything that expires soon."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from natskit import named_files
 from natskit.cli import cli
+from natskit.config import referenced_files
+from natskit.config.topology import assemble
 from natskit.errors import IdentityError
-from natskit.identity import Identity, claims, nkey, vault
+from natskit.identity import claims, nkey, vault
+from natskit.identity.identity import Identity
 from natskit.identity.report import Entry, InUse, Named, due, entries
 from natskit.identity.tls import CA_DAYS, CERTIFICATE_DAYS, ensure_host_certificate, ensure_server_certificate
 from natskit.identity.vault import Vault
-from natskit.topology import assemble
 from roles import tls
 
 NOW = 1_800_000_000
@@ -31,7 +32,7 @@ RUNNER = "5f0c6f0e-7a3e-4c8e-9d5b-0c1f2e3d4a5b"
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An identity with a runner, a site and a host; nobody changes it."""
+    """An identity with a runner, a site and a host. Tests do not change it."""
     directory = tmp_path_factory.mktemp("report") / "identity"
     identity = Identity.ensure(directory, now=NOW)
     identity.runner_creds(RUNNER, now=NOW)
@@ -99,7 +100,7 @@ def test_what_settings_name_is_in_the_report(directory: Path, tmp_path: Path) ->
 
 
 def test_a_deploy_says_what_is_in_use() -> None:
-    """What it writes into platform.json, for a platform of two hosts."""
+    """The record in platform.json, for a platform of two hosts."""
     shared: dict[str, Any] = {"platform_control": "/control", "proxy_name": "bus.example.org"}
     tls_of = {"certificate": "/etc/own.crt", "key": "/etc/own.key"}
     here = shared | {"nats_client_tls": tls_of, "hub_count": 2}
@@ -111,14 +112,14 @@ def test_a_deploy_says_what_is_in_use() -> None:
         "tls/hosts/a-nats",
         "tls/proxy",
     ]
-    assert [Named(**one) for one in named_files.outside(site)] == [
+    assert [Named(**one) for one in referenced_files.outside(site)] == [
         Named("nats_client_tls", "a", "/etc/own.crt", on_host=True)
     ]
     shared |= {"proxy_certificate_on_host": True}
     site, _ = assemble([("a", ["nats", "hub"], here | shared), ("c", ["proxy", "runner"], shared)])
     assert "tls/proxy" not in tls.used(site)
     served = Named("proxy_certificate", "c", "/var/lib/natskit/proxy/tls.crt", on_host=True)
-    (found,) = (Named(**one) for one in named_files.outside(site) if one["host"] == "c")
+    (found,) = (Named(**one) for one in referenced_files.outside(site) if one["host"] == "c")
     assert found == replace(served, served="bus.example.org:4043")
 
 
@@ -161,7 +162,7 @@ def test_keys_of_a_rotation_are_in_the_report(directory: Path, tmp_path: Path) -
 
 
 def test_the_command_exits_1_when_something_is_due(directory: Path) -> None:
-    """By the real clock, for which these certificates end in some year; with the index of an encrypted one as well."""
+    """By the real clock, since these certificates expire in some year; also with the index of an encrypted identity."""
     run = CliRunner().invoke(cli, ["identity", "list", str(directory), "--json"])
     assert run.exit_code == 0, run.output
     states = {entry["name"]: entry["state"] for entry in json.loads(run.output)}

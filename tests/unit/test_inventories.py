@@ -1,4 +1,4 @@
-"""Inventories that people start from: the example as it stands, and what ``natskit init`` writes."""
+"""The inventories with which people start: the example, and the one that ``natskit init`` writes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from natskit import topology
 from natskit.cli import cli
+from natskit.config import topology
+from natskit.config.topology import ROLES, Topology
 from natskit.errors import SettingsError
-from natskit.topology import ROLES, Topology
 from roles.platform import CONNECTOR_KEYS
 from tests.platform.site import REPOSITORY
 
@@ -25,7 +25,7 @@ THREE = [
 
 
 def read(inventory: Path, everywhere: Mapping[str, Any]) -> tuple[Topology, dict[str, dict[str, Any]]]:
-    """The platform that an inventory describes, and what its hosts' data says to pyinfra's connectors."""
+    """The platform that an inventory describes, and the data of its hosts for pyinfra's connectors."""
     groups: dict[str, list[str]] = {}
     data: dict[str, dict[str, Any]] = {}
     content = runpy.run_path(str(inventory))
@@ -63,7 +63,19 @@ def test_init_writes_an_inventory_that_a_deploy_takes(tmp_path: Path) -> None:
     assert [site.hub_label(hub, "hub-1") for hub in site.hub] == ["a-example-org", "b-example-org"]
     assert site.url == "https://bus.example.org"
     assert {(host["ssh_user"], host["_sudo"]) for host in data.values()} == {("deploy", True)}
-    assert f"pyinfra -y {tmp_path}/bus/inventory.py deploy.py" in done.output
+    assert f"  cd {tmp_path}/bus\n" in done.output
+    assert done.output.splitlines()[-1].endswith(" deploy")
+    assert (tmp_path / "bus" / "platform").stat().st_mode & 0o777 == 0o700
+
+
+def test_init_takes_a_domain_as_a_browser_shows_it_and_no_address(tmp_path: Path) -> None:
+    done = init(str(tmp_path / "bus"), *THREE[:-1], "BUS.Example.org.")
+    assert done.exit_code == 0, done.output
+    settings = runpy.run_path(str(tmp_path / "bus" / "group_data" / "all.py"))
+    assert (settings["proxy_name"], settings["platform_first_account"]) == ("bus.example.org", "admin@bus.example.org")
+    refused = init(str(tmp_path / "other"), *THREE[:-1], "https://bus.example.org/")
+    assert "--domain 'https://bus.example.org/': not a host name alone" in str(refused.exception)
+    assert not (tmp_path / "other").exists()
 
 
 def test_init_overwrites_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Settings of nats-server: what is wrong is named with its place inside, and what servers must agree on is checked."""
+"""Settings of nats-server: an error names the place inside the setting, and servers must agree where they have to."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
+from natskit.config.nats_settings import NatsSettings
+from natskit.config.settings import load
+from natskit.config.topology import assemble, validate
 from natskit.errors import SettingsError
-from natskit.nats_settings import NatsSettings
-from natskit.settings import load
-from natskit.topology import assemble, validate
 
 NATS = ("nats-1", "nats-2", "nats-3")
 
 
 def refusal(**data: Any) -> str:
-    """What :func:`load` says about wrong settings."""
+    """The error of :func:`load` for wrong settings."""
     with pytest.raises(SettingsError) as refused:
         load(data, "inventory")
     return str(refused.value)
@@ -25,7 +25,7 @@ def refusal(**data: Any) -> str:
 def of_cluster(
     shared: dict[str, Any] | None = None, own: dict[str, dict[str, Any]] | None = None, number: int = 3
 ) -> str:
-    """What is wrong with a cluster with these settings; nothing at all is an empty text."""
+    """The errors of a cluster with these settings; empty if there are none."""
     common = {"platform_control": "/srv/control"} | (shared or {})
     hosts = [(name, ["nats"], common | (own or {}).get(name, {})) for name in NATS[:number]]
     hosts += [("hub-1", ["hub", "proxy"], common | (own or {}).get("hub-1", {}))]
@@ -46,38 +46,38 @@ REMOTE = {"urls": ["tls://hub.example.org:7422"]}
         ({"nats_gateways": [{"name": "a b", "urls": ["tls://a:1"]}]}, "nats_gateways[0].name = 'a b': string should"),
         ({"nats_gateways": [{"name": "a", "urls": ["tls://a:1", "https://b"]}]}, "nats_gateways[0].urls[1] = 'https://b'"),
         ({"nats_gateways": [{"urls": ["tls://a:1"]}]}, "nats_gateways[0].name: field required"),
-        ({"nats_gateways": [{"name": "a", "urls": ["tls://a:1"]}] * 2, "nats_gateway_port": 7222}, "names a twice"),
+        ({"nats_gateways": [{"name": "a", "urls": ["tls://a:1"]}] * 2, "nats_gateway_port": 7222}, "has a twice"),
         ({"nats_gateways": "west"}, "nats_gateways = 'west': input should be a valid list"),
         ({"nats_client_tls": {"certifcate": "/a"}}, "nats_client_tls.certifcate: did you mean certificate?"),
-        ({"nats_client_tls": {"certificate": "/a"}}, "certificate and key go together: give both or none"),
+        ({"nats_client_tls": {"certificate": "/a"}}, "certificate and key go together: set both or neither"),
         ({"nats_client_tls": {"certificate": "a.crt", "key": "/a"}}, "nats_client_tls.certificate = 'a.crt': "),
         ({"nats_client_tls": {"verify": True}}, "unknown setting nats_client_tls.verify"),
         ({"nats_cluster_tls": {"pinned_certs": ["ab"]}}, "nats_cluster_tls.pinned_certs[0] = 'ab'"),
         ({"nats_mqtt_tls": {"timeout": 0}, "nats_mqtt_port": 1883}, "nats_mqtt_tls.timeout = 0: input should"),
         ({"nats_leafnode_remotes": [REMOTE | {"account": "platform"}]}, "nats_leafnode_remotes[0].account = "),
         ({"nats_leafnode_remotes": [REMOTE | {"urls": ["tls://u:p@a:1"]}]}, "nats_leafnode_remotes[0].urls[0]"),
-        ({"nats_leafnode_remotes": [{"urls": ["ws://a"], "ca": "/a"}]}, "ws:// is without TLS"),
+        ({"nats_leafnode_remotes": [{"urls": ["ws://a"], "ca": "/a"}]}, "need TLS, which ws:// does not have"),
         ({"nats_jetstream_limits": {"batch": {"timeout": 0}}}, "nats_jetstream_limits.batch.timeout = 0"),
         ({"nats_section_extra": {"jetstreem": "x"}}, "nats_section_extra.jetstreem"),
         ({"nats_server_tags": "AZ:A"}, "nats_server_tags[0] = 'AZ:A'"),
-        ({"nats_leafnode_compression": "off"}, "nats_leafnode_compression has no effect while nats_leafnode_port"),
-        ({"nats_gateway_advertise": "a:1"}, "nats_gateway_advertise has no effect while nats_gateway_port is not set"),
-        ({"nats_mqtt_ack_wait": 5}, "nats_mqtt_ack_wait has no effect while nats_mqtt_port is not set"),
+        ({"nats_leafnode_compression": "off"}, "nats_leafnode_compression has no effect without nats_leafnode_port"),
+        ({"nats_gateway_advertise": "a:1"}, "nats_gateway_advertise has no effect without nats_gateway_port: set"),
+        ({"nats_mqtt_ack_wait": 5}, "nats_mqtt_ack_wait has no effect without nats_mqtt_port: set"),
         ({"nats_mqtt_port": 4222}, "nats_mqtt_port and nats_port are both 4222"),
-        ({"nats_client_advertise": "bus"}, "nats_client_advertise = 'bus': string should match pattern"),
-        ({"nats_log_max_files": 3}, "nats_log_max_files is for a log file, and there is none: set nats_log_to_file"),
-        ({"nats_resolver": "memory", "nats_resolver_limit": 5}, "is for the resolver full or cache, and"),
+        ({"nats_client_advertise": "bus"}, "nats_client_advertise = 'bus': write HOST:PORT"),
+        ({"nats_log_max_files": 3}, "nats_log_max_files needs a log file: set nats_log_to_file"),
+        ({"nats_resolver": "memory", "nats_resolver_limit": 5}, "needs nats_resolver = full or cache, and it is"),
         ({"nats_jetstream_cipher": "aes"}, "nats_jetstream_cipher encrypts nothing without a key"),
-        ({"nats_jetstream_previous_key_file": "/k"}, "is the key before nats_jetstream_key_file, which is not set"),
+        ({"nats_jetstream_previous_key_file": "/k"}, "needs nats_jetstream_key_file, which is not set"),
         ({"nats_jetstream_key_file": "/k", "nats_jetstream_previous_key_file": "/k"}, "are the same file"),
-        ({"nats_jetstream_key_file": "/k", "nats_extra": "NATS_JS_KEY: a"}, "which would win over"),
-        ({"nats_jetstream_key_file": "/k", "platform_manager": "supervisor"}, "needs platform_manager systemd"),
+        ({"nats_jetstream_key_file": "/k", "nats_extra": "NATS_JS_KEY: a"}, "which would override"),
+        ({"nats_jetstream_key_file": "/k", "platform_manager": "supervisor"}, "needs platform_manager = systemd"),
         ({"nats_jetstream_unique_tag": "az:"}, "no tag in nats_server_tags begins with it"),
         ({"nats_jetstream_directory": "/srv/my disk"}, "nats_jetstream_directory = '/srv/my disk'"),
-        ({"platform_tls": False, "nats_cluster_tls": {}}, "nats_cluster_tls changes TLS that is off"),
+        ({"platform_tls": False, "nats_cluster_tls": {}}, "nats_cluster_tls is set, but platform_tls is false"),
         ({"nats_cluster_pool_size": -2}, "nats_cluster_pool_size = -2"),
-        ({"proxy_certificate": "/a"}, "proxy_certificate and proxy_key go together, and proxy_key is not set"),
-        ({"proxy_certificate": "a", "proxy_key": "b", "proxy_certificate_on_host": True}, "is not an absolute path"),
+        ({"proxy_certificate": "/a"}, "proxy_key is not set: set both proxy_certificate and proxy_key"),
+        ({"proxy_certificate": "a", "proxy_key": "b", "proxy_certificate_on_host": True}, "must be an absolute path"),
         ({"proxy_acme_webroot": "/srv/acme", "proxy_port": 80}, "proxy_http_port and proxy_port are both 80"),
     ],
 )  # fmt: skip
@@ -97,27 +97,31 @@ def test_what_is_inside_may_come_from_a_command_line() -> None:
         ({}, {"nats-3": {"nats_max_payload": 2**17}}, "nats_max_payload is 1048576 on nats-1 and 131072 on nats-3"),
         ({}, {"nats-1": {"nats_gateway_port": 7222}}, "nats_gateway_port is not set on nats-2"),
         ({}, {"nats-1": {"nats_cluster_name": "west"}}, "nats_cluster_name is"),
-        ({"nats_resolver": "cache"}, {}, "nats-1: nats_resolver = 'cache' asks a full one for NATS accounts, and no"),
+        (
+            {"nats_resolver": "cache"},
+            {},
+            "nats-1: nats_resolver = 'cache' needs another nats-server with nats_resolver = 'full'",
+        ),
         ({"nats_jetstream": False}, {}, "nats_jetstream is off on all nats-servers"),
         (
             {"hub_state_replicas": 3},
             {"nats-1": {"nats_jetstream": False}},
-            "there are only 2 nats-servers with JetStream",
+            "only 2 nats-servers have JetStream",
         ),
         (
             {"nats_mqtt_port": 1883, "nats_mqtt_stream_replicas": 4},
             {},
-            "nats_mqtt_stream_replicas = 4: JetStream runs on 3",
+            "nats_mqtt_stream_replicas = 4: only 3 nats-servers have JetStream",
         ),
         (
             {"nats_jetstream_unique_tag": "az:", "nats_server_tags": ["az:a"]},
             {"nats-2": {"nats_server_tags": ["az:b"]}},
-            "nats_jetstream_unique_tag = 'az:' has 2 values in nats_server_tags: the state has 3 copies",
+            "nats_jetstream_unique_tag = 'az:' has 2 values in nats_server_tags: the 3 replicas",
         ),
         (
             {"nats_jetstream_key_file": "/one", "nats_jetstream_previous_key_file": "/two"},
             {},
-            "on a cluster nats-server cannot open its own state with it",
+            "on a cluster, nats-server cannot open its own state with it",
         ),
     ],
 )
@@ -156,7 +160,7 @@ def test_the_key_of_jetstream_is_looked_at_before_any_host_is_touched(tmp_path: 
     key.write_text("too short, and a secret")
     with pytest.raises(SettingsError) as refused:
         validate(hosts)
-    assert "is not one line of at least 32 letters" in str(refused.value)
+    assert "must be one line of at least 32 letters" in str(refused.value)
     assert "secret" not in str(refused.value)
     key.write_text("k" * 32)
     validate(hosts)
@@ -166,7 +170,7 @@ def test_creds_of_a_leafnode_are_looked_at_before_any_host_is_touched(tmp_path: 
     (tmp_path / "no.creds").write_text("nothing")
     remote = REMOTE | {"credentials": str(tmp_path / "no.creds")}
     common = {"platform_control": "/srv/control"}
-    with pytest.raises(SettingsError, match="is not a creds file: it has a JWT and a seed"):
+    with pytest.raises(SettingsError, match="is not a creds file, which has a JWT and a seed"):
         validate([("n", ["nats"], common | {"nats_leafnode_remotes": [remote]}), ("h", ["hub", "proxy"], common)])
 
 

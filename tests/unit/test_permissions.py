@@ -1,4 +1,4 @@
-"""The permission matrix: what the templates make of tags, and what no template may ever contain."""
+"""The permission matrix: the subjects that templates make of tags, and subjects that no template may contain."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from natskit.errors import NatskitError
-from natskit.permissions import (
+from natskit.bus.permissions import (
     BUCKETS,
     MAX_PROJECTS_PER_ACCOUNT,
     PROBE_BUCKET,
@@ -19,6 +18,7 @@ from natskit.permissions import (
     expand,
     inbox_prefix,
 )
+from natskit.errors import NatskitError
 
 SERVER_LIMIT = 4096
 DYNAMIC = ("browser", "project", "runner")
@@ -47,6 +47,8 @@ def test_no_right_of_a_guest_has_a_wildcard_before_its_id(role: str) -> None:
     scope: Permissions = SCOPES[role]  # type: ignore[index]
     # Answers go to any account's inbox, to the part of it where only this project may answer.
     answers = {"_INBOX.account.*.{{tag(project)}}.>"} if role == "project" else set()
+    # One word, so that a project cannot say what keepers say of its documents.
+    answers |= {"events.project.{{tag(project)}}.*"} if role == "project" else set()
     for subject in {*scope.publish, *scope.subscribe} - answers:
         assert "*" not in subject
         assert subject.find(">") in {-1, len(subject) - 1}

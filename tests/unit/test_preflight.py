@@ -1,4 +1,4 @@
-"""What a look at a host makes of its answers; that it is asked, tests/cluster/test_ssh.py has."""
+"""The preflight's conclusions from a host's answers. tests/cluster/test_ssh.py tests that it asks the hosts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from natskit import topology
-from natskit.settings import load
-from roles import artifacts, look, preflight
+from natskit.config import topology
+from natskit.config.settings import load
+from natskit.errors import SettingsError
+from roles import artifacts, host_probe, preflight
 from roles.artifacts import Target
+from tests.kit.ports import free_port
 
 
 def test_a_look_at_this_machine_names_who_listens(tmp_path: Path) -> None:
@@ -22,7 +24,7 @@ def test_a_look_at_this_machine_names_who_listens(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         done = subprocess.run(
             [sys.executable, "-I", "-", str(tmp_path)],
-            input=Path(look.__file__).read_text(),
+            input=Path(host_probe.__file__).read_text(),
             capture_output=True,
             text=True,
             check=True,
@@ -32,6 +34,35 @@ def test_a_look_at_this_machine_names_who_listens(tmp_path: Path) -> None:
     assert [taken[2] for taken in found["ports"] if taken[0] == port] != []
     assert found["free"] > 0
     assert len(found["authorities"]) == 1
+
+
+def test_a_look_tries_what_the_host_will_use(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        places = [f"127.0.0.1:{port}" for port in (listening.getsockname()[1], free_port())]
+        done = subprocess.run(
+            [sys.executable, "-I", "-", str(tmp_path), *places, "alias.invalid:4222"],
+            input=Path(host_probe.__file__).read_text(),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    (said,) = json.loads(done.stdout)["unreached"].items()
+    assert said[0] == "alias.invalid:4222"
+    assert said[1].startswith("the name is not known here: ")
+
+
+def test_where_the_programs_of_a_host_connect_to() -> None:
+    data = {"platform_control": "/srv/control", "hub_count": 1, "proxy_port": 443}
+    roles = {"a": ["nats", "hub"], "b": ["nats", "runner"], "c": ["nats", "proxy"]}
+    site, known = topology.validate((name, groups, data) for name, groups in roles.items())
+    routes = {"a:6222", "b:6222", "c:6222"}
+    clients = {"a:4222", "b:4222", "c:4222"}
+    uses = {name: set(preflight.used(known[name], site, known.values())) for name in roles}
+    assert uses["a"] == clients | routes - {"a:6222"}
+    assert uses["b"] == clients | routes - {"b:6222"}
+    assert uses["c"] == clients | {"a:5004", "b:5004", "c:5004", "a:8101", "a:6222", "b:6222"}
+    # A host that is down fails alone.
+    assert set(preflight.used(known["a"], site, [known["a"], known["b"]])) == {"a:4222", "b:4222", "b:6222"}
 
 
 @pytest.mark.parametrize(
@@ -73,6 +104,11 @@ def test_a_port_is_taken_by_what_is_not_ours(port: int, unit: str, found: dict[s
     )
 
 
+def test_a_command_line_of_several_lines_is_shown_as_one() -> None:
+    (said,) = preflight._taken_ports({443: "proxy_port"}, [(443, 812, "python3 -c import x\n\x1b[2Jx.run()")])
+    assert said.startswith("port 443 is taken by process 812 (python3 -c import x\\n\\x1b[2Jx.run()): stop it")
+
+
 def test_a_host_needs_the_ports_of_its_roles() -> None:
     data = {"platform_control": "/srv/control", "hub_count": 1, "proxy_port": 443}
     roles = {"a": ["nats", "hub"], "b": ["nats"], "c": ["nats", "proxy"]}
@@ -94,3 +130,31 @@ def test_a_host_without_root_is_told_what_to_do() -> None:
     assert rights == preflight.Rights("deploy", False, "wants a password")
     assert "set _sudo = True" in "".join(preflight._unfit({"is_root": False, "has_systemd": True}, "", rights))
     assert "systemd does not run" in "".join(preflight._unfit({"is_root": True, "has_systemd": False}, "", rights))
+
+
+@pytest.mark.parametrize(
+    ("browsers", "limits", "servers", "said"),
+    [
+        (4000, {"open_files": 9024, "local_ports": 28232}, 1, ""),
+        (4000, {}, 1, ""),
+        (4000, {"open_files": 9023}, 1, "needs 9024 open files in a process, and 9023 are allowed"),
+        (4000, {"open_files": 1024}, 1, "or set proxy_max_browsers to 0"),
+        (4000, {"open_files": 5024}, 1, "or set proxy_max_browsers to 2000"),
+        (30_000, {"open_files": 1 << 20, "local_ports": 28232}, 1, "ports for 28232 connections to 1 nats-server"),
+        (30_000, {"open_files": 1 << 20, "local_ports": 28232}, 2, ""),
+    ],
+)
+def test_a_host_must_allow_the_browsers_it_is_to_take(
+    browsers: int, limits: dict[str, int], servers: int, said: str
+) -> None:
+    settings = load({"proxy_max_browsers": browsers}, "here")
+    found = "; ".join(preflight.too_many_browsers(settings, limits, servers))
+    assert said in found
+    assert bool(found) == bool(said)
+    assert host_probe.limits().keys() >= limits.keys()
+
+
+def test_browsers_must_fit_into_a_nats_server() -> None:
+    with pytest.raises(SettingsError, match="raise it to 70512 at least"):
+        load({"proxy_max_browsers": 70_000}, "here")
+    load({"proxy_max_browsers": 70_000, "nats_max_connections": 70_512}, "here")

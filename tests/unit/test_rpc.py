@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -74,10 +75,22 @@ async def test_an_error_of_ours_reaches_the_caller_whole() -> None:
     assert (caught.value.kind, caught.value.data) == ("conflict", {"version": "2"})
 
 
-async def test_a_failure_keeps_its_secrets() -> None:
-    answer = await ask(rpc.encode_request("fail"))
-    assert answer["error"]["code"] == rpc.INTERNAL_ERROR
-    assert "secret" not in json.dumps(answer)
+async def test_a_failure_keeps_its_secrets_and_says_where_to_look(caplog: pytest.LogCaptureFixture) -> None:
+    rpc.set_program_name("hub-7")
+    answers = [await ask(rpc.encode_request("fail")) for _ in range(2)]
+    assert {answer["error"]["code"] for answer in answers} == {rpc.INTERNAL_ERROR}
+    assert "secret" not in json.dumps(answers)
+    numbers = []
+    for answer, record in zip(answers, caplog.records, strict=True):
+        with pytest.raises(rpc.RpcError) as caught:
+            rpc.decode_response(json.dumps(answer).encode())
+        where, host = caught.value.data, socket.gethostname()
+        assert (where["program"], where["host"]) == ("hub-7", host)
+        assert f"internal error {where['id']} in hub-7 on host {host}" in str(caught.value)
+        assert f"internal error {where['id']}:" in record.getMessage()
+        assert record.exc_info is not None
+        numbers.append(where["id"])
+    assert len(set(numbers)) == 2
 
 
 async def test_a_notification_gets_no_answer() -> None:

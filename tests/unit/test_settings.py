@@ -1,4 +1,4 @@
-"""Settings: what is right is typed, what is wrong is named with its place, key and rule, all at once."""
+"""Settings: right values get their types, and errors name place, key and rule, all at once."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from natskit.bus.permissions import check_id
+from natskit.config.settings import Settings, load
 from natskit.errors import SettingsError
-from natskit.permissions import check_id
-from natskit.settings import Settings, load
 
 ROOT = {"platform_root": "/srv/natskit", "platform_manager": "supervisor", "platform_tls": False}
 
 
 def refusal(**data: Any) -> str:
-    """What :func:`load` says about wrong settings."""
+    """The error of :func:`load` for wrong settings."""
     with pytest.raises(SettingsError) as refused:
         load(ROOT | data, "inventory")
     return str(refused.value)
@@ -51,7 +51,7 @@ def test_an_unknown_setting_is_answered_with_the_nearest_one(wrong: str, near: s
 
 
 def test_an_unknown_setting_near_to_nothing_says_where_they_all_are() -> None:
-    assert "docs/settings.md" in refusal(zzz=1)
+    assert "docs/reference/settings.md" in refusal(zzz=1)
 
 
 @pytest.mark.parametrize(
@@ -62,16 +62,34 @@ def test_an_unknown_setting_near_to_nothing_says_where_they_all_are() -> None:
         ({"nats_port": "many"}, "nats_port = 'many': input should be a valid integer"),
         ({"hub_count": 0}, "hub_count = 0"),
         ({"hub_max_projects_per_account": 4001}, "hub_max_projects_per_account = 4001: input should be less than"),
+        ({"nats_extra": "Lame_Duck_Duration: 10m"}, "set nats_lame_duck_duration instead"),
+        ({"nats_lame_duck_duration": 1201}, "nats_lame_duck_duration = 1201: input should be less than"),
         ({"nats_lame_duck_duration": 10}, "nats_lame_duck_duration = 10: input should be greater than"),
-        ({"nats_port": 4043}, "proxy_port and nats_port are both 4043: give each its own port"),
+        ({"nats_port": 4043}, "proxy_port and nats_port are both 4043: choose different ports"),
         ({"hub_port": 8221}, "nats_monitor_port"),
         ({"hub_session_sliding": 10, "hub_session_absolute": 9}, "hub_session_absolute must not be shorter"),
+        ({"hub_password_memory": 7000}, "hub_password_memory = 7000: input should be greater than or equal to 7168"),
+        (
+            {"hub_password_memory": 12 * 1024},
+            "hub_password_memory = 12288: with hub_password_iterations = 2, OWASP asks for at least 19456 KiB",
+        ),
+        ({"hub_password_iterations": 1}, "with hub_password_iterations = 1, OWASP asks for at least 47104 KiB"),
         ({"nats_max_payload": 8_000_000, "nats_max_pending": 4_000_000}, "must not be higher than nats_max_pending"),
-        ({"hub_port": 65535}, "hub_port = 65535: no room below 65536 for the 2 of hub_count"),
-        ({"platform_root": "relative"}, "platform_root must be an absolute path"),
-        ({"platform_root": "/srv/my platform"}, "has a character that supervisor or nginx read as more than a name"),
-        ({"platform_root": "/srv/" + "x" * 80}, "longer than 72 characters"),
-        ({"proxy_name": "a; deny all"}, "proxy_name = 'a; deny all': string should match pattern"),
+        ({"hub_port": 65535}, "hub_port = 65535: hub_count = 2 needs ports above 65535"),
+        ({"platform_root": "relative"}, "platform_root = relative is not an absolute path"),
+        ({"platform_root": "/srv/my $platform"}, "has $, which starts a variable in nginx: choose another folder"),
+        ({"platform_root": "/srv/" + "x" * 80}, "has 85 bytes, more than the 72 that leave space"),
+        ({"platform_root": "/srv/" + "ü" * 40}, "has 85 bytes, more than the 72 that leave space"),
+        (
+            {"platform_root": "/srv/my platform", "platform_manager": "systemd"},
+            "with a special meaning for systemd or nginx",
+        ),
+        (
+            {"platform_programs": "/opt/50%", "platform_manager": "systemd"},
+            "with a special meaning for systemd or nginx",
+        ),
+        ({"platform_python_path": '/srv/"own"'}, 'platform_python_path /srv/"own" has a quote'),
+        ({"proxy_name": "a; deny all"}, "proxy_name = 'a; deny all': not a host name"),
         ({"nats_sync_interval": "sometimes"}, "nats_sync_interval = 'sometimes': string should match pattern"),
         ({"runner_id": "ABC"}, "runner_id = 'ABC': string should match pattern"),
         ({"hub_api_packages": "../evil"}, "hub_api_packages"),
@@ -101,7 +119,7 @@ def test_hub_ports_are_consecutive_and_never_shared(first: int, count: int) -> N
     try:
         settings = load(ROOT | {"hub_port": first, "hub_count": count}, "inventory")
     except SettingsError:
-        taken = {4222, 5004, 6222, 8222, 4043}
+        taken = {4222, 5004, 6222, 8222, 4043, 9090, 9093}
         assert taken & set(range(first, first + count)) or first + count > 65536
         return
     assert settings.hub_ports == list(range(first, first + count))

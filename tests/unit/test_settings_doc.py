@@ -1,4 +1,4 @@
-"""docs/settings.md says of every setting what it means; of nats-server's, where that stands."""
+"""docs/reference/settings.md explains every setting, and names the source of those of nats-server."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from natskit.settings import Settings
+from natskit.config.settings import Settings
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "settings.md"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "reference" / "settings.md"
 OURS = {"nats_version", "nats_jetstream_reserve", "nats_section_extra", "nats_extra"}
 """Settings of nats-server's role that are natskit's own."""
 COUNTS = re.compile(
-    r"_(port|count|replicas|size|max|connections|subscriptions|tokens|clients|msgs|limit|files|reports)$"
+    r"_(port|count|replicas|size|max|connections|subscriptions|tokens|clients|msgs|limit|files|reports|iterations)$"
 )
-NUMBERS_OF_THINGS = COUNTS.pattern + "|pending|concurrency|per_account|burst|processes"
+NUMBERS_OF_THINGS = (
+    COUNTS.pattern + "|pending|concurrency|per_account|burst|processes|terminals|jobs|browsers|documents"
+)
 
 
 def rows() -> dict[str, list[str]]:

@@ -1,8 +1,8 @@
-"""Titles are shown in other people's terminals."""
+"""Titles appear in other people's terminals."""
 
 import pytest
 
-from natskit.hub.projects import _title
+from natskit.hub.services.projects import _title
 from natskit.rpc import RpcError
 
 

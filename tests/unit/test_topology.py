@@ -1,13 +1,14 @@
-"""A platform of several hosts: what only shows when all of them are looked at together."""
+"""A platform of several hosts: mistakes that only a look at all hosts together shows."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from natskit.config.topology import Topology, validate
 from natskit.errors import SettingsError
-from natskit.topology import Topology, validate
 
 Hosts = dict[str, tuple[list[str], dict[str, Any]]]
 
@@ -15,7 +16,7 @@ SITE = {"platform_control": "/srv/keys", "proxy_name": "bus.example.org", "proxy
 
 
 def hosts(**changes: dict[str, Any]) -> Hosts:
-    """Three nats-servers, two hubs, a proxy and two runners, each with what was given for it."""
+    """Three nats-servers, two hubs, a proxy and two runners, each with the settings given for it."""
     groups = {"nats": 3, "hub": 2, "proxy": 1, "runner": 2}
     names = {f"{group}{n}": group for group, count in groups.items() for n in range(1, count + 1)}
     return {
@@ -67,7 +68,7 @@ def test_the_name_pyinfra_knows_a_host_by_is_its_name_and_address() -> None:
 @pytest.mark.parametrize("group", ["nats", "hub", "proxy"])
 def test_a_role_that_nobody_plays_is_named(group: str) -> None:
     left = {name: host for name, host in hosts().items() if host[0] != [group]}
-    assert f"no host is in the group {group}" in refusal(left)
+    assert f"the group {group} has no host" in refusal(left)
 
 
 def test_two_nats_servers_are_no_cluster() -> None:
@@ -83,10 +84,10 @@ def test_two_nats_servers_are_no_cluster() -> None:
         ({"nats2": {"platform_name": "nats1"}}, "platform_name is nats1 on nats1 and on nats2"),
         ({"nats2": {"platform_address": "127.0.0.1"}}, "host nats2: platform_address = '127.0.0.1'"),
         ({"hub1": {"hub_state_replicas": 5}}, "hub_state_replicas"),
-        ({"hub1": {"hub_state_max_bytes": 2**21}}, "hub_state_max_bytes is not the same on all hubs"),
+        ({"hub1": {"hub_state_max_bytes": 2**21}}, "hub_state_max_bytes differs between hubs"),
         (
             {"nats1": {"nats_jetstream_max_file": 600 * 1024**2}},
-            "host nats1: nats_jetstream_max_file = 629145600: the state and the audit may have 1209008128 bytes",
+            "= 629145600: hub_state_max_bytes, hub_audit_bytes and keeper_max_bytes reserve 22827",
         ),
         ({"hub1": {"nats_prot": 1}}, "inventory, host hub1: unknown setting nats_prot: did you mean nats_port?"),
         (
@@ -100,3 +101,51 @@ def test_two_nats_servers_are_no_cluster() -> None:
 )
 def test_what_does_not_go_together_is_named_with_its_hosts(changes: dict[str, Any], said: str) -> None:
     assert said in refusal(hosts(**changes))
+
+
+def token(tmp_path: Path, mode: int = 0o600) -> dict[str, Any]:
+    path = tmp_path / "token"
+    path.write_text("t" * 32)
+    path.chmod(mode)
+    return {"metrics_token_file": str(path)}
+
+
+def watched(found: Hosts, **data: Any) -> Hosts:
+    """All hosts with these settings, and a tenth that watches them."""
+    found = {name: (groups, own | data) for name, (groups, own) in found.items()}
+    return found | {"watch": (["monitoring"], SITE | {"platform_address": "10.0.0.10"} | data)}
+
+
+def test_hosts_show_metrics_to_those_that_watch_and_to_who_is_named(tmp_path: Path) -> None:
+    site = check(watched(hosts(), **token(tmp_path), metrics_scrapers=["10.9.0.0/16"]))
+    assert site.scrapers == ["10.0.0.10", "10.9.0.0/16"]
+    assert [one.platform_name for one in site.monitoring] == ["watch"]
+    assert len(site.exporter) == 9
+    assert check(hosts()).exporter == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"metrics_token_file": None}, "host watch: the group monitoring needs metrics_token_file"),
+        ({"metrics_scrapers": ["everybody"]}, "metrics_scrapers[0] = 'everybody'"),
+        ({"metrics_port": 8101}, "metrics_port and hub_port are both 8101"),
+    ],
+)
+def test_what_monitoring_refuses(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    assert said in refusal(watched(hosts(), **token(tmp_path) | changes))
+
+
+def test_metrics_for_nobody(tmp_path: Path) -> None:
+    found = {name: (groups, own | token(tmp_path)) for name, (groups, own) in hosts().items()}
+    assert "metrics_token_file is set, and nobody may read metrics: set metrics_scrapers" in refusal(found)
+
+
+def test_a_token_that_others_may_read_or_guess(tmp_path: Path) -> None:
+    given = token(tmp_path, 0o644)
+    assert f"chmod go= {tmp_path / 'token'}" in refusal(watched(hosts(), **given))
+    (tmp_path / "token").chmod(0o600)
+    (tmp_path / "token").write_text("short")
+    said = refusal(watched(hosts(), **given))
+    assert "must be one line of at least 32 letters" in said
+    assert "'short'" not in said

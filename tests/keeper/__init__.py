@@ -1,0 +1,1 @@
+"""Documents: one nats-server, a hub and two keepers."""

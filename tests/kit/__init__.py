@@ -1,0 +1,1 @@
+"""The tools with which all tests and measurements start servers."""

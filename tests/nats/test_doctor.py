@@ -1,0 +1,285 @@
+"""The doctor's checks on servers, certificates and machines that the tests really break."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from natskit.backup.record import FILE, Record
+from natskit.bus.connection import Connection, connect
+from natskit.bus.jetstream import api
+from natskit.bus.permissions import PROBE_BUCKET
+from natskit.bus.servers import NatsServers
+from natskit.doctor import backups, keys, machine, servers
+from natskit.doctor.bundle import REDACTED, redacted
+from natskit.doctor.finding import Finding, in_order
+from natskit.identity import tls
+from natskit.identity.identity import Identity
+from natskit.ops.account_resolver import Servers
+from natskit.ops.stream_provisioning import StreamSettings, apply
+from tests.hub.site import Site
+from tests.kit.nats import running
+from tests.kit.ports import free_port
+from tests.kit.wait import eventually
+from tests.mounts import mounted
+from tests.nats.test_restart_gate import started
+
+DEPLOY = "natskit deploy"
+DAY = 86_400
+
+
+async def test_copies_that_are_away_and_a_stream_without_a_leader(tmp_path: Path) -> None:
+    settings = StreamSettings(replicas=3)
+    with started(tmp_path) as cluster:
+        await cluster.make_bucket()
+        admin = await cluster.admin()
+        await apply(admin, settings)
+
+        async def whats() -> list[tuple[str, str]]:
+            return [(one.severity, one.what) for one in await servers.streams(admin, settings, DEPLOY)]
+
+        async def all_well() -> bool:
+            return await whats() == []
+
+        await eventually(all_well, "all copies are there", 60)
+        cluster.servers["nats-3"].kill()
+
+        async def one_lacks() -> bool:
+            return ("soon", "stream KV_accounts lacks a copy: that on nats-3") in await whats()
+
+        await eventually(one_lacks, "the leader notices", 60)
+        cluster.servers["nats-2"].kill()
+
+        async def no_leader() -> bool:
+            return ("broken", f"stream KV_{PROBE_BUCKET} has no leader") in await whats()
+
+        await eventually(no_leader, "a majority is away", 60)
+        await admin.close()
+
+
+async def test_a_bucket_that_is_nearly_full(tmp_path: Path) -> None:
+    async with Site.without_hubs(tmp_path) as site:
+        site.make_streams(state_bytes=100_000)
+        hub = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+        admin, settings = await site.admin(), StreamSettings(state_bytes=100_000)
+        assert await servers.streams(admin, settings, DEPLOY) == []
+        await hub.request("$KV.sessions.a", b"x" * 60_000, timeout=5)
+        await hub.request("$KV.sessions.b", b"x" * 25_000, timeout=5)
+        (found,) = await servers.streams(admin, settings, DEPLOY)
+        assert (found.severity, found.what) == ("soon", "stream KV_sessions is nearly full")
+        assert "at most 100000 bytes" in found.why
+        await hub.request("$KV.sessions.c", b"x" * 12_000, timeout=5)
+        (found,) = await servers.streams(admin, settings, DEPLOY)
+        assert found.severity == "broken"
+
+
+async def test_a_server_whose_jetstream_is_nearly_full(tmp_path: Path) -> None:
+    port = free_port()
+    configuration = f"""
+        server_name: nats-1
+        listen: "127.0.0.1:{port}"
+        jetstream {{ store_dir: "{tmp_path}/jetstream", max_file_store: 100KB }}
+        accounts {{
+          SYS {{ users: [{{user: sys, password: sys}}] }}
+          A {{ jetstream: enabled, users: [{{user: a, password: a}}] }}
+        }}
+        system_account: SYS
+    """
+    with running(tmp_path, configuration):
+        async with as_user("sys", port) as system, as_user("a", port) as client:
+            there = Servers(system, ["nats-1"])
+            assert await servers.storage(there) == []
+            await api(client, "STREAM.CREATE.S", {"name": "S", "subjects": ["s"], "storage": "file"})
+            await client.request("s", b"x" * 85_000, timeout=5)
+            (found,) = await servers.storage(there)
+            assert (found.severity, found.what) == ("soon", "JetStream of nats-1 is nearly full")
+
+
+@contextlib.asynccontextmanager
+async def as_user(name: str, port: int) -> AsyncIterator[Connection]:
+    url = f"nats://{name}:{name}@127.0.0.1:{port}"
+    connection = await connect(NatsServers(urls=[url]), name=name, inbox_prefix=f"_INBOX.{name}", timeout=5)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+def test_certificates_that_end_soon_have_ended_or_are_gone(tmp_path: Path) -> None:
+    now = int(time.time())
+    place = tmp_path / "identity"
+    Identity.ensure(place, now=now)
+    tls.ensure_host_certificate(place, "good", ["good"], now=now)
+    assert list(keys.expiring(place, None, now, DEPLOY)) == []
+    then = now + (tls.CERTIFICATE_DAYS - 10) * DAY
+    (found,) = keys.expiring(place, None, then, DEPLOY)
+    assert (found.severity, found.mend) == ("soon", DEPLOY)
+    assert found.what.startswith("certificate of host good: ends on ")
+    (found,) = keys.expiring(place, None, then + 20 * DAY, DEPLOY)
+    assert (found.severity, found.why.split()[-1]) == ("broken", "expired")
+    jwt = place / "stores" / "natskit" / "accounts" / "PLATFORM" / "PLATFORM.jwt"
+    jwt.write_text("damaged")
+    (found,) = keys.expiring(place, None, now, DEPLOY)
+    assert (found.severity, found.what) == ("broken", "JWT of NATS account PLATFORM: is damaged")
+    assert found.mend == DEPLOY
+
+
+@pytest.mark.parametrize(
+    ("name", "authority", "aged", "why"),
+    [
+        ("localhost", "mine", 0, ""),
+        ("elsewhere.example.org", "mine", 0, "Hostname mismatch"),
+        ("localhost", "others", 0, "self-signed certificate in certificate chain|unable to get local issuer"),
+        ("localhost", "mine", tls.CERTIFICATE_DAYS + 1, "certificate has expired"),
+    ],
+)
+async def test_the_certificate_that_a_site_shows(
+    tmp_path: Path, name: str, authority: str, aged: int, why: str
+) -> None:
+    now = int(time.time())
+    for folder in ("mine", "others"):
+        (tmp_path / folder).mkdir(mode=0o700)
+        tls.ensure_ca(tmp_path / folder, now=now - 500 * DAY)
+    certificate, key = tls.ensure_host_certificate(tmp_path / authority, "site", [name], now=now - aged * DAY)
+    shown = tmp_path / "shown.pem"
+    shown.write_text(certificate + key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(shown)
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", free_port(), ssl=context)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        ca = tmp_path / "mine" / "tls" / "ca.crt"
+        url = f"https://localhost:{port}"
+        found = await asyncio.to_thread(lambda: list(keys.served(url, ca, DEPLOY)))
+    if not why:
+        assert found == []
+        return
+    (one,) = found
+    assert one.what == f"browsers refuse the certificate of {url}"
+    assert any(reason in one.why for reason in why.split("|")), one.why
+
+
+def test_a_disk_that_is_nearly_full(tmp_path: Path) -> None:
+    place = tmp_path / "disk"
+    place.mkdir()
+    with mounted(place, "size=16m"):
+        free = os.statvfs(place)
+        size = free.f_frsize * free.f_bavail
+        assert [one for one in machine.disks([place]) if str(place) in one.what] == []
+        with (place / "file").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, int(size * 0.92))
+        found = [one for one in machine.disks([place, place]) if str(place) in one.what]
+        assert [one.severity for one in found] == ["soon"]
+        assert "is 92% full" in found[0].what
+        assert found[0].mend.startswith("du -xh ")
+
+
+def test_a_disk_that_can_have_no_more_files(tmp_path: Path) -> None:
+    place = tmp_path / "disk"
+    place.mkdir()
+    with mounted(place, "size=16m,nr_inodes=200"):
+        for number in range(190):
+            (place / str(number)).touch()
+        found = [(one.severity, one.what) for one in machine.disks([place])]
+        assert found == [("soon", f"the disk of {place} can have hardly any more files")]
+        for number in range(190, 199):
+            (place / str(number)).touch()
+        assert [one.severity for one in machine.disks([place])] == ["broken"]
+
+
+def test_a_disk_that_the_kernel_has_made_read_only(tmp_path: Path) -> None:
+    place = tmp_path / "disk"
+    place.mkdir()
+    with mounted(place, "size=16m"):
+        assert list(machine.disks([place])) == []
+        subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+        found = [(one.severity, one.what) for one in machine.disks([place])]
+    assert found == [("broken", f"the disk of {place} is read-only")]
+
+
+def test_keys_that_others_may_read(tmp_path: Path) -> None:
+    identity = tmp_path / "the identity"
+    identity.mkdir(mode=0o700)
+    assert list(keys.readable(identity)) == []
+    identity.chmod(0o750)
+    (found,) = keys.readable(identity)
+    assert found.severity == "broken"
+    assert "has mode 0750" in found.why
+    assert found.mend.startswith(f"chmod go= '{identity}'")
+
+
+def test_a_site_without_an_address() -> None:
+    assert list(keys.named("https://localhost:4043")) == []
+    (found,) = keys.named("https://nobody.invalid:4043")  # RFC 2606: no resolver knows it
+    assert (found.severity, found.what) == ("broken", "nobody.invalid has no address")
+
+
+def test_backups_that_are_old_untried_or_gone(tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+
+    def whats(**changes: object) -> list[str]:
+        good = {"target": str(tmp_path), "backups": 1, "begun": now - timedelta(hours=35), "verified": now}
+        Record.model_validate(good | changes).keep(tmp_path, None)
+        return [one.what for one in backups.old(tmp_path, now)]
+
+    assert list(backups.old(tmp_path, now)) == []  # none was taken here
+    assert whats() == []
+    assert whats(begun=now - timedelta(hours=37)) == ["the last backup is old"]
+    assert whats(verified=None) == ["the backups are not tried"]
+    assert whats(verified=now - timedelta(days=10)) == ["the backups are not tried"]
+    assert whats(target=str(tmp_path / "gone")) == ["the folder with all backups is gone"]
+    (tmp_path / FILE).write_text("{")
+    assert [one.what for one in backups.old(tmp_path, now)] == ["it is not known when the last backup was taken"]
+
+
+def test_a_process_with_nearly_all_files_open() -> None:
+    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))\n"
+    code += "held = [open('/dev/null') for _ in range(int(sys.argv[1]))]; print('open', flush=True); sys.stdin.read()"
+    for number, wanted in ((10, []), (32, ["soon"])):
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(number)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            found = list(machine.open_files({"hub-1": process.pid}))
+            assert [one.severity for one in found] == wanted
+            process.communicate()
+
+
+def test_what_is_broken_comes_first() -> None:
+    found = [Finding(severity, severity, "", "") for severity in ("untidy", "soon", "broken", "soon")]
+    assert [one.severity for one in in_order(found)] == ["broken", "soon", "soon", "untidy"]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("nats://ada:secret@127.0.0.1:4222 is down", f"nats://{REDACTED}@127.0.0.1:4222 is down"),
+        ('{"password": "secret", "hub": "hub-1"}', f'{{"password": "{REDACTED}", "hub": "hub-1"}}'),
+        ('client_secret="three words of it" x', f'client_secret="{REDACTED}" x'),
+        ("nats://ada:p@ss@127.0.0.1:4222 is down", f"nats://{REDACTED}@127.0.0.1:4222 is down"),
+        ('{"authorization": "Bearer secret"}\nnext', f'{{"authorization": {REDACTED}\nnext'),
+        ("Cookie: __Host-natskit=secret; a=b\nnext", f"Cookie: {REDACTED}\nnext"),
+        (
+            "GET /api/oidc/callback?code=4/0Ab&state=x.y&session_state=z HTTP/1.1",
+            f"GET /api/oidc/callback?code={REDACTED}&state={REDACTED}&session_state={REDACTED} HTTP/1.1",
+        ),
+        ('"url": "https://bus.example.org/?ticket=abc"', f'"url": "https://bus.example.org/?ticket={REDACTED}"'),
+        ("GET /?page=2&encoding=utf-8 HTTP/1.1", None),
+        ("SUAIBDPBAUTWCWBKIO6XHQNINK5FWJW4OHLXC3HQ2KFE4PEJUA44CNHTC4 x", f"{REDACTED} x"),
+        ("UAIBDPBAUTWCWBKIO6XHQNINK5FWJW4OHLXC3HQ2KFE4PEJUA44CNHTC a public key", None),
+        ("hub-1 answered in 2.1 ms", None),
+    ],
+)
+def test_what_is_removed_from_a_bundle(text: str, kept: str | None) -> None:
+    assert redacted(text) == (kept or text)

@@ -1,0 +1,142 @@
+"""``scripts/tests`` runs everything, reports each failure, and passes an interrupt to all its groups."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from tests.kit.wait import wait_for
+from tests.platform.site import REPOSITORY
+
+# Stands for pytest and npm: notes its words, and runs until it is told to end or interrupted.
+PROGRAM = """#!/bin/bash
+note() { echo "$* # $$ ${NATSKIT_DEBIAN:--}" >>"$FOLDER/notes"; }
+trap 'note interrupted "$@"; exit 2' INT
+note began "$@"
+case " $* " in *"$WAITS"*) sleep 600 ;; esac
+case " $* " in *"$FAILS"*) exit 1 ;; esac
+note ended "$@"
+"""
+GROUPS = ["tests/cluster", "tests/platform", "tests/unit", "tests/hub", "run --silent test"]
+"""A word of the first command of each group."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The parts of a checkout that ``scripts/tests`` needs."""
+    for name in (".venv/bin/pytest", "bin/npm"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(PROGRAM)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "web").mkdir()
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "tests").write_bytes((REPOSITORY / "scripts" / "tests").read_bytes())
+    (tmp_path / "scripts" / "tests").chmod(0o755)
+    (tmp_path / "scripts" / "node").write_text('PATH="$PWD/bin:$PATH"\n')
+    return tmp_path
+
+
+class Start(Protocol):
+    def __call__(self, *words: str, waits: str = "nothing", fails: str = "nothing") -> subprocess.Popen[bytes]: ...
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Start]:
+    """Start ``scripts/tests``, with a word of the commands that wait for an interrupt, and of those that fail."""
+    runs: list[subprocess.Popen[bytes]] = []
+
+    def start(*words: str, waits: str = "nothing", fails: str = "nothing") -> subprocess.Popen[bytes]:
+        known = {"PATH": os.environ["PATH"], "FOLDER": str(folder), "WAITS": waits, "FAILS": fails}
+        runs.append(subprocess.Popen([folder / "scripts" / "tests", *words], env=known, stdout=subprocess.DEVNULL))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.kill()
+        run.wait()
+    ended = {note.process for kind in ("ended", "interrupted") for note in notes(folder, kind)}
+    for note in notes(folder, "began"):
+        if note.process not in ended:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(os.getpgid(note.process), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Note:
+    """The words of a command, its process, and its Debian release."""
+
+    words: list[str]
+    process: int
+    release: str
+
+
+def notes(folder: Path, kind: str) -> list[Note]:
+    path = folder / "notes"
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        words, _, told = line.partition(" # ")
+        process, release = told.split()
+        if words.startswith(f"{kind} "):
+            found.append(Note(words.split()[1:], int(process), release))
+    return found
+
+
+def test_every_test_is_run_once_and_on_the_older_release_some_again(folder: Path, start: Start) -> None:
+    assert start().wait(30) == 0
+    began = notes(folder, "began")
+    on_older, others = ([note for note in began if (note.release == "12") is older] for older in (True, False))
+    expected = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["testpaths"]
+    words = [word for note in others for word in note.words if word.startswith("tests/")]
+    assert sorted(words) == sorted([*expected, "tests/cluster"])
+    assert [note.release for note in others if "tests/cluster" in note.words] == ["13"]
+    assert [note.words[-2:] for note in on_older] == [
+        ["tests/cluster/test_machines.py", "tests/cluster/test_sandbox.py"]
+    ]
+    assert [note.words for note in others if "run" in note.words] == [["run", "--silent", "test"]]
+
+
+@pytest.mark.parametrize("fails", [*GROUPS, "tests/nats", "test_sandbox.py"])
+def test_a_failure_counts_and_ends_nothing_else(folder: Path, start: Start, fails: str) -> None:
+    assert start(fails=fails).wait(30) == 1
+    assert len(notes(folder, "began")) == len(GROUPS) + 2
+
+
+def test_some_tests_alone(folder: Path, start: Start) -> None:
+    assert start("tests/hub", "-x").wait(30) == 0
+    assert [note.words for note in notes(folder, "began")] == [["tests/hub", "-x"]]
+
+
+def test_the_quick_tests_alone_in_several_processes(folder: Path, start: Start) -> None:
+    assert start("--quick", fails="tests/unit").wait(30) == 1
+    (note,) = notes(folder, "began")
+    assert note.words[-2:] == ["tests/unit", "tests/render"]
+    assert note.words[note.words.index("--numprocesses") + 1] == "auto"
+
+
+def test_an_interrupt_from_a_terminal_ends_all_groups(folder: Path, start: Start) -> None:
+    """A terminal sends it only to the foreground group."""
+    run = start(waits="test")
+    wait_for(lambda: len(notes(folder, "began")) == len(GROUPS), "all to run")
+    (in_front,) = [note for note in notes(folder, "began") if "tests/hub" in note.words]
+    os.killpg(in_front.process, signal.SIGINT)
+    assert run.wait(30) == 2
+    assert len(notes(folder, "interrupted")) == len(GROUPS)
+    assert len(notes(folder, "began")) == len(GROUPS), "nothing starts after an interrupt"
+
+
+def test_an_interrupt_ends_the_groups_that_take_longest(folder: Path, start: Start) -> None:
+    """When the foreground group has ended, a terminal sends it to the script."""
+    run = start(waits="tests/platform")
+    wait_for(lambda: len(notes(folder, "ended")) == len(GROUPS) + 1, "the others to end")
+    run.send_signal(signal.SIGINT)
+    assert run.wait(30) == 2
+    assert [note.words[-1] for note in notes(folder, "interrupted")] == ["tests/platform"]
