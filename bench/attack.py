@@ -17,8 +17,7 @@ from bench.crowd import people, probe, write
 from bench.rights import opened
 from bench.stage import Row, Stage, percentiles
 from bench.wire import Target
-from natskit.hub.records import Membership, Project
-from natskit.identity.claims import COOKIE
+from natskit.hub.state.records import Membership, Project
 from natskit.rpc import encode_request
 
 PROJECTS = 1500
@@ -70,7 +69,7 @@ async def somebody_with_projects(stage: Stage) -> tuple[Target, str]:
     ids, now = [str(uuid.uuid4()) for _ in range(PROJECTS)], time.time()
     await write(stage, "projects", {p: Project(title="P", created_at=now) for p in ids})
     await write(stage, "memberships", {f"{account_id}.{p}": Membership(role="owner", since=now) for p in ids})
-    return replace(stage.browser(through_proxy=False), cookie=f"{COOKIE}={cookie}"), account_id
+    return replace(stage.browser(through_proxy=False), cookie=cookie), account_id
 
 
 def attack(target: Target, account: str, seconds: float) -> None:

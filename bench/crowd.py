@@ -7,14 +7,11 @@ import multiprocessing
 import random
 import ssl
 import statistics
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import argon2
@@ -25,10 +22,12 @@ from bench.live import Live
 from bench.rights import PASSWORD, Platform, opened
 from bench.stage import Row, Stage, percentiles
 from bench.wire import Target
-from natskit.connection import LONGEST_PAUSE, NatsServers, connect
-from natskit.hub.records import Account, EmailClaim, Membership, Project, Record, email_key
-from natskit.identity.claims import COOKIE
-from natskit.permissions import MAX_PROJECTS_PER_ACCOUNT, inbox_prefix
+from natskit.bus.connection import LONGEST_PAUSE, connect
+from natskit.bus.permissions import MAX_PROJECTS_PER_ACCOUNT, inbox_prefix
+from natskit.bus.servers import NatsServers
+from natskit.hub.config import PasswordSettings
+from natskit.hub.state.records import Account, EmailClaim, Membership, Project, Record, email_key
+from natskit.ops import supervisor
 from natskit.rpc import RpcError, encode_request
 
 CLASS = 500
@@ -56,7 +55,7 @@ async def write(stage: Stage, bucket: str, records: dict[str, Record]) -> None:
 
     async def put(key: str, record: Record) -> None:
         async with room:
-            await stream.publish(f"$KV.{bucket}.{key}", record.model_dump_json().encode(), timeout=30)
+            await stream.publish(f"$KV.{bucket}.{key}", record.to_json(), timeout=30)
 
     try:
         await asyncio.gather(*(put(key, record) for key, record in records.items()))
@@ -66,7 +65,7 @@ async def write(stage: Stage, bucket: str, records: dict[str, Record]) -> None:
 
 async def people(stage: Stage, count: int) -> list[str]:
     """New accounts, all with one password; their e-mails."""
-    hashed = argon2.PasswordHasher(time_cost=3, memory_cost=65536, parallelism=1).hash(PASSWORD)
+    hashed = hasher().hash(PASSWORD)
     emails = [f"{uuid.uuid4()}@example.org" for _ in range(count)]
     ids = [str(uuid.uuid4()) for _ in emails]
     now = time.time()
@@ -79,15 +78,20 @@ async def people(stage: Stage, count: int) -> list[str]:
     return emails
 
 
+def hasher() -> argon2.PasswordHasher:
+    """What a hub hashes passwords with."""
+    cost = PasswordSettings()
+    return argon2.PasswordHasher(time_cost=cost.time_cost, memory_cost=cost.memory_kib, parallelism=1)
+
+
 # ---- a class
 
 
 def class_signs_in(stage: Stage) -> Row:
     emails = asyncio.run(people(stage, CLASS))
     began = time.perf_counter()
-    hasher = argon2.PasswordHasher(time_cost=3, memory_cost=65536, parallelism=1)
     for _ in range(10):
-        hasher.hash(PASSWORD)
+        hasher().hash(PASSWORD)
     cost = (time.perf_counter() - began) / 10
     target = stage.browser(through_proxy=False)
     context = multiprocessing.get_context("spawn")
@@ -111,8 +115,8 @@ def class_signs_in(stage: Stage) -> Row:
         f"all of {CLASS}",
         len(times) == CLASS and not meanwhile.failed,
         "all through the proxy with TLS from one process and one address, with the settings proxy_sign_in_rate and "
-        "proxy_sign_in_burst raised; whoever is told 503 comes back when the hub says; argon2id with the defaults, one "
-        "thread in each of two hubs",
+        "proxy_sign_in_burst raised; clients that get a 503 retry at the time that the hub names; argon2id with the "
+        "defaults, one thread in each of two hubs",
     )
 
 
@@ -149,7 +153,7 @@ async def _class(stage: Stage, emails: list[str]) -> tuple[list[float], int]:
             turned_away += 1
             await asyncio.sleep(int(answer.headers["retry-after"]))
         assert answer.status_code == 200, answer.text
-        cookie = f"{COOKIE}={answer.headers['set-cookie'].split(';')[0].partition('=')[2]}"
+        cookie = answer.headers["set-cookie"].split(";")[0]
         target = Target(site.websocket_url, cookie=cookie, origin=site.url, ca_file=site.ca_file)
         account = answer.json()["account_id"]
         reader, writer = await wire.handshake(target, context)
@@ -190,7 +194,7 @@ async def many_projects(stage: Stage) -> list[Row]:
             started = time.perf_counter()
             _, cookie = await platform.sign_in(email)
             signed_in = time.perf_counter()
-            live = Live(replace(stage.browser(through_proxy=False), cookie=f"{COOKIE}={cookie}"))
+            live = Live(replace(stage.browser(through_proxy=False), cookie=cookie))
             await live.open()
             assert await live.may(f"projects.{last['project_id']}.x")
             connecting.append(time.perf_counter() - signed_in)
@@ -225,8 +229,6 @@ async def _one_more(platform: Platform, cookie: str) -> str:
 
 def back_after_a_restart(stage: Stage) -> Row:
     target = stage.browser(through_proxy=False)
-    control = [str(Path(sys.executable).with_name("supervisorctl"))]
-    control += ["-c", str(stage.site.root / "supervisor" / "supervisord.conf"), "restart", "nats"]
     slowest, halves, attempts, lost = [], [], 0, 0
     for _ in range(stage.rounds):
         context = multiprocessing.get_context("spawn")
@@ -234,7 +236,7 @@ def back_after_a_restart(stage: Stage) -> Row:
             barrier = manager.Barrier(3)
             waiting = pool.starmap_async(come_back, [(barrier, target, STORM // 2)] * 2)
             barrier.wait(60)
-            subprocess.run(control, check=True, capture_output=True)
+            supervisor.restart(supervisor.socket_of(stage.site.root), "nats")
             results = waiting.get(120)
         times = [t for result in results for t in result[0]]
         attempts += sum(result[1] for result in results)

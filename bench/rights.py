@@ -25,15 +25,14 @@ import httpx
 from bench.live import Live
 from bench.stage import Row, Stage, percentiles
 from bench.wire import Target
-from natskit.cli.supervisor import processes
-from natskit.connection import Connection, NatsServers, connect
+from natskit.bus.connection import Connection, connect
+from natskit.bus.permissions import inbox_prefix
+from natskit.bus.servers import NatsServers
 from natskit.identity import nkey
-from natskit.identity.claims import COOKIE
-from natskit.permissions import inbox_prefix
+from natskit.ops.orphans import command_of
+from natskit.ops.supervisor import processes, socket_of
 from natskit.rpc import decode_response, encode_request
-from natskit.strays import command_of
-from tests.hub.site import eventually
-from tests.platform.site import wait_for
+from tests.kit.wait import eventually, wait_for
 
 PASSWORD = "correct horse battery staple"  # noqa: S105
 TRIALS_EACH = 40
@@ -99,7 +98,7 @@ class Platform:
         while True:  # the other hub may not have heard of a change yet, and many sign in at once
             answer = await self.hubs[hash(email) % 2].post("/api/sign-in", json={"email": email, "password": PASSWORD})
             if answer.status_code == 200:
-                return str(answer.json()["account_id"]), str(answer.cookies[COOKIE])
+                return str(answer.json()["account_id"]), str(answer.headers["set-cookie"].split(";")[0])
             await asyncio.sleep(0.05)
 
     async def connect(self, pair: Pair) -> None:
@@ -108,7 +107,7 @@ class Platform:
         await pair.live.until_granted(pair.own)
 
     async def post(self, hub: int, path: str, cookie: str, body: bytes = b"") -> httpx.Response:
-        answer = await self.hubs[hub].post(path, content=body, headers={"Cookie": f"{COOKIE}={cookie}"})
+        answer = await self.hubs[hub].post(path, content=body, headers={"Cookie": cookie})
         assert answer.is_success, answer.text
         return answer
 
@@ -138,7 +137,7 @@ class Platform:
 
     async def kill(self, hub: int) -> None:
         """Kill a hub; returns when it is dead, 20 ms after its connections were closed."""
-        socket = str(self._stage.site.root / "supervisor" / "supervisor.sock")
+        socket = socket_of(self._stage.site.root)
         (pid,) = [process.pid for process in processes(socket) if process.name == f"hub-{hub + 1}"]
         os.kill(pid, signal.SIGKILL)
         await asyncio.to_thread(wait_for, lambda: not command_of(pid), "the end of a killed hub")
@@ -151,7 +150,7 @@ class Platform:
 
     def _browser(self, cookie: str) -> Target:
         url = f"ws://127.0.0.1:{self._stage.site.data['nats_websocket_port']}/"
-        return Target(url, cookie=f"{COOKIE}={cookie}", origin=self._stage.site.url)
+        return Target(url, cookie=cookie, origin=self._stage.site.url)
 
 
 async def _is_well(hub: httpx.AsyncClient) -> bool:

