@@ -84,9 +84,10 @@ def test_prometheus_reads_every_machine_and_only_on_loopback(watched: Watched) -
         return {*watched.machines} <= {*up} and set(up.values()) == {"1"}
 
     wait_for(all_read, "all targets are up", 90)
-    # The exporter of that machine may have been read before Prometheus and Alertmanager were started.
+    # The exporter of that machine may have been read before Prometheus and Alertmanager were there, and started.
+    itself = 'natskit_program_up{program="natskit-prometheus"}'
+    wait_for(lambda: watched.query(itself) == {WATCH: "1"}, "Prometheus is watched too", 60)
     wait_for(lambda: not watched.query("natskit_program_up==0"), "all programs run", 60)
-    assert watched.query('natskit_program_up{program="natskit-prometheus"}') == {WATCH: "1"}
     listening = watched.sh(WATCH, "ss -Hltn 'sport = :9090 or sport = :9093'").stdout.split("\n")
     assert {line.split()[3].rpartition(":")[0] for line in listening if line} == {"127.0.0.1"}
     assert watched.sh(WATCH, "stat -c '%a %U' /var/lib/natskit/monitoring/token").stdout == "600 natskit-monitoring\n"
