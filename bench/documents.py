@@ -55,6 +55,8 @@ INSERTIONS, DELETIONS = max(500, _part(182_315)), max(200, _part(77_463))
 """As many as in the automerge-perf trace: a text that one person wrote in days."""
 EDITS_EACH = 10
 """Edits of an update of the long history: what somebody types in two seconds."""
+HISTORY_SECONDS = 180
+"""The longest that the long history is written; only a bound, for a slow machine."""
 MOMENTS = 20
 DOCUMENTS, OWNERS, WRITE_SECONDS = max(20, _part(1000)), max(2, _part(40)), max(2.0, 15 * SCALE)
 DAY_SECONDS, DAY_DOCUMENTS = max(4.0, 40 * SCALE), 20
@@ -231,7 +233,8 @@ def _long_history(stage: Stage) -> Iterator[Row]:
     taken = _stored(disk) - before
     yield Row(
         NUMBER,
-        f"disk of a document with {INSERTIONS + DELETIONS:,} edits, against the sum of its updates",
+        f"disk of a document with {min(INSERTIONS + DELETIONS, EDITS_EACH * len(sizes)):,} edits, against the sum of "
+        "its updates",
         taken / sum(sizes),
         f"{taken / 1e6:.2f} of {sum(sizes) / 1e6:.2f} MB, in {len(sizes):,} updates; written in {seconds:.0f} s",
         f"≤ {DISK_AIM:g}",
@@ -268,6 +271,8 @@ async def _write_history(stage: Stage) -> tuple[list[int], float]:
     async with client:
         made = await client.call_documents(project, "open", path="long history", create=True)
         for number, update in enumerate(author.updates(), 1):
+            if time.perf_counter() > began + HISTORY_SECONDS:
+                break
             await _send(client, project, made["document_id"], author.doc, number, update)
             sizes.append(len(update))
     return sizes, time.perf_counter() - began

@@ -25,7 +25,7 @@ from natskit.rpc import RpcError
 from natskit.text_changes import changes
 
 BATCH_SECONDS = 0.03
-"""How long after an update the next one is sent: edits are collected meanwhile. An edit after a pause is sent at once."""
+"""How long after an update the next one is sent, and edits are collected. An edit after a pause is sent at once."""
 MOST_MERGED = 32
 """Updates that are merged into one. Merging takes time by their square; the difference to what is stored does not."""
 LONGEST_PAUSE = 2.0

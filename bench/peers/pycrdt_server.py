@@ -42,4 +42,7 @@ async def app(scope: dict, receive: object, send: object) -> None:
 
 
 if __name__ == "__main__":
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="error", lifespan="on", ws="websockets-sansio")
+    # A client that leaves is an error to it, with a page of traceback.
+    uvicorn.run(
+        app, host="127.0.0.1", port=int(sys.argv[1]), log_level="critical", lifespan="on", ws="websockets-sansio"
+    )
