@@ -33,6 +33,9 @@ LOCK = ROOT / "requirements" / "pycrdt-websocket.lock"
 OURS, HOCUSPOCUS, PYCRDT = "natskit", "Hocuspocus", "pycrdt-websocket"
 KINDS = {OURS: "natskit", HOCUSPOCUS: "hocuspocus", PYCRDT: "pycrdt"}
 """The services by the names that the table gives them, and what `clients.mjs` calls them."""
+KEPT = os.environ.get("NATSKIT_BENCH_PEERS")
+"""A folder in which the peers stay installed for more runs: npm compiles SQLite for a minute or more if it can download
+no compiled one."""
 ANSWER_SECONDS = 20
 """How long a server may take until it listens."""
 
@@ -66,13 +69,36 @@ class Service:
         return sum(map(proportional_memory, self.servers))
 
 
+def install(folder: Path) -> None:
+    """Install the peers into a folder, unless it has them."""
+    folder.mkdir(exist_ok=True)
+    for name in ("hocuspocus.mjs", "clients.mjs", "pycrdt_server.py"):
+        shutil.copy(PEERS / name, folder)
+    wanted = LOCK.read_text() + (PEERS / "package-lock.json").read_text()
+    done = folder / "installed"
+    if done.exists() and done.read_text() == wanted:
+        return
+    for name in (".npmrc", "package.json", "package-lock.json"):
+        shutil.copy(PEERS / name, folder)
+    script = '. scripts/node && cd "$1" && mirrored npm ci --silent --no-audit --no-fund'
+    _run(["bash", "-euc", script, "bash", str(folder)])
+    _run([sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder / "env")])
+    uv = [str(Path(sys.executable).with_name("uv")), "pip", "install", "--quiet", "--require-hashes", "-r", str(LOCK)]
+    mirrored = [sys.executable, "-P", str(ROOT / "roles" / "mirrors.py")]
+    _run([*mirrored, *uv, "--python", str(folder / "env" / "bin" / "python")])
+    done.write_text(wanted)
+
+
 @contextmanager
 def services(stage: Stage, members: int) -> Iterator[list[Service]]:
     """Ours, as so many accounts, and both peers; each with clients in a process of their own."""
-    folder = Path(tempfile.mkdtemp(prefix="natskit-peers-", dir="/var/tmp"))
+    folder = Path(KEPT or tempfile.mkdtemp(prefix="natskit-peers-", dir="/var/tmp"))
     started: list[subprocess.Popen[Any]] = []
     try:
-        _install(folder)
+        install(folder)
+        databases = folder / "databases"
+        shutil.rmtree(databases, ignore_errors=True)
+        databases.mkdir()
         yield [
             _ours(stage, folder, members, started),
             _peer(HOCUSPOCUS, folder, [_node(), "hocuspocus.mjs"], started),
@@ -82,7 +108,8 @@ def services(stage: Stage, members: int) -> Iterator[list[Service]]:
         for process in reversed(started):
             process.kill()
             process.wait()
-        shutil.rmtree(folder)
+        if not KEPT:
+            shutil.rmtree(folder)
 
 
 def servers(stage: Stage) -> dict[str, list[int]]:
@@ -118,7 +145,7 @@ def _ours(stage: Stage, folder: Path, members: int, started: list[subprocess.Pop
 def _peer(name: str, folder: Path, command: list[str], started: list[subprocess.Popen[Any]]) -> Service:
     port = free_port()
     server = subprocess.Popen(
-        [*command, str(port), str(folder / f"{KINDS[name]}.sqlite")], cwd=folder, stdout=subprocess.DEVNULL
+        [*command, str(port), str(folder / "databases" / KINDS[name])], cwd=folder, stdout=subprocess.DEVNULL
     )
     started.append(server)
     wait_for(lambda: _listens(port), f"{name} listens", ANSWER_SECONDS)
@@ -139,17 +166,6 @@ def _clients(
     )
     started.append(process)
     return process
-
-
-def _install(folder: Path) -> None:
-    for name in (".npmrc", "package.json", "package-lock.json", "hocuspocus.mjs", "clients.mjs", "pycrdt_server.py"):
-        shutil.copy(PEERS / name, folder)
-    script = '. scripts/node && cd "$1" && mirrored npm ci --silent --no-audit --no-fund'
-    _run(["bash", "-euc", script, "bash", str(folder)])
-    _run([sys.executable, "-m", "venv", "--without-pip", str(folder / "env")])
-    uv = [str(Path(sys.executable).with_name("uv")), "pip", "install", "--quiet", "--require-hashes", "-r", str(LOCK)]
-    mirrored = [sys.executable, "-P", str(ROOT / "roles" / "mirrors.py")]
-    _run([*mirrored, *uv, "--python", str(folder / "env" / "bin" / "python")])
 
 
 def _run(command: list[str]) -> None:
