@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -31,7 +32,6 @@ def damaged(cluster: Cluster) -> Iterator[dict[str, str]]:
     """The machines, each with a problem; what the doctor should say of it, with the severity."""
     place = "/var/lib/natskit/a disk"
     unit = f"natskit-project@{instance_of(UNKNOWN)}.service"
-    target = f"{cluster.address('nats-3')}"
     cluster.sh("nats-1", "systemctl set-property --runtime natskit-nats.service TasksMax=5000")
     cluster.sh(
         "nats-2", f"mkdir '{place}' && mount -t tmpfs -o size=4m none '{place}' && ! cat /dev/zero >'{place}/all'"
@@ -42,8 +42,14 @@ def damaged(cluster: Cluster) -> Iterator[dict[str, str]]:
     limits = "--property MemoryMax=30M --property MemorySwapMax=0 --property OOMPolicy=continue"
     cluster.sh("hub-2", f"systemd-run --unit natskit-eater {limits} sh -c {shlex.quote(EATER)}")
     cluster.sh("runner-1", f"mkdir {PROJECTS}/{instance_of(UNKNOWN)}")
-    cluster.sh("runner-1", f"systemd-run --unit {unit} sleep 600")
-    cluster.sh("runner-2", f"ip route add unreachable {target}")
+    file = f"/run/systemd/system/{unit}"
+    text = "[Service]\nExecStart=sleep 600\n"
+    cluster.sh(
+        "runner-1", f"printf %s {shlex.quote(text)} >{file} && systemctl daemon-reload && systemctl start {unit}"
+    )
+    route = ("unreachable", cluster.address("nats-3"))
+    network = [*cluster.in_network_of("runner-2"), "ip", "route"]
+    subprocess.run([*network, "add", *route], check=True)
     try:
         wait_for(lambda: int(cluster.sh("hub-1", "systemctl show natskit-loop -P NRestarts").stdout) > 3, "a loop", 60)
         wait_for(
@@ -57,7 +63,7 @@ def damaged(cluster: Cluster) -> Iterator[dict[str, str]]:
             "hub-2: the kernel ended processes of natskit-eater.service for want of memory": "soon",
             f"runner-1: the agent of a project that does not exist runs: {UNKNOWN}": "soon",
             f"runner-1: the files of a project that does not exist are left: {instance_of(UNKNOWN)}": "untidy",
-            f"runner-2 does not reach nats-3 at {target}:4222": "broken",
+            f"runner-2 does not reach nats-3 at {route[1]}:4222": "broken",
         }
     finally:
         cluster.sh("nats-1", "systemctl revert natskit-nats.service")
@@ -65,8 +71,9 @@ def damaged(cluster: Cluster) -> Iterator[dict[str, str]]:
         cluster.sh("nats-3", "systemctl reset-failed natskit-spare")
         cluster.sh("hub-1", "systemctl stop natskit-loop")
         cluster.sh("hub-2", "systemctl stop natskit-eater")
-        cluster.sh("runner-1", f"systemctl stop {unit}; rmdir {PROJECTS}/{instance_of(UNKNOWN)}")
-        cluster.sh("runner-2", f"ip route del unreachable {target}")
+        cluster.sh("runner-1", f"systemctl stop {unit}; rm {file}; systemctl daemon-reload")
+        cluster.sh("runner-1", f"rmdir {PROJECTS}/{instance_of(UNKNOWN)}")
+        subprocess.run([*network, "del", *route], check=True)
 
 
 def test_one_run_finds_what_is_wrong_with_each_machine(cluster: Cluster, damaged: dict[str, str]) -> None:
