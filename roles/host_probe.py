@@ -2,7 +2,10 @@
 
 This file imports only Python's standard library: a deploy sends it as text to hosts where nothing is installed yet.
 
-    python3 host_probe.py FOLDER [ADDRESS:PORT …]    prints the state as JSON; as root, it names every process
+    python3 host_probe.py [--connect] FOLDER [ADDRESS:PORT …]
+
+It prints the state as JSON. As root, it names every process. With ``--connect`` it tries all connections, also if this
+host was deployed before.
 """
 
 from __future__ import annotations
@@ -143,20 +146,22 @@ def all_unreached(places: list[str], try_one: Callable[[str], str] = unreached) 
 
 def main() -> None:
     """Print the state."""
-    folder = Path(sys.argv[1])
+    words = sys.argv[1:]
+    connect = "--connect" in words
+    folder, *places = [word for word in words if word != "--connect"]
     ports = listeners()
     held = owners({inode for inode, _ in ports.values()})
     taken = [(port, *held.get(inode, (0, ""))) for port, (inode, _) in sorted(ports.items())]
-    deployed = authorities(folder)
+    deployed = authorities(Path(folder))
     found = {
         "ports": [(port, pid, command[:80], unit_of(pid) if pid else "") for port, pid, command in taken],
-        "free": free(folder),
+        "free": free(Path(folder)),
         "limits": limits(),
         "authorities": deployed,
         "has_proxy": Path(NGINX_DROP_IN).exists(),
         # Between hosts that were deployed before, no answer is an outage, which this deploy may be meant to mend. The
         # restart gate checks the servers itself.
-        "unreached": all_unreached(sys.argv[2:], unknown if deployed else unreached),
+        "unreached": all_unreached(places, unknown if deployed and not connect else unreached),
         "clock": time.time(),
     }
     print(json.dumps(found))

@@ -33,6 +33,7 @@ from roles import (
     artifacts,
     build,
     lean_pyinfra,  # noqa: F401 - to import it is enough
+    machines,
     preflight,
     service,
     shell,
@@ -87,6 +88,7 @@ def _checked(inventory: Inventory) -> tuple[Topology, dict[str, Settings]]:
         _lock(first.control)
     Vault(first.identity).unlock()
     if on_systemd:
+        machines.look(inventory, site, known)
         preflight.check_hosts(inventory, site, known)
     return site, known
 

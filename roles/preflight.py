@@ -181,11 +181,12 @@ class HostLook(FactBase[dict[str, Any] | None]):
     """The output of ``roles/host_probe.py``, run as root. It reads the clock last, and :meth:`process` compares it as
     soon as the answer arrives."""
 
-    def command(self, folder: str, places: list[str]) -> str:
+    def command(self, folder: str, places: list[str], connect: bool = False) -> str:
+        words = [*(["--connect"] if connect else []), folder, *places]
         return (
             'echo "uid $(id -u)"; [ ! -d /run/systemd/system ] || echo systemd\n'
             "if python3 -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/dev/null; then\n"
-            f"python3 - {shlex.join([folder, *places])} <<'END'\n{Path(host_probe.__file__).read_text()}\nEND\nfi"
+            f"python3 - {shlex.join(words)} <<'END'\n{Path(host_probe.__file__).read_text()}\nEND\nfi"
         )
 
     def process(self, output: Iterable[str]) -> dict[str, Any] | None:

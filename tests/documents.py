@@ -99,6 +99,10 @@ ELSEWHERE = {
     "docs/how-to/back-up.md#Go back to a backup": Elsewhere(
         {"natskit backup restore"}, test="tests/platform/test_backup.py::test_back_to_a_backup_and_one_bucket"
     ),
+    "docs/how-to/back-up.md#Get a file of a project back": Elsewhere(
+        {"natskit backup files", "natskit cp"},
+        test="tests/platform/test_backup.py::test_a_file_of_a_project_comes_back",
+    ),
     "docs/how-to/back-up.md#Restore one bucket": Elsewhere(
         {"natskit backup restore"}, test="tests/platform/test_backup.py::test_back_to_a_backup_and_one_bucket"
     ),

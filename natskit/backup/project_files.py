@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from natskit.backup.manifest import FilesEntry
@@ -28,6 +29,8 @@ OF_THE_RUNNER = ("agent.log", "project.json", "project.creds")
 """What a runner keeps beside a project's home, and makes anew at each start."""
 CLOCK_SECONDS = 1e-5
 """How far two times of the same moment may differ: Python has microseconds, restic nanoseconds."""
+_PATTERN = re.compile(r"[*?\[\\]")
+"""What has a meaning in restic's patterns (Go's filepath.Match)."""
 _PARTLY = 3
 """restic's exit code when it has made a snapshot without files that it could not read."""
 
@@ -147,6 +150,36 @@ class Repository:
                 project.rename(there)
         finally:
             shutil.rmtree(made, ignore_errors=True)
+
+    def extract(self, entries: Sequence[FilesEntry], project_id: str, path: str, place: Path) -> None:
+        """Make ``place`` as a file or folder of a project was. ``path`` is relative to its home; empty for all of it.
+
+        Only the owner may open ``place``. Raises :class:`BackupError` if it exists, or if no snapshot has the file.
+        """
+        words = PurePosixPath(path)
+        if words.is_absolute() or ".." in words.parts:
+            raise BackupError(f"{path!r} is not a path inside the project: name it relative to the project's home")
+        if os.path.lexists(place):
+            raise BackupError(f"{place} exists already: choose a name that does not")
+        wanted = PurePosixPath(project_id, "home") / words
+        made = place.with_name(f".{place.name}.restored")
+        shutil.rmtree(made, ignore_errors=True)
+        try:
+            made.mkdir(mode=0o700)
+            for entry in entries:
+                include = "/" + _PATTERN.sub(r"\\\g<0>", str(wanted))
+                self._run("restore", entry.snapshot, "--target", str(made), "--verify", "--include", include)
+                if os.path.lexists(made / wanted):
+                    if not (made / wanted).is_symlink():
+                        (made / wanted).chmod(0o700 if (made / wanted).is_dir() else 0o600)
+                    (made / wanted).rename(place)
+                    return
+        except OSError as error:
+            raise BackupError(f"{place} cannot be written: {error.strerror}") from None
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+        what = f"no {path} of project {project_id}" if path else f"no files of project {project_id}"
+        raise BackupError(f"the backup has {what}: `natskit backup list` names the others")
 
     def keep_only(self, snapshots: set[str]) -> None:
         """Forget all other snapshots, and remove data that only they used. Raises :class:`BackupError`."""

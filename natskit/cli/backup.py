@@ -11,12 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from natskit.cli.platform import PATIENCE, Platform, json_option, list_hub, metrics_folder, note, show_json, show_table
+from natskit.cli.platform import (
+    PATIENCE,
+    Platform,
+    json_option,
+    list_hub,
+    metrics_folder,
+    note,
+    show_json,
+    show_table,
+    with_client,
+)
 from natskit.errors import BackupError, NatskitError
 
 if TYPE_CHECKING:
     from natskit.backup.platform_streams import Site
     from natskit.backup.target import Target
+    from natskit.client import Client
 
 
 @click.group()
@@ -211,6 +222,45 @@ def restore(
     asyncio.run(restoration.run(projects, click.echo))
     note(directory, f"backup restore: {restoration.manifest.name}" + (f", {label}" if label else ""))
     click.echo("The platform is open again. Check it with: natskit ready")
+
+
+@backup.command()
+@_target_option
+@click.argument("project")
+@click.argument("path", default="")
+@click.option(
+    "--to", "place", required=True, metavar="NEW", type=click.Path(path_type=Path), help="The file or folder to make."
+)
+@click.option("--from", "name", metavar="NAME", help="The backup [default: the newest].")
+@click.pass_obj
+def files(directory: str, target_folder: Path, project: str, path: str, place: Path, name: str | None) -> None:
+    """Get a file or a folder of a project out of a backup; without PATH, all files of the project.
+
+    The command changes nothing on the platform: `natskit cp` puts into the project what you want to have back. PROJECT
+    is an id or a title; a project that was deleted has only its id.
+
+    \b
+    Examples:
+      natskit backup files "My project" notes.md --to /tmp/notes.md
+      natskit backup files 6c1f8c0a-… --to /tmp/all --from 2026-11-29T133510Z
+    """
+    from natskit.backup.project_files import Repository
+    from natskit.backup.sealing import BackupKey
+    from natskit.backup.verify import trusted
+    from natskit.cli.project import ID, find_project
+
+    platform, target = Platform.find(directory), _target(target_folder)
+    key = BackupKey.load(Path(platform["identity"]))
+    manifest = trusted(target.folder(name), key)
+    if not manifest.files:
+        raise BackupError(f"the backup {manifest.name} was taken without the files of projects: choose another one")
+
+    async def find(client: Client) -> str:
+        return str((await find_project(client, project))["project_id"])
+
+    project_id = project if ID.fullmatch(project) else with_client(directory, find)
+    Repository(target.repository, key.repository_password).extract(manifest.files, project_id, path, place)
+    click.echo(f"{place} is as it was in the backup {manifest.name}. Put it back with: natskit cp")
 
 
 @backup.command()

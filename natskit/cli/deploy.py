@@ -6,7 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -78,7 +78,9 @@ def pyinfra(*words: str) -> list[str]:
     return [program, *(str(kit() / DEPLOY) if word == DEPLOY else word for word in words)]
 
 
-def repeat(platform: Platform, *options: str, seconds: float) -> subprocess.CompletedProcess[str]:
+def repeat(
+    platform: Platform, *options: str, seconds: float, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run the last deploy again with other options of pyinfra, such as ``--dry``, without asking anything.
 
     It ends with this process, however that ends: it would block the deploy of the next run. Raises
@@ -92,7 +94,7 @@ def repeat(platform: Platform, *options: str, seconds: float) -> subprocess.Comp
         return subprocess.run(
             pyinfra(*options, *last["arguments"]),
             cwd=last["directory"],
-            env=os.environ | last["environment"] | passphrase,
+            env=os.environ | last["environment"] | passphrase | dict(environment or {}),
             pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
             capture_output=True,

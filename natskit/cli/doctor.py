@@ -6,6 +6,7 @@ import asyncio
 import json
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -71,7 +72,7 @@ def doctor(directory: str, bundle: Path | None, as_json: bool) -> None:
 def _findings(directory: str, platform: Platform, report: Report) -> Iterator[Finding]:
     """All findings. Checks on which others depend come first."""
     from natskit.cli.identity import in_use
-    from natskit.doctor import backups, keys, machine
+    from natskit.doctor import backups, keys, machine, machine_probe
     from natskit.identity.identity import Identity
 
     deploy = deploy_command(platform)
@@ -83,14 +84,17 @@ def _findings(directory: str, platform: Platform, report: Report) -> Iterator[Fi
     if root := _local_root(platform):
         yield from machine.orphans(root, deploy)
         yield from machine.open_files({process.name: process.pid for process in report.running if process.pid})
-    yield from machine.disks([platform.directory, Path("/")])
+    known = _known_projects(directory)
+    yield from machine.findings(machine_probe.look([str(platform.directory), "/"]))
     yield from keys.expiring(identity.directory, in_use(directory), int(time.time()), deploy)
     yield from keys.named(platform["url"])
     yield from keys.served(platform["url"], Path(platform["ca_file"]), deploy)
     yield from backups.old(platform.directory, datetime.now(UTC))
     yield from asyncio.run(_of_servers(platform, identity, deploy))
-    yield from drift(platform, deploy)
-    yield from _left_projects(directory, platform)
+    yield from _of_hosts(platform, deploy, known)
+    if known is not None:
+        for folder in platform.content.get("projects", {}).values():
+            yield from machine.left_projects(Path(folder), known)
 
 
 def parts(found: list[Part], deploy: str) -> Iterator[Finding]:
@@ -143,15 +147,27 @@ async def _of_servers(platform: Platform, identity: Identity, deploy: str) -> li
         await connection.close()
 
 
-def drift(platform: Platform, deploy: str) -> Iterator[Finding]:
-    """What a deploy would change on any host, by a dry run of the last one."""
+def _of_hosts(platform: Platform, deploy: str, known: set[str] | None) -> Iterator[Finding]:
+    """What the dry run of a deploy tells of all hosts."""
+    from natskit.doctor import gathered
+
+    with tempfile.NamedTemporaryFile(prefix="natskit-doctor-") as file:
+        yield from drift(platform, deploy, Path(file.name))
+        yield from gathered.findings(Path(file.name), known)
+
+
+def drift(platform: Platform, deploy: str, said: Path) -> Iterator[Finding]:
+    """What a deploy would change on any host, by a dry run of the last one, which writes into a file what hosts say of
+    themselves."""
     from natskit.cli.deploy import repeat
     from natskit.doctor.finding import Finding
+    from natskit.doctor.gathered import FILE_VARIABLE
 
     try:
-        done = repeat(platform, "--dry", "--json", seconds=DRIFT_SECONDS)
-        said = [line for line in done.stderr.splitlines() if "error" in line.lower()][:1]
-        why = " ".join(said)[:300] or f"exit code {done.returncode}"
+        environment = {FILE_VARIABLE: str(said)}
+        done = repeat(platform, "--dry", "--json", seconds=DRIFT_SECONDS, environment=environment)
+        errors = [line for line in done.stderr.splitlines() if "error" in line.lower()][:1]
+        why = " ".join(errors)[:300] or f"exit code {done.returncode}"
         plan = json.loads(done.stdout)["plan"]
     except (ValueError, KeyError, NatskitError) as error:
         if isinstance(error, NatskitError):
@@ -172,18 +188,12 @@ def drift(platform: Platform, deploy: str) -> Iterator[Finding]:
         yield Finding("soon", f"{host} differs from the inventory", f"a deploy would: {'; '.join(names)}", deploy)
 
 
-def _left_projects(directory: str, platform: Platform) -> Iterator[Finding]:
-    from natskit.doctor import machine
-
-    folders = platform.content.get("projects", {})
-    if not folders:
-        return
+def _known_projects(directory: str) -> set[str] | None:
+    """The projects that hubs know; ``None`` if no hub answers, which the parts say."""
     try:
-        known = {project["project_id"] for project in list_hub(directory, "project_list")}
-    except NatskitError:  # no hub answers, which the parts say
-        return
-    for folder in folders.values():
-        yield from machine.left_projects(Path(folder), known)
+        return {project["project_id"] for project in list_hub(directory, "project_list")}
+    except NatskitError:
+        return None
 
 
 def deploy_command(platform: Platform) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ROTATED_AT_ONCE = 8
 """Each of them reconnects to nats-server."""
-_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @click.group()
@@ -220,7 +220,7 @@ def _one_rotated(row: dict[str, Any]) -> str:
 async def find_project(client: Client, name: str) -> dict[str, Any]:
     """The project with this id or title. Raises :class:`NatskitError` unless exactly one matches."""
     projects: list[dict[str, Any]] = await client.list_hub("project_list")
-    if _ID.fullmatch(name):
+    if ID.fullmatch(name):
         found = [p for p in projects if p["project_id"] == name]
     else:
         found = [p for p in projects if title_key(p["title"]) == title_key(name)]

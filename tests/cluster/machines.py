@@ -14,7 +14,7 @@ from typing import Any, Self
 from natskit.bus.permissions import BUCKETS
 from natskit.runner.agent_unit import unit_of
 from tests.cluster.load import Target
-from tests.cluster.site import RUNNERS, Cluster, docker
+from tests.cluster.site import RUNNERS, Cluster
 from tests.kit.wait import wait_for
 from tests.platform.site import REPOSITORY
 
@@ -113,8 +113,7 @@ class Machines(Cluster):
         it."""
         others = [self.address(other) for other in UNITS if other != machine]
         rules = [f"{chain} {way} {other}" for other in others for chain, way in (("INPUT", "-s"), ("OUTPUT", "-d"))]
-        pid = docker("inspect", "--format", "{{.State.Pid}}", self.container(machine)).stdout.strip()
-        enter = ["nsenter", "--target", pid, "--net", "iptables"]
+        enter = [*self.in_network_of(machine), "iptables"]
         for rule in rules:
             subprocess.run([*enter, "-I", *rule.split(), "-j", "DROP"], check=True, capture_output=True)
         try:

@@ -71,6 +71,11 @@ class Cluster(Site):
         """Docker's name of a machine."""
         return f"{self.name}-{machine}"
 
+    def in_network_of(self, machine: str) -> list[str]:
+        """The beginning of a command of this machine that changes a machine's network, which it may not do itself."""
+        pid = docker("inspect", "--format", "{{.State.Pid}}", self.container(machine)).stdout.strip()
+        return ["nsenter", "--target", pid, "--net"]
+
     def address(self, machine: str) -> str:
         """The address of a machine."""
         found = docker(

@@ -20,7 +20,7 @@ from natskit.bus.connection import Connection, connect
 from natskit.bus.jetstream import api
 from natskit.bus.permissions import PROBE_BUCKET
 from natskit.bus.servers import NatsServers
-from natskit.doctor import backups, keys, machine, servers
+from natskit.doctor import backups, keys, machine, machine_probe, servers
 from natskit.doctor.bundle import REDACTED, redacted
 from natskit.doctor.finding import Finding, in_order
 from natskit.identity import tls
@@ -169,16 +169,22 @@ async def test_the_certificate_that_a_site_shows(
     assert any(reason in one.why for reason in why.split("|")), one.why
 
 
+def of_disk(*places: Path) -> list[Finding]:
+    """What is found of the file systems of these folders alone."""
+    record = machine_probe.look([])
+    return list(machine.findings(record | {"file_systems": machine_probe.file_systems([*map(str, places)])}))
+
+
 def test_a_disk_that_is_nearly_full(tmp_path: Path) -> None:
     place = tmp_path / "disk"
     place.mkdir()
     with mounted(place, "size=16m"):
         free = os.statvfs(place)
         size = free.f_frsize * free.f_bavail
-        assert [one for one in machine.disks([place]) if str(place) in one.what] == []
+        assert of_disk(place) == []
         with (place / "file").open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, int(size * 0.92))
-        found = [one for one in machine.disks([place, place]) if str(place) in one.what]
+        found = of_disk(place, place)
         assert [one.severity for one in found] == ["soon"]
         assert "is 92% full" in found[0].what
         assert found[0].mend.startswith("du -xh ")
@@ -190,21 +196,87 @@ def test_a_disk_that_can_have_no_more_files(tmp_path: Path) -> None:
     with mounted(place, "size=16m,nr_inodes=200"):
         for number in range(190):
             (place / str(number)).touch()
-        found = [(one.severity, one.what) for one in machine.disks([place])]
+        found = [(one.severity, one.what) for one in of_disk(place)]
         assert found == [("soon", f"the disk of {place} can have hardly any more files")]
         for number in range(190, 199):
             (place / str(number)).touch()
-        assert [one.severity for one in machine.disks([place])] == ["broken"]
+        assert [one.severity for one in of_disk(place)] == ["broken"]
 
 
 def test_a_disk_that_the_kernel_has_made_read_only(tmp_path: Path) -> None:
     place = tmp_path / "disk"
     place.mkdir()
     with mounted(place, "size=16m"):
-        assert list(machine.disks([place])) == []
+        assert of_disk(place) == []
         subprocess.run(["mount", "-o", "remount,ro", place], check=True)
-        found = [(one.severity, one.what) for one in machine.disks([place])]
+        found = [(one.severity, one.what) for one in of_disk(place)]
     assert found == [("broken", f"the disk of {place} is read-only")]
+
+
+def test_a_disk_inside_the_folder(tmp_path: Path) -> None:
+    place = tmp_path / "data" / "jet stream"
+    place.mkdir(parents=True)
+    with mounted(place, "size=16m"):
+        subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+        found = of_disk(tmp_path / "data")
+    assert [one.what for one in found] == [f"the disk of {place} is read-only"]
+
+
+def test_watches_of_inotify(tmp_path: Path) -> None:
+    """A user's own watches are counted, and compared with what the kernel allows this user."""
+    with subprocess.Popen(
+        [sys.executable, "-c", WATCHING, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        record = machine_probe.look([])
+        process.communicate()
+    me = str(os.geteuid())
+    instances, watches = record["watches"]["users"][me]
+    assert instances >= 1
+    assert watches >= 2
+    assert [int(Path(f"/proc/sys/fs/inotify/max_user_{kind}").read_text()) for kind in ("instances", "watches")] == (
+        record["watches"]["most"]
+    )
+    record["watches"]["most"] = [10 * instances, watches]
+    what = [one.what for one in machine.findings(record) if "inotify" in one.what]
+    assert f"user {me} has nearly as many watches of inotify as one user may" in what
+    assert f"user {me} has nearly as many instances of inotify as one user may" not in what
+
+
+WATCHING = """
+import ctypes, sys
+libc = ctypes.CDLL(None)
+number = libc.inotify_init()
+for path, mask in ((sys.argv[1], 0x100), ("/", 0x200)):
+    assert libc.inotify_add_watch(number, path.encode(), mask) > 0
+print("watching", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"memory": {"MemTotal": 100, "MemAvailable": 4, "SwapTotal": 0, "SwapFree": 0}}, "hardly any memory is left"),
+        (
+            {"memory": {"MemTotal": 100, "MemAvailable": 50, "SwapTotal": 100, "SwapFree": 10}},
+            "the swap space is nearly full",
+        ),
+        ({"open_files": [81, 0, 100]}, "nearly as many files and connections are open as the kernel allows"),
+    ],
+)
+def test_limits_of_another_machine(changed: dict[str, object], what: str) -> None:
+    record = machine_probe.look([])
+    whole = {
+        "memory": {"MemTotal": 100, "MemAvailable": 50, "SwapTotal": 100, "SwapFree": 30},
+        "open_files": [9, 0, 99],
+    }
+    empty = {"watches": {"users": {}, "most": [1, 1]}}
+    assert list(machine.findings(record | whole | empty, "nats-1")) == []
+    (found,) = machine.findings(record | whole | empty | changed, "nats-1")
+    assert found.what == f"nats-1: {what}"
+    assert found.mend.startswith("on nats-1: ")
 
 
 def test_keys_that_others_may_read(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ class BackedUp(LocalSite):
         text = block(GUIDE, section, "sh", number)
         lines = [line for line in text.splitlines() if not line.startswith("export ")]
         names = "\n".join(lines).replace(".venv/bin/natskit", str(Path(sys.executable).with_name("natskit")))
+        names = names.replace("/tmp/", f"{self.root.parent}/")
         names = re.sub(r"\d{4}-\d\d-\d\dT\d{6}Z", self.backups()[-1] if self.target.exists() else "", names)
         done = subprocess.run(
             ["bash", "-eu", "-o", "pipefail", "-c", names],
@@ -117,6 +118,40 @@ def test_back_to_a_backup_and_one_bucket(site: BackedUp) -> None:
     site.guide("Restore one bucket")
     site.natskit("ready")
     assert "gone@example.org" not in {one["email"] for one in site.natskit_json("account", "list")}
+
+
+def test_a_file_of_a_project_comes_back(site: BackedUp) -> None:
+    project = site.natskit_json("project", "create", "ada@example.org", "My project")["project_id"]
+    made = (
+        "mkdir -p 'a [b]*/c'; echo first > notes.md; echo second > 'a [b]*/c/d'; echo other > 'a b'; chmod 644 notes.md"
+    )
+    site.natskit("exec", "My project", "--start", "--", "sh", "-c", made)
+    natskit(site, "backup", "create")
+    site.natskit("exec", "My project", "--", "sh", "-c", "echo worse > notes.md; rm -r a*")
+    site.guide("Get a file of a project back")
+    assert site.natskit("exec", "My project", "--", "cat", "notes.md").stdout == "first\n"
+    place = site.root.parent / "notes.md"
+    assert place.stat().st_mode & 0o777 == 0o600
+
+    def refused(*words: str) -> str:
+        done = site.natskit("backup", "files", *words, check=False)
+        assert done.returncode == 1
+        return done.stderr
+
+    assert f"{place} exists already" in refused("My project", "notes.md", "--to", str(place))
+    there = site.root.parent / "there"
+    assert f"the backup has no gone.md of project {project}" in refused("My project", "gone.md", "--to", str(there))
+    assert "is not a path inside the project" in refused("My project", "../project.json", "--to", str(there))
+    nobody = "00000000-0000-4000-8000-000000000000"
+    assert f"the backup has no files of project {nobody}" in refused(nobody, "--to", str(there))
+    assert not list(site.root.parent.glob("*there*")), "nothing is left"
+
+    site.natskit("project", "delete", "My project", "--yes")
+    site.natskit("backup", "files", project, "a [b]*", "--to", str(there))
+    assert {path.name: path.read_text() for path in there.glob("c/*")} == {"d": "second\n"}
+    everything = site.root.parent / "everything"
+    site.natskit("backup", "files", project, "--to", str(everything))
+    assert (everything / "a b").read_text() == "other\n"
 
 
 def test_a_file_that_is_being_written_is_named(site: BackedUp) -> None:
