@@ -36,8 +36,8 @@ KINDS = {OURS: "natskit", HOCUSPOCUS: "hocuspocus", PYCRDT: "pycrdt"}
 KEPT = os.environ.get("NATSKIT_BENCH_PEERS")
 """A folder in which the peers stay installed for more runs: npm compiles SQLite for a minute or more if it can download
 no compiled one."""
-ANSWER_SECONDS = 20
-"""How long a server may take until it listens."""
+ANSWER_SECONDS = 120
+"""How long a server may take until it listens; only a bound."""
 
 
 @dataclass
