@@ -25,8 +25,10 @@ from natskit.bus import yjs_format
 from natskit.bus.document_record import OWN_BYTES, Update, decode, encode
 from natskit.bus.yjs_format import BadUpdateError
 from natskit.errors import StateError
+from natskit.keeper import paths
 from natskit.keeper.config import KeeperProgram
-from natskit.keeper.document import EMPTY_UPDATE, Document, digest_of
+from natskit.keeper.document import EMPTY_UPDATE, RECORD_OVERHEAD, Document, digest_of
+from natskit.keeper.rate import Rate
 from natskit.keeper.store import OvertakenError, Place, Store
 from natskit.process.lifecycle import cancel
 from natskit.rpc import RpcError
@@ -54,6 +56,8 @@ class Documents:
 
     def __init__(self, store: Store, program: KeeperProgram) -> None:
         self.store = store
+        self.limits = paths.Limits(program.max_documents, program.max_project_bytes)
+        self.rate = Rate(program.account_bytes)
         self._program = program
         self._open: OrderedDict[Place, Document] = OrderedDict()
         self._events: dict[Place, Subscription] = {}
@@ -109,6 +113,8 @@ class Documents:
             for client in (update.client, *yjs_format.read(update.update).added):
                 if document.owners.get(client, update.author) != update.author:
                     raise RpcError("forbidden", f"client id {client} is another account's: open the document again")
+            self.rate.check(update.author)
+            await self._reserve(document, update.update)
             try:
                 document.try_update(update.update)
                 self._check_size(document, update.update)
@@ -122,6 +128,7 @@ class Documents:
 
     async def restore(self, place: Place, author: str, wanted: str) -> Update:
         """Make the text of a document what it was, by an edit of the author."""
+        self.rate.check(author)
         async with self.use(place) as document:
             try:
                 client = document.doc.client_id
@@ -132,6 +139,7 @@ class Documents:
                 if (sent := document.sent(update)) is not None:
                     update = replace(update, number=sent.number + 1)
                 self._check_size(document, update.update)
+                await self._reserve(document, update.update)
                 return await self._store(document, update)
             except BaseException:
                 await self._forget(document)
@@ -139,10 +147,14 @@ class Documents:
 
     async def create(self, place: Place, author: str, text: str) -> Update:
         """Store the first updates of a new document: an empty one, and its text."""
+        self.rate.check(author)
         document = Document(place)
         first = Update(author, document.doc.client_id, 1, 0, _now(), EMPTY_UPDATE)
-        stored = replace(first, sequence=await self.store.put(place.subject("doc"), encode(first), 0))
-        return await self.restore(place, author, text) if text else stored
+        stored = await self._store(document, first)
+        if made := document.set_text(text):
+            self._check_size(document, made)
+            stored = await self._store(document, replace(first, number=2, update=made))
+        return stored
 
     async def moment(self, place: Place, sequence: int) -> Document:
         """The document as it was when the update with a sequence had been stored. Raises :class:`RpcError`."""
@@ -206,6 +218,15 @@ class Documents:
         if document.size + len(update) > most and len(document.doc.get_update()) > most:
             raise RpcError("limit", f"a document has at most {most} bytes (keeper_max_document_bytes)", limit=most)
 
+    async def _reserve(self, document: Document, update: bytes) -> None:
+        """Raises :class:`RpcError` if the project has no room for an update."""
+        size = document.stored + len(update) + RECORD_OVERHEAD
+        if size > document.reserved:
+            name = document.place.document
+            document.reserved = await paths.change(
+                self.store, document.place.project, lambda all_: all_.reserve(name, size, self.limits)
+            )
+
     async def _store(self, document: Document, update: Update) -> Update:
         """Store an update that the document in memory has already. Raises :class:`StateError`."""
         end = asyncio.get_running_loop().time() + STORE_SECONDS
@@ -223,6 +244,7 @@ class Documents:
                     await self._read_on(document)
             else:
                 stored = replace(record, sequence=sequence)
+                self.rate.charge(update.author, len(update.update) + RECORD_OVERHEAD)
                 document.note(stored)
                 document.read_vector()
                 self._plan_snapshot(document)
@@ -360,6 +382,7 @@ class Documents:
             await self.store.put(f"{subject}.{number}", state[start : start + size], None)
             for number, start in enumerate(range(0, len(state), size))
         ]
+        document.stored += len(state)  # also if another keeper was first: the parts are stored
         try:
             own = await self.store.put(subject, document.snapshot_head(parts, len(state)), document.snapshot_sequence)
         except OvertakenError:
