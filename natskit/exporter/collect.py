@@ -32,7 +32,7 @@ class Exporter:
         if program.units:
             self._parts["cgroups"] = lambda: cgroups.collect(program.units)
         if monitor := program.nats_monitor:
-            self._parts["nats-server"] = lambda: nats_server.collect(monitor, program.nats_account)
+            self._parts["nats-server"] = lambda: nats_server.collect(monitor, program.nats_accounts)
         if program.shown:
             self._parts["certificates"] = Certificates(program.shown).collect
         self._written = program.written
