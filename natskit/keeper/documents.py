@@ -35,6 +35,8 @@ from natskit.rpc import RpcError
 
 log = logging.getLogger(__name__)
 
+CLASHES = 5
+"""How often an update is looked at anew because another keeper stored a part of it, or its number, first."""
 STORE_SECONDS = 8.0
 """How long a keeper tries to store an update."""
 REPLICA_ATTEMPTS, REPLICA_PAUSE = 40, 0.05
@@ -49,6 +51,10 @@ MOST_CLIENTS = 10_000
 """Client ids in a document. Each update costs time by their number, and by more than its own bytes."""
 PAGE = 2000
 """Updates read at a time where all of a history is read."""
+
+
+class _ClashError(StateError):
+    """Another keeper stored something first that this update does not go with."""
 
 
 class Documents:
@@ -99,6 +105,12 @@ class Documents:
         Raises :class:`RpcError` if it is no update, not complete, not new, or too large, and :class:`StateError` if it
         could not be stored.
         """
+        for _ in range(CLASHES):
+            with suppress(_ClashError):
+                return await self._update(place, update)
+        raise StateError("the document is being changed by others; try again")
+
+    async def _update(self, place: Place, update: Update) -> Update:
         async with self.use(place) as document:
             if (sent := document.sent(update)) is not None and update.number <= sent.number:
                 if update.number == sent.number and digest_of(update.update) == sent.digest:
@@ -133,8 +145,6 @@ class Documents:
             try:
                 client = document.doc.client_id
                 made = document.set_text(wanted)
-                if document.text != wanted:  # what is embedded in a text counts in places, and is not in its string
-                    raise RpcError("invalid_state", "the text has embedded things: it cannot be restored as text")
                 update = Update(author, client, 1, document.sequence, _now(), made or EMPTY_UPDATE)
                 if (sent := document.sent(update)) is not None:
                     update = replace(update, number=sent.number + 1)
@@ -231,17 +241,18 @@ class Documents:
         """Store an update that the document in memory has already. Raises :class:`StateError`."""
         end = asyncio.get_running_loop().time() + STORE_SECONDS
         subject, pause = document.place.subject("doc"), 0.001
+        others: list[Update] = []
         while True:
             record = replace(update, previous=document.sequence)
             try:
                 sequence = await self.store.put(subject, encode(record), document.sequence)
             except OvertakenError:
-                await self._read_on(document)
+                await self._read_on(document, others)
             except StateError:
                 if asyncio.get_running_loop().time() > end:
                     raise
                 with suppress(StateError):
-                    await self._read_on(document)
+                    await self._read_on(document, others)
             else:
                 stored = replace(record, sequence=sequence)
                 self.rate.charge(update.author, len(update.update) + RECORD_OVERHEAD)
@@ -249,8 +260,11 @@ class Documents:
                 document.read_vector()
                 self._plan_snapshot(document)
                 return stored
-            if (sent := document.sent(update)) is not None and sent.number == update.number:
-                return replace(update, sequence=sent.sequence, previous=sent.previous, time=sent.time)
+            for other in others:
+                if _is_same(other, update):  # only the answer was lost
+                    return other
+                if _clash(other, update):
+                    raise _ClashError("another update with the same elements was stored first")
             if not document.sequence or asyncio.get_running_loop().time() > end:
                 raise StateError("the document is being changed by others, or was deleted; try again")
             await asyncio.sleep(pause)
@@ -291,11 +305,13 @@ class Documents:
         parts = [await self.store.message(document.place, part) for part in head["parts"]]
         document.begin_with(own, head, b"".join(parts))
 
-    async def _read_on(self, document: Document) -> None:
-        """Apply what the stream has after the last update."""
+    async def _read_on(self, document: Document, seen: list[Update] | None = None) -> None:
+        """Apply what the stream has after the last update, and add it to ``seen``."""
         more = True
         while more:
             updates, more = await self.store.updates(document.place, document.sequence, PAGE)
+            if seen is not None:
+                seen += updates
             document.take(updates)
         document.is_behind = False
 
@@ -390,6 +406,23 @@ class Documents:
             own = found[0] if found else 0
         document.snapshot_sequence, document.snapshot_bytes = own, len(state)
         document.updates_since = document.bytes_since = 0
+
+
+def _is_same(stored: Update, update: Update) -> bool:
+    one, other = ((each.author, each.client, each.number, each.update) for each in (stored, update))
+    return one == other
+
+
+def _clash(stored: Update, update: Update) -> bool:
+    """Whether an update cannot come after one that was stored first: the same copy had sent the number already, or both
+    add the same elements. A CRDT library would skip the second, each time that the history is read."""
+    if (stored.author, stored.client) == (update.author, update.client) and stored.number >= update.number:
+        return True
+    added = yjs_format.read(stored.update).added
+    return any(
+        client in added and first < added[client][1] and added[client][0] < end
+        for client, (first, end) in yjs_format.read(update.update).added.items()
+    )
 
 
 def _not_an_update(error: BadUpdateError) -> RpcError:
