@@ -198,6 +198,17 @@ class Documents:
             await self._forget(document)
         await self.store.purge(place)
 
+    async def remove_all(self, project: str) -> bool:
+        """Remove all documents of a project with their history; returns whether there were any."""
+        for place, document in list(self._open.items()):
+            if place.project == project:
+                await self._forget(document)
+        paths_of = Place(project, paths.PROJECT)
+        if not (await self.store.newest(paths_of, paths_of.paths))[0]:
+            return False
+        await self.store.purge_project(project)
+        return True
+
     # ---- updates
 
     async def _check(self, document: Document, update: bytes) -> None:

@@ -398,6 +398,33 @@ async def test_a_deleted_document_is_gone_from_the_streams(site: Site) -> None:
     assert len(await _subjects(keeper, kept.document)) == 1
 
 
+async def test_the_documents_of_a_deleted_project_are_purged(site: Site) -> None:
+    """At once; and also if the project was deleted while no keeper ran. Those of others stay."""
+    alice = await person(site)
+    deleted, later, kept = [await project_of(alice) for _ in range(3)]
+    for project in (deleted, later, kept):
+        copy = await opened(alice, project, "a.md", "secret words")
+        sequence = (await copy.type(0, "!"))["sequence"]
+        await alice.ask(project, copy.document, "name_version", sequence=sequence, name="n")
+    keeper = await site.connect("keeper", site.identity.creds("DOCS", "keeper"))
+    await alice.hub("delete_project", project_id=deleted)
+    await eventually(lambda: _has_nothing(keeper, deleted), "the documents are purged")
+    site.kill_keeper("keeper-1")
+    site.kill_keeper("keeper-2")
+    await alice.hub("delete_project", project_id=later)
+    assert len(await _subjects(keeper, later)) == 3
+    for name in ("keeper-1", "keeper-2"):
+        site.start_keeper(name)
+        await site.keeper_ready(name)
+    await eventually(lambda: _has_nothing(keeper, later), "the documents are purged by a keeper that starts")
+    assert len(await _subjects(keeper, kept)) == 3
+    assert str((await opened(alice, kept, "a.md")).text) == "!secret words"
+
+
+async def _has_nothing(keeper: Connection, project: str) -> bool:
+    return not await _subjects(keeper, project)
+
+
 async def _subjects(keeper: Connection, some_id: str) -> list[str]:
     """The subjects with the id of a document or a project that have messages."""
     found: list[str] = []
