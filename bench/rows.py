@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench import attack, command, crowd, files, rights, scale, sync, terminals, wire
+from bench import attack, command, crowd, documents, files, rights, scale, sync, terminals, wire
 from bench.stage import Row, Stage, percentiles
 from bench.wire import Target
 from natskit import rpc
@@ -334,4 +334,5 @@ MEASUREMENTS: list[tuple[str, Callable[[Stage], Iterator[Row]]]] = [
     ("13", scale.rows),
     ("14", files.rows),
     ("15", terminals.rows),
+    ("16", documents.rows),
 ]

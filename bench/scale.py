@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench import wire
 from bench.stage import Row, Stage
-from bench.wire import Target
+from bench.wire import Target, processor_time
 from natskit.bus.connection import Connection
 from natskit.hub.state.records import Account, EmailClaim, Membership, Project, Record, Session, email_key
 from natskit.identity.claims import COOKIE
@@ -113,11 +113,11 @@ async def _round(site: Site, measured: _Measured) -> None:
     """A hub starts with nothing, meets a restart of nats-server, stops, and starts with its file."""
     state = site.root / "hub-1" / "state"
     await asyncio.to_thread(shutil.rmtree, state, ignore_errors=True)
-    served = _processor_time(site.server.process.pid)
+    served = processor_time(site.server.process.pid)
     measured.without.append(await _start(site))
-    measured.served_without.append(_processor_time(site.server.process.pid) - served)
+    measured.served_without.append(processor_time(site.server.process.pid) - served)
     pid = site.hubs["hub-1"][0].pid
-    measured.spent_without.append(_processor_time(pid))
+    measured.spent_without.append(processor_time(pid))
     measured.before.append(_resident(pid))
     site.stop_server()
 
@@ -134,7 +134,7 @@ async def _round(site: Site, measured: _Measured) -> None:
     measured.after.append(_resident(pid))
     await asyncio.to_thread(site.kill_hub, "hub-1", signal.SIGTERM)  # it writes its file
     measured.own_file.append(await _start(site))
-    measured.spent_own_file.append(_processor_time(site.hubs["hub-1"][0].pid))
+    measured.spent_own_file.append(processor_time(site.hubs["hub-1"][0].pid))
     await asyncio.to_thread(site.kill_hub, "hub-1")
 
 
@@ -245,18 +245,13 @@ async def _let_in(crowd: Target) -> object:
 async def _spent(site: Site, every: float, work: Callable[[], Awaitable[None]]) -> float:
     """Seconds of processor time of nats-server in a window in which ``work`` is done; 0: never."""
     pid, ends = site.server.process.pid, time.monotonic() + WINDOW
-    before = _processor_time(pid)
+    before = processor_time(pid)
     while every and time.monotonic() < ends - every / 2:
         begun = time.monotonic()
         await work()
         await asyncio.sleep(max(0.0, every - (time.monotonic() - begun)))
     await asyncio.sleep(max(0.0, ends - time.monotonic()))
-    return _processor_time(pid) - before
-
-
-def _processor_time(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return processor_time(pid) - before
 
 
 async def _takes_connections(port: int) -> bool:

@@ -25,7 +25,7 @@ from natskit.rpc import RpcError
 from natskit.text_changes import changes
 
 BATCH_SECONDS = 0.03
-"""How long edits are collected before they are sent as one update."""
+"""How long after an update the next one is sent, and edits are collected. An edit after a pause is sent at once."""
 MOST_MERGED = 32
 """Updates that are merged into one. Merging takes time by their square; the difference to what is stored does not."""
 LONGEST_PAUSE = 2.0
@@ -253,9 +253,11 @@ class Document:
 
     async def _send(self) -> None:
         """Send what was edited, one update at a time."""
+        loop, sent = asyncio.get_running_loop(), -BATCH_SECONDS
         while True:
             await self._edited.wait()
-            await asyncio.sleep(BATCH_SECONDS)
+            await asyncio.sleep(max(0.0, sent + BATCH_SECONDS - loop.time()))
+            sent = loop.time()
             edits, self._edits = self._edits, []
             self._edited.clear()
             self._on_their_way = len(edits)

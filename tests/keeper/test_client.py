@@ -94,6 +94,16 @@ async def test_who_names_the_client_id_of_another_copy_is_heard_there(site: Site
         assert str(hers.text) == "hers text, mine"
 
 
+async def test_what_is_typed_after_a_pause_is_sent_at_once(
+    client: Client, project: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Collecting begins with the first update, and does not delay it."""
+    monkeypatch.setattr("natskit.document.BATCH_SECONDS", 3600.0)
+    async with client.document(project, "pause.md", create=True) as mine:
+        mine.edit("the first key")
+        await mine.saved(20)
+
+
 async def test_what_a_keeper_refuses_is_said(client: Client, project: str) -> None:
     with pytest.raises(RpcError, match="has no document"):
         async with client.document(project, "missing.md"):

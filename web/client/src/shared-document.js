@@ -31,7 +31,10 @@ import { pause } from "./site.js";
  * @property {NatskitError | null} error
  */
 
-/** How long changes are collected, in milliseconds; longer while an update is on its way. */
+/**
+ * How long after an update the next one is sent, in milliseconds: changes are collected meanwhile, and longer while an
+ * update is on its way. A change after a pause is sent at once.
+ */
 const COLLECT = 25;
 /** How long to wait before an update that was not answered is sent again, in milliseconds. */
 const AGAIN = 500;
@@ -75,6 +78,8 @@ export class SharedDocument {
   #number = 1;
   #conflicts = 0;
   #sending = false;
+  /** When the last update was sent, on the clock of the page. */
+  #sentAt = -Infinity;
   #unreachable = false;
   /** @type {NatskitError | null} */
   #error = null;
@@ -316,8 +321,11 @@ export class SharedDocument {
     this.#sending = true;
     try {
       while (this.#changes > 0 && !this.#closed && !this.#error) {
-        await pause(COLLECT);
+        const rest = this.#sentAt + COLLECT - performance.now();
+        // What one task of the page changes is one update, whenever it is sent.
+        await (rest > 0 ? pause(rest) : undefined);
         if (this.#closed) return;
+        this.#sentAt = performance.now();
         this.#flying = this.#lack;
         this.#flyingChanges = this.#changes;
         this.#lack = nothing();

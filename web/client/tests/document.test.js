@@ -1,7 +1,12 @@
-import { expect, test } from "vitest";
+import { afterEach, expect, test, vi } from "vitest";
 import * as Y from "yjs";
 import { compare } from "../src/document-compare.js";
 import { difference, encodeParts, encodeUpdate, fromBase64, toBase64 } from "../src/document-update.js";
+import { SharedDocument } from "../src/shared-document.js";
+
+afterEach(() => {
+  vi.useRealTimers();
+});
 
 /** Numbers that look random, and are the same each time. @param {number} seed */
 function random(seed) {
@@ -186,4 +191,57 @@ test("a comparison names the author of each piece", () => {
     { kind: "inserted", text: "2 ", author: "ann" },
     { kind: "same", text: "three", author: "" },
   ]);
+});
+
+/** An empty document of a service that stores at once, and the updates that it got. */
+function service() {
+  /** @type {Uint8Array[]} */
+  const stored = [];
+  const nothing = () => {};
+  const client = {
+    state: "connected",
+    session: { account_id: "a" },
+    nats: { subscribe: () => ({ unsubscribe: nothing }) },
+    subscribe: () => nothing,
+    onReturn: () => nothing,
+    onRefused: () => nothing,
+    onState: () => nothing,
+    async callDocuments(/** @type {any[]} */ ...[, , method, params]) {
+      if (method === "updates") return { updates: [], more: false };
+      if (method === "update") stored.push(fromBase64(params.update));
+      return { sequence: stored.length };
+    },
+  };
+  const empty = { document_id: "d", path: "p", sequence: 0, state_vector: new Uint8Array([0]) };
+  const fetchState = async () => ({ ...empty, update: new Uint8Array([0, 0]) });
+  const documents = /** @type {any} */ ({ client, projectId: "p", fetchState, onChanged: () => nothing });
+  return { stored, documents };
+}
+
+/** Let everything go on that waits for no time. */
+async function turns() {
+  for (let turn = 0; turn < 50; turn++) await Promise.resolve();
+}
+
+test("a key after a pause is sent at once, and what follows is collected", async () => {
+  vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout", "setInterval", "clearInterval", "performance"] });
+  const { stored, documents } = service();
+  const copy = new SharedDocument(documents, { keep: false });
+  await copy.open({ path: "p" });
+  copy.text.insert(0, "a");
+  copy.text.insert(1, "b"); // in the same task
+  await turns();
+  expect(stored.length).toBe(1);
+  for (const letter of "cdef") {
+    copy.text.insert(copy.text.length, letter);
+    await turns();
+  }
+  expect(stored.length).toBe(1);
+  await vi.advanceTimersByTimeAsync(25);
+  expect(stored.length).toBe(2);
+  const other = new Y.Doc();
+  for (const update of stored) Y.applyUpdate(other, update);
+  expect(other.getText("text").toString()).toBe("abcdef");
+  expect(copy.state).toMatchObject({ kind: "saved", unsent: 0 });
+  await copy.close();
 });
