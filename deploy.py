@@ -34,6 +34,8 @@ stage(name="The metrics", what="they show all other programs")
 exporter.deploy(settings, site, identity)
 if "monitoring" in host.groups:
     monitoring.deploy(settings, site, identity)
+else:
+    monitoring.retire(settings)
 stage(name="The earlier version", what="all programs now run this version")
 nats.end_earlier_rights(site, identity)
 service.tidy(settings)

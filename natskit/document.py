@@ -11,7 +11,7 @@ import hashlib
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from nats.aio.msg import Msg
 from pycrdt import Doc, Text, TransactionEvent, merge_updates
@@ -40,6 +40,9 @@ SAVE_SECONDS = 20.0
 
 class Requests(Protocol):
     """What a document needs of a client."""
+
+    account_id: str | None
+    """Whose client it is; ``None`` for the operator's."""
 
     @property
     def connection(self) -> Connection:
@@ -348,7 +351,8 @@ class Document:
     def _take(self, update: Update) -> None:
         if update.sequence > self.sequence:
             self.sequence = update.sequence
-            if update.client != self.doc.client_id:
+            # Others may name this copy's client id in an update of theirs.
+            if (update.author, update.client) != (self._client.account_id or "admin", self.doc.client_id):
                 self._apply(update.update)
                 self._changed.set()
 
@@ -370,16 +374,52 @@ class Document:
 
 
 def set_text(text: Text, wanted: str) -> None:
-    """Make a text read ``wanted``, by small edits in one transaction."""
+    """Make a text read ``wanted``, by small edits in one transaction. What is embedded in it stays where it is.
+
+    Raises :class:`RpcError` (``invalid_state``) if strings are embedded: nothing tells them from the text.
+    """
     with text.doc.transaction():
         old = str(text)
+        runs = _runs(text)
         for change in changes(old, wanted):
-            start = len(old[: change.start].encode())  # pycrdt counts bytes
-            length = len(old[change.start : change.end].encode())
-            if length:
-                del text[start : start + length]
+            for run in reversed(runs):
+                start, end = run.place_of(max(change.start, run.start)), run.place_of(min(change.end, run.end))
+                if start < end:
+                    del text[start:end]
             if change.text:
-                text.insert(start, change.text)
+                place = next((run.place_of(change.start) for run in runs if change.start <= run.end), 0)
+                text.insert(place, change.text)
+
+
+class _Run(NamedTuple):
+    """What is between two embedded things: its first code point, and its index in pycrdt, which counts bytes of UTF-8
+    and one for each embedded thing."""
+
+    start: int
+    first: int
+    content: str
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.content)
+
+    def place_of(self, position: int) -> int:
+        """The index of a code point of the text."""
+        return self.first + len(self.content[: position - self.start].encode())
+
+
+def _runs(text: Text) -> list[_Run]:
+    runs: list[_Run] = []
+    position = index = 0
+    for content, _ in text.diff():
+        if isinstance(content, str):
+            runs.append(_Run(position, index, content))
+            position, index = runs[-1].end, index + len(content.encode())
+        else:
+            index += 1
+    if index != len(text):
+        raise RpcError("invalid_state", "the text has embedded strings: edit it as what it is, Document.text")
+    return runs
 
 
 def _base64(data: bytes) -> str:

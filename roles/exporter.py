@@ -15,6 +15,7 @@ from natskit.config.topology import Topology
 from natskit.exporter.config import ExporterProgram
 from natskit.identity import report
 from natskit.identity.identity import Identity
+from natskit.ops.stream_provisioning import WITH_STREAMS
 from natskit.process.metrics_file import Gauge, text
 from roles import build, service, tls
 from roles.files import checked_file, private_directory
@@ -97,7 +98,7 @@ def program_file(settings: Settings, site: Topology, identity: Identity) -> str:
             "access": access(settings, site, 0, settings.platform_root / NAME / "tls"),
             "units": units(settings, site) if service.uses_systemd(settings) else [],
             "nats_monitor": f"http://127.0.0.1:{settings.nats_monitor_port}" if in_nats else None,
-            "nats_account": identity.account_public_key("PLATFORM") if in_nats else "",
+            "nats_accounts": [identity.account_public_key(account) for account in WITH_STREAMS] if in_nats else [],
             "shown": shown(settings, site),
             "folders": folders(settings, site),
             "written": written(settings),

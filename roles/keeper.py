@@ -70,6 +70,8 @@ def program_file(settings: Settings, site: Topology, name: str) -> str:
             "creds": {account.lower(): directory / f"{account.lower()}.creds" for account in CREDS},
             "max_document_bytes": settings.keeper_max_document_bytes,
             "max_documents": settings.keeper_max_documents,
+            "max_project_bytes": settings.project_bytes,
+            "account_bytes": settings.keeper_account_bytes,
             "memory_bytes": settings.keeper_memory,
             "caller_share": settings.keeper_caller_share,
         }

@@ -13,6 +13,7 @@ from pyinfra import host
 from pyinfra.api import StringCommand, operation
 from pyinfra.facts.files import Link
 from pyinfra.operations import apt
+from pyinfra.operations import files as pyinfra_files
 
 from natskit.config import referenced_files
 from natskit.config.render import ALERTMANAGER, RULES, prometheus_values, render
@@ -26,6 +27,9 @@ from roles.managed_program import Program
 from roles.systemd import UNITS
 
 PACKAGES = ["prometheus", "prometheus-alertmanager"]
+PROGRAMS = ("prometheus", "alertmanager")
+FILES = ("token", "natskit.rules.yml", "ca.crt", "prometheus.yml", "alertmanager.yml")
+"""In the folder, beside one with the data of each program."""
 
 
 def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
@@ -39,6 +43,20 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
         private_directory(folder, owner)
     _prometheus(settings, directory, owner, _files(settings, site, identity, directory, owner))
     _alertmanager(settings, directory, owner)
+
+
+def retire(settings: Settings) -> None:
+    """End what a host runs that was in the group: it would still have the token, and tell of alerts twice.
+
+    What they have recorded stays, and so do Debian's packages, whose own units stay off.
+    """
+    if not service.uses_systemd(settings):
+        return
+    for name in PROGRAMS:
+        service.retire(settings, prefix=name, keep=[])
+    for file in FILES:
+        path = settings.platform_root / "monitoring" / file
+        pyinfra_files.file(name=f"Leave no {file} of the group monitoring", path=str(path), present=False)
 
 
 @operation()

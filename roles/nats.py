@@ -55,6 +55,11 @@ class Place:
         """The creds that the restart gate connects with."""
         return self.directory / "probe.creds"
 
+    @property
+    def documents_probe_creds(self) -> Path:
+        """The creds with which it looks at the documents' streams."""
+        return self.directory / "documents-probe.creds"
+
     def give(self, name: str, content: str, file: str) -> WrittenFile:
         """Write a file into the folder, for nats-server's user alone."""
         return checked_file(name=name, content=content, path=self.directory / file, owner=self.owner)
@@ -101,6 +106,8 @@ def configure(place: Place, settings: Settings, site: Topology, identity: Identi
     # The restart gate reads these creds, nats-server does not. A reload would disconnect every client that the auth
     # callout has let in.
     place.give("Give nats-server's host the creds of its probe", identity.creds("PLATFORM", "probe"), "probe.creds")
+    creds = identity.creds("DOCS", "probe")
+    place.give("Give nats-server's host the creds of its probe of documents", creds, place.documents_probe_creds.name)
     reload_on = tls.install(settings, identity, "nats", place.directory, place.owner) if settings.platform_tls else []
     reload_on += _leafnodes(place, settings.nats_leafnode_remotes)
     variables = referenced_files.jetstream_environment(settings)
@@ -238,7 +245,8 @@ def own_lines(texts: Mapping[str, str], configuration: str) -> str:
 
 def _gate(place: Place, settings: Settings, site: Topology) -> list[str]:
     """The command that waits until this server, and the others, can do without one that restarts."""
-    words = ["--creds", str(place.probe_creds), "--monitor", place.monitor]
+    words = ["--creds", str(place.probe_creds), "--documents-creds", str(place.documents_probe_creds)]
+    words += ["--monitor", place.monitor]
     words += ["--urls", ",".join(site.nats_urls_for(settings)), "--server", settings.platform_name]
     words += ["--ca", str(place.directory / "tls" / "ca.crt")] if settings.platform_tls else []
     return [str(place.python), "-m", "natskit.ops.restart_gate", *words]

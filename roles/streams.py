@@ -12,10 +12,8 @@ from pyinfra.operations import python
 from natskit.config.settings import Settings
 from natskit.config.topology import Topology
 from natskit.identity.identity import Identity
+from natskit.ops.stream_provisioning import WITH_STREAMS
 from roles.platform import ca_file, reached, stream_settings
-
-ACCOUNTS = ("PLATFORM", "DOCS")
-"""The NATS accounts that have streams."""
 
 
 def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
@@ -32,12 +30,12 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
         settings=settings,
         site=site,
         identity=identity,
-        _if=lambda: any(_run(settings, site, identity, name, "--check").returncode != 0 for name in ACCOUNTS),
+        _if=lambda: any(_run(settings, site, identity, name, "--check").returncode != 0 for name in WITH_STREAMS),
     )
 
 
 def _apply(settings: Settings, site: Topology, identity: Identity) -> None:
-    for name in ACCOUNTS:
+    for name in WITH_STREAMS:
         done = _run(settings, site, identity, name)
         if done.returncode != 0:
             raise OperationError(f"the streams of {name} cannot be made: {done.stderr.strip()[-500:]}")

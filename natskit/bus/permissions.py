@@ -156,7 +156,7 @@ _READ_BUCKETS = ("memberships", "projects")
 
 _KEEP_DOCUMENTS = ("DIRECT.GET", "STREAM.MSG.GET", "STREAM.INFO", "STREAM.PURGE")
 
-DOCUMENT_SCOPES: Mapping[Literal["keeper", "admin"], Permissions] = {
+DOCUMENT_SCOPES: Mapping[Literal["keeper", "admin", "probe"], Permissions] = {
     "keeper": Permissions(
         publish=(
             *(f"{kind}.>" for kind in DOCUMENT_KINDS),
@@ -167,6 +167,11 @@ DOCUMENT_SCOPES: Mapping[Literal["keeper", "admin"], Permissions] = {
     "admin": Permissions(
         publish=tuple(f"$JS.API.STREAM.{verb}.{s}" for s in DOCUMENT_STREAMS for verb in ("INFO", "CREATE", "UPDATE")),
         subscribe=("_INBOX.admin.>",),
+    ),
+    # A description of a stream says nothing of what is in it.
+    "probe": Permissions(
+        publish=tuple(f"$JS.API.STREAM.INFO.{stream}" for stream in DOCUMENT_STREAMS),
+        subscribe=("_INBOX.probe.>",),
     ),
 }
 """The scoped signing keys of the NATS account DOCS, which holds the documents and nothing else. A keeper may purge a

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 MARKS = {"broken": "[red]broken[/]", "soon": "[yellow]soon[/]", "untidy": "untidy"}
 DRIFT_SECONDS = 120.0
+CONNECT_SECONDS = 12.0
+"""Longer than it takes to notice that two servers do not answer (:data:`natskit.bus.connection.CONNECT_TIMEOUT`), and
+to try the third."""
 
 
 @click.command()
@@ -122,29 +126,33 @@ async def _of_servers(platform: Platform, identity: Identity, deploy: str) -> li
     from natskit.bus.permissions import inbox_prefix
     from natskit.doctor import servers as checks
     from natskit.ops.account_resolver import open_servers
-    from natskit.ops.stream_provisioning import StreamSettings
+    from natskit.ops.stream_provisioning import WITH_STREAMS, StreamSettings
 
     found: list[Finding] = []
     lazy = [name for name, kind in platform["resolvers"].items() if kind == "cache"]
     creds = CredsText(identity.creds("SYS", "admin"))
-    try:
-        async with open_servers(platform.nats_servers, creds, platform["nats"], lazy) as servers:
-            found += await checks.accounts(servers, identity)
-            found += await checks.storage(servers)
-        connection = await connect(
-            platform.nats_servers,
-            name="natskit doctor",
-            inbox_prefix=inbox_prefix("admin"),
-            creds=CredsText(identity.creds("PLATFORM", "admin")),
-            timeout=3,
-        )
-    except NatskitError:
-        return found
-    try:
-        settings = StreamSettings.model_validate(platform["streams"])
-        return found + await checks.streams(connection, settings, deploy)
-    finally:
-        await connection.close()
+    with suppress(NatskitError):
+        async with open_servers(
+            platform.nats_servers, creds, platform["nats"], lazy, timeout=CONNECT_SECONDS
+        ) as servers:
+            for check in (checks.accounts(servers, identity), checks.storage(servers)):
+                with suppress(NatskitError):  # all servers have to answer for these
+                    found += await check
+    settings = StreamSettings.model_validate(platform["streams"])
+    for account in WITH_STREAMS:
+        with suppress(NatskitError):
+            connection = await connect(
+                platform.nats_servers,
+                name="natskit doctor",
+                inbox_prefix=inbox_prefix("admin"),
+                creds=CredsText(identity.creds(account, "admin")),
+                timeout=CONNECT_SECONDS,
+            )
+            try:
+                found += await checks.streams(connection, settings, deploy, account)
+            finally:
+                await connection.close()
+    return found
 
 
 def _of_hosts(platform: Platform, deploy: str, known: set[str] | None) -> Iterator[Finding]:

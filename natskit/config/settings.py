@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from natskit.bus.permissions import MAX_PROJECTS_PER_ACCOUNT
+from natskit.bus.permissions import DOCUMENT_SHARDS, MAX_PROJECTS_PER_ACCOUNT
 from natskit.config import local_paths
 from natskit.config.nats_settings import NatsSettings
 from natskit.config.types import HOST_PATH, Bytes, Host, HostPath, Listed, Port, Seconds, Structured, Unit
@@ -253,10 +253,31 @@ class KeeperSettings(_Role):
     """Maximum size of one document, in Yjs' encoding and without its history."""
     keeper_max_documents: Annotated[int, Field(ge=1, le=100_000)] = 5000
     """Maximum number of documents of one project. Their paths must also fit into one message (nats_max_payload)."""
+    keeper_max_project_bytes: Annotated[int, Field(ge=65_536), Unit("bytes")] | None = None
+    """Maximum size of one project's documents with their whole history. Default: a sixteenth of keeper_max_bytes, which
+    is a quarter of the stream that the project's documents are in."""
+    keeper_account_bytes: Annotated[int, Field(ge=65_536), Unit("bytes an hour")] = 64 * 1024**2
+    """How much one account may store in documents through each keeper at once, and an hour in the long run. The account
+    waits beyond that, so that an alert comes before an account with many projects has filled the streams."""
     keeper_memory: Annotated[int, Field(ge=1024**2), Unit("bytes")] = 128 * 1024**2
     """Size of the documents that each keeper holds in memory, in Yjs' encoding. They take several times as much."""
     keeper_caller_share: Annotated[float, Field(ge=0.01, le=100), Unit("of its time")] = 0.25
     """The share of each keeper's time that one account may use over a longer time, as hub_caller_share."""
+
+    @model_validator(mode="after")
+    def _project_fits(self) -> Self:
+        stream = self.keeper_max_bytes // DOCUMENT_SHARDS
+        if self.project_bytes > stream:
+            raise ValueError(
+                f"keeper_max_project_bytes = {self.project_bytes} is more than one stream holds ({stream} bytes, a "
+                "quarter of keeper_max_bytes): lower it, or raise keeper_max_bytes"
+            )
+        return self
+
+    @property
+    def project_bytes(self) -> int:
+        """How many bytes one project's documents may take."""
+        return self.keeper_max_project_bytes or self.keeper_max_bytes // DOCUMENT_SHARDS // 4
 
 
 class ProxySettings(_Role):

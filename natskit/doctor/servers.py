@@ -8,6 +8,7 @@ from typing import Any
 
 from natskit.bus.connection import Connection
 from natskit.bus.jetstream import STREAM_NOT_FOUND, JetStreamError, SilenceError, api
+from natskit.bus.permissions import DOCUMENT_STREAMS
 from natskit.doctor.finding import Finding
 from natskit.identity.identity import Identity
 from natskit.ops.account_diff import differing
@@ -45,9 +46,11 @@ async def accounts(servers: Servers, identity: Identity) -> list[Finding]:
     ]
 
 
-async def streams(connection: Connection, settings: StreamSettings, deploy: str) -> list[Finding]:
-    """The platform's streams that are missing, changed or nearly full, have no leader, or lack a copy."""
-    found = await asyncio.gather(*(_stream(connection, config, deploy) for config in wanted(settings)))
+async def streams(
+    connection: Connection, settings: StreamSettings, deploy: str, account: str = "PLATFORM"
+) -> list[Finding]:
+    """A NATS account's streams that are missing, changed or nearly full, have no leader, or lack a copy."""
+    found = await asyncio.gather(*(_stream(connection, config, deploy) for config in wanted(settings, account)))
     return [finding for of_stream in found for finding in of_stream]
 
 
@@ -89,12 +92,13 @@ def _copies(name: str, info: dict[str, Any]) -> Iterator[Finding]:
 
 def _room(name: str, info: dict[str, Any]) -> Iterator[Finding]:
     used, limit = int(info["state"]["bytes"]), int(info["config"]["max_bytes"])
+    setting = "keeper_max_bytes" if name in DOCUMENT_STREAMS else "hub_state_max_bytes"
     if info["config"]["discard"] == "new" and limit > 0 and used >= FULL_SOON * limit:
         yield Finding(
             "broken" if used >= FULL * limit else "soon",
             f"stream {name} is nearly full",
             f"it has {used} of at most {limit} bytes, and refuses writes when it is full",
-            "raise hub_state_max_bytes in the inventory, and deploy",
+            f"raise {setting} in the inventory, and deploy",
         )
 
 

@@ -28,11 +28,11 @@ class Exporter:
     """The metrics of one host."""
 
     def __init__(self, program: ExporterProgram) -> None:
-        self._parts: dict[str, Collect] = {"machine": lambda: machine.collect(program.folders)}
+        self._parts: dict[str, Collect] = {"machine": machine.Machine(program.folders).collect}
         if program.units:
             self._parts["cgroups"] = lambda: cgroups.collect(program.units)
         if monitor := program.nats_monitor:
-            self._parts["nats-server"] = lambda: nats_server.collect(monitor, program.nats_account)
+            self._parts["nats-server"] = lambda: nats_server.collect(monitor, program.nats_accounts)
         if program.shown:
             self._parts["certificates"] = Certificates(program.shown).collect
         self._written = program.written

@@ -34,8 +34,8 @@ class ExporterProgram(_Part):
     """The units of systemd that should run on this host, apart from those of projects."""
     nats_monitor: str | None = None
     """The URL of nats-server's monitoring port on this host."""
-    nats_account: str = ""
-    """The public key of the NATS account whose streams are shown."""
+    nats_accounts: list[str] = []
+    """The public keys of the NATS accounts whose streams are shown."""
     shown: list[Shown] = []
     folders: list[Path] = []
     """Folders whose file systems are watched."""

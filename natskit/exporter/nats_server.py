@@ -9,7 +9,7 @@ import asyncio
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -20,25 +20,22 @@ _HERE = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """The port is on loopback, whatever HTTP_PROXY says."""
 
 
-async def collect(monitor: str, account: str) -> list[Metric]:
-    """The metrics of a nats-server, and of the streams of one NATS account (its public key): tenants may have any
+async def collect(monitor: str, accounts: Sequence[str]) -> list[Metric]:
+    """The metrics of a nats-server, and of the streams of some NATS accounts (their public keys): tenants may have any
     number of streams. When it does not answer, that it is not healthy. Raises :class:`ValueError` for answers of
     another program."""
+    streams = [f"/jsz?acc={account}&accounts=true&streams=true&config=true" for account in accounts]
     try:
-        health, server, jetstream = await asyncio.gather(
-            *(
-                asyncio.to_thread(_get, monitor + path)
-                for path in ("/healthz", "/varz", f"/jsz?acc={account}&accounts=true&streams=true&config=true")
-            )
+        health, server, *jetstream = await asyncio.gather(
+            *(asyncio.to_thread(_get, monitor + path) for path in ("/healthz", "/varz", *streams))
         )
     except OSError:
         return [_healthy(False)]
     found = [_healthy(health.get("status") == "ok"), *_server(server)]
-    return (
-        found
-        if jetstream.get("disabled")
-        else [*found, *_jetstream(jetstream), *_streams(jetstream, server["server_name"])]
-    )
+    with_streams = [answer for answer in jetstream if not answer.get("disabled")]
+    if with_streams:
+        found += [*_jetstream(with_streams[0]), *_streams(with_streams, server["server_name"])]
+    return found
 
 
 def _get(url: str) -> dict[str, Any]:
@@ -107,7 +104,7 @@ def _jetstream(jetstream: dict[str, Any]) -> Iterator[Metric]:
         )
 
 
-def _streams(jetstream: dict[str, Any], server: str) -> list[Metric]:
+def _streams(answers: list[dict[str, Any]], server: str) -> list[Metric]:
     labels = ["stream"]
     messages = GaugeMetricFamily("natskit_nats_stream_messages", "Messages of a stream's copy here", labels=labels)
     size = GaugeMetricFamily("natskit_nats_stream_bytes", "Bytes of a stream's copy here", labels=labels)
@@ -127,8 +124,8 @@ def _streams(jetstream: dict[str, Any], server: str) -> list[Metric]:
         "Whether a copy on another server is there and up to date; only the leader says so",
         labels=[*labels, "replica"],
     )
-    for account in jetstream.get("account_details") or ():
-        for stream in account.get("stream_detail") or ():
+    for jetstream in answers:
+        for stream in _details(jetstream):
             of = [str(stream["name"])]
             messages.add_metric(of, float(stream["state"]["messages"]))
             size.add_metric(of, float(stream["state"]["bytes"]))
@@ -143,3 +140,8 @@ def _streams(jetstream: dict[str, Any], server: str) -> list[Metric]:
                 lag.add_metric(which, float(replica.get("lag", 0)))
                 current.add_metric(which, float(bool(replica.get("current")) and not replica.get("offline")))
     return [messages, size, limit, leader, lag, current]
+
+
+def _details(jetstream: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for account in jetstream.get("account_details") or ():
+        yield from account.get("stream_detail") or ()

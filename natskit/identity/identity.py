@@ -43,6 +43,7 @@ STATIC_USERS: tuple[tuple[NatsAccount, str], ...] = (
     ("PLATFORM", "probe"),
     ("DOCS", "admin"),
     ("DOCS", "keeper"),
+    ("DOCS", "probe"),
 )
 """The users whose creds files a deploy creates: the hubs, the keepers of documents, the administrator, and the probe
 that a deploy runs before and after the restart of a nats-server."""

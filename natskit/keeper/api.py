@@ -10,6 +10,7 @@ import uuid
 from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -20,7 +21,7 @@ from natskit.bus.document_record import Update
 from natskit.bus.yjs_format import MOST_CLIENT, BadUpdateError
 from natskit.errors import StateError
 from natskit.keeper import paths
-from natskit.keeper.document import Document
+from natskit.keeper.document import RECORD_OVERHEAD, Document
 from natskit.keeper.documents import PAGE, Documents
 from natskit.keeper.store import OvertakenError, Place
 from natskit.rpc import Methods, RpcError
@@ -63,7 +64,6 @@ class Caller:
 
     documents: Documents
     publish: Callable[[str, bytes], Awaitable[None]]
-    max_documents: int
     author: str
     project: str
     document: str
@@ -132,7 +132,7 @@ async def _create(caller: Caller, path: str, text: str) -> tuple[str, str, bool]
     def add(all_: paths.Paths) -> str:
         found = all_.find(path)
         if found is None:
-            all_.add(made, path, caller.author, caller.max_documents)
+            all_.add(made, path, caller.author, len(text.encode()) + 2 * RECORD_OVERHEAD, caller.documents.limits)
         return found or made
 
     document = ""
@@ -286,6 +286,7 @@ async def name_version(
 ) -> dict[str, Any]:
     """Give a moment of the history a name; an empty one removes it."""
     store, place = caller.documents.store, caller.place
+    caller.documents.rate.check(caller.author)
     if await store.update_until(place, sequence=sequence) != sequence:
         raise RpcError("not_found", f"the document has no update {sequence}")
     mark = {"sequence": sequence, "name": name.strip(), "author": caller.author, "time": round(time.time() * 1000)}
@@ -296,10 +297,13 @@ async def name_version(
         written = json_text.write([each for each in marks.values() if each["name"]])
         if len(written) > MOST_MARK_BYTES:
             raise RpcError("limit", "the document has too many named versions: remove some names")
+        fits = partial(paths.Paths.name, document=place.document, size=len(written), limits=caller.documents.limits)
+        await paths.change(store, caller.project, fits)
         try:
             await store.put(place.subject("mark"), written, last, replace=True)
         except OvertakenError:
             continue
+        caller.documents.rate.charge(caller.author, len(written))
         break
     else:
         raise StateError("the names of versions are being changed by others; try again")

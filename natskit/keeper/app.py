@@ -7,12 +7,15 @@ import contextlib
 import logging
 import os
 import signal
+from collections.abc import Coroutine
+from typing import Any
 
 import nats.errors
 
 from natskit.bus.connection import Connection, connect
 from natskit.bus.permissions import inbox_prefix
 from natskit.keeper.config import KeeperProgram
+from natskit.keeper.deleted_projects import DeletedProjects
 from natskit.keeper.dispatch import Dispatcher
 from natskit.keeper.documents import Documents
 from natskit.keeper.rights import Rights
@@ -41,12 +44,11 @@ class Keeper:
         # A connection of its own, so that a flood of requests does not delay the state.
         services = await self._connect("platform", "services")
         self._documents = Documents(Store(await self._connect("docs")), self.program)
-        rights = Rights(state)
-        following = asyncio.create_task(rights.follow())
-        following.add_done_callback(_die_loudly)
-        self._tasks.append(following)
-        for bucket in rights.buckets:
-            await bucket.current.wait()
+        deleted = DeletedProjects(self._documents)
+        rights = Rights(state, deleted.note)
+        self._go_on(rights.follow())
+        await rights.ready()
+        self._go_on(deleted.purge())
         self._dispatcher = Dispatcher(self.program, services, rights, self._documents)
         await self._dispatcher.start()
 
@@ -62,6 +64,11 @@ class Keeper:
             with contextlib.suppress(nats.errors.Error, TimeoutError):
                 await asyncio.wait_for(connection.flush(), 1)
             await connection.close()
+
+    def _go_on(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        task.add_done_callback(_die_loudly)
+        self._tasks.append(task)
 
     async def _connect(self, account: str, name: str = "") -> Connection:
         connection = await connect(

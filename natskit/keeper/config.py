@@ -32,6 +32,10 @@ class KeeperProgram(_Part):
     """The most bytes of one document, in Yjs' encoding, without its history."""
     max_documents: int = Field(default=5000, ge=1)
     """The most documents of a project."""
+    max_project_bytes: int = Field(default=64 * 1024**2, ge=65_536)
+    """The most bytes of a project's documents with their histories."""
+    account_bytes: int = Field(default=64 * 1024**2, ge=65_536)
+    """The most bytes that one account may store in documents within an hour through this keeper."""
     memory_bytes: int = Field(default=128 * 1024**2, ge=1024**2)
     """How much of documents a keeper holds in memory, in Yjs' encoding. A document takes several times as much."""
     caller_share: float = Field(default=0.25, gt=0)

@@ -111,7 +111,6 @@ class Dispatcher:
                 caller = Caller(
                     documents=self._documents,
                     publish=self._connection.publish,
-                    max_documents=self._program.max_documents,
                     author=account,
                     project=project,
                     document=document,

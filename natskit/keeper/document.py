@@ -31,7 +31,9 @@ SNAPSHOT_UPDATES, SNAPSHOT_BYTES = 300, 64 * 1024
 MOST_UPDATES = 5000
 """Updates after which a snapshot is due, however large it is: reading them takes the longest when a document opens."""
 UPDATE_OVERHEAD = 100
-"""Bytes that a stored update takes on the disk besides its own."""
+"""Bytes that a stored update takes in memory besides its own."""
+RECORD_OVERHEAD = 250
+"""Bytes that a stored update takes on the disk besides its own: who made it and when, the subject, and the stream's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,10 @@ class Document:
     snapshot_bytes: int = 0
     updates_since: int = 0
     bytes_since: int = 0
+    stored: int = 0
+    """Bytes of the history on the disks: all updates, and the snapshots that this keeper knows of."""
+    reserved: int = 0
+    """How many that may be before the project's limit is asked again (:mod:`natskit.keeper.paths`)."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     is_loaded: bool = False
     is_behind: bool = False
@@ -113,6 +119,7 @@ class Document:
             self.senders.popitem(last=False)
         self.updates_since += 1
         self.bytes_since += len(update.update) + UPDATE_OVERHEAD
+        self.stored += len(update.update) + RECORD_OVERHEAD
 
     def take(self, updates: Iterable[Update]) -> None:
         """Apply stored updates that follow the last one. Raises :class:`BadUpdateError`."""
@@ -162,8 +169,16 @@ class Document:
         owned: dict[str, list[int]] = {}
         for client, author in self.owners.items():
             owned.setdefault(author, []).append(client)
-        head = {"sequence": self.sequence, "parts": parts, "bytes": size, "senders": senders, "owned": owned}
-        return json_text.write(head)
+        return json_text.write(
+            {
+                "sequence": self.sequence,
+                "parts": parts,
+                "bytes": size,
+                "stored": self.stored,
+                "senders": senders,
+                "owned": owned,
+            }
+        )
 
     def begin_with(self, own: int, head: dict[str, Any], state: bytes) -> None:
         """Become the document as it was when the snapshot was made, whose index has the sequence ``own``."""
@@ -171,6 +186,7 @@ class Document:
         self.vector = yjs_format.read_vector(self.doc.get_state())
         self.sequence = int(head["sequence"])
         self.snapshot_sequence, self.snapshot_bytes = own, len(state)
+        self.stored = int(head.get("stored", len(state)))
         self.owners = {client: author for author, owned in head.get("owned", {}).items() for client in owned}
         self.senders = OrderedDict(((author, client), Sent(*sent)) for author, client, *sent in head["senders"])
 

@@ -25,14 +25,18 @@ from natskit.bus import yjs_format
 from natskit.bus.document_record import OWN_BYTES, Update, decode, encode
 from natskit.bus.yjs_format import BadUpdateError
 from natskit.errors import StateError
+from natskit.keeper import paths
 from natskit.keeper.config import KeeperProgram
-from natskit.keeper.document import EMPTY_UPDATE, Document, digest_of
+from natskit.keeper.document import EMPTY_UPDATE, RECORD_OVERHEAD, Document, digest_of
+from natskit.keeper.rate import Rate
 from natskit.keeper.store import OvertakenError, Place, Store
 from natskit.process.lifecycle import cancel
 from natskit.rpc import RpcError
 
 log = logging.getLogger(__name__)
 
+CLASHES = 5
+"""How often an update is looked at anew because another keeper stored a part of it, or its number, first."""
 STORE_SECONDS = 8.0
 """How long a keeper tries to store an update."""
 REPLICA_ATTEMPTS, REPLICA_PAUSE = 40, 0.05
@@ -49,11 +53,17 @@ PAGE = 2000
 """Updates read at a time where all of a history is read."""
 
 
+class _ClashError(StateError):
+    """Another keeper stored something first that this update does not go with."""
+
+
 class Documents:
     """All documents, as this keeper sees them."""
 
     def __init__(self, store: Store, program: KeeperProgram) -> None:
         self.store = store
+        self.limits = paths.Limits(program.max_documents, program.max_project_bytes)
+        self.rate = Rate(program.account_bytes)
         self._program = program
         self._open: OrderedDict[Place, Document] = OrderedDict()
         self._events: dict[Place, Subscription] = {}
@@ -95,6 +105,12 @@ class Documents:
         Raises :class:`RpcError` if it is no update, not complete, not new, or too large, and :class:`StateError` if it
         could not be stored.
         """
+        for _ in range(CLASHES):
+            with suppress(_ClashError):
+                return await self._update(place, update)
+        raise StateError("the document is being changed by others; try again")
+
+    async def _update(self, place: Place, update: Update) -> Update:
         async with self.use(place) as document:
             if (sent := document.sent(update)) is not None and update.number <= sent.number:
                 if update.number == sent.number and digest_of(update.update) == sent.digest:
@@ -109,6 +125,8 @@ class Documents:
             for client in (update.client, *yjs_format.read(update.update).added):
                 if document.owners.get(client, update.author) != update.author:
                     raise RpcError("forbidden", f"client id {client} is another account's: open the document again")
+            self.rate.check(update.author)
+            await self._reserve(document, update.update)
             try:
                 document.try_update(update.update)
                 self._check_size(document, update.update)
@@ -122,16 +140,16 @@ class Documents:
 
     async def restore(self, place: Place, author: str, wanted: str) -> Update:
         """Make the text of a document what it was, by an edit of the author."""
+        self.rate.check(author)
         async with self.use(place) as document:
             try:
                 client = document.doc.client_id
                 made = document.set_text(wanted)
-                if document.text != wanted:  # what is embedded in a text counts in places, and is not in its string
-                    raise RpcError("invalid_state", "the text has embedded things: it cannot be restored as text")
                 update = Update(author, client, 1, document.sequence, _now(), made or EMPTY_UPDATE)
                 if (sent := document.sent(update)) is not None:
                     update = replace(update, number=sent.number + 1)
                 self._check_size(document, update.update)
+                await self._reserve(document, update.update)
                 return await self._store(document, update)
             except BaseException:
                 await self._forget(document)
@@ -139,10 +157,14 @@ class Documents:
 
     async def create(self, place: Place, author: str, text: str) -> Update:
         """Store the first updates of a new document: an empty one, and its text."""
+        self.rate.check(author)
         document = Document(place)
         first = Update(author, document.doc.client_id, 1, 0, _now(), EMPTY_UPDATE)
-        stored = replace(first, sequence=await self.store.put(place.subject("doc"), encode(first), 0))
-        return await self.restore(place, author, text) if text else stored
+        stored = await self._store(document, first)
+        if made := document.set_text(text):
+            self._check_size(document, made)
+            stored = await self._store(document, replace(first, number=2, update=made))
+        return stored
 
     async def moment(self, place: Place, sequence: int) -> Document:
         """The document as it was when the update with a sequence had been stored. Raises :class:`RpcError`."""
@@ -176,6 +198,17 @@ class Documents:
             await self._forget(document)
         await self.store.purge(place)
 
+    async def remove_all(self, project: str) -> bool:
+        """Remove all documents of a project with their history; returns whether there were any."""
+        for place, document in list(self._open.items()):
+            if place.project == project:
+                await self._forget(document)
+        paths_of = Place(project, paths.PROJECT)
+        if not (await self.store.newest(paths_of, paths_of.paths))[0]:
+            return False
+        await self.store.purge_project(project)
+        return True
+
     # ---- updates
 
     async def _check(self, document: Document, update: bytes) -> None:
@@ -206,29 +239,43 @@ class Documents:
         if document.size + len(update) > most and len(document.doc.get_update()) > most:
             raise RpcError("limit", f"a document has at most {most} bytes (keeper_max_document_bytes)", limit=most)
 
+    async def _reserve(self, document: Document, update: bytes) -> None:
+        """Raises :class:`RpcError` if the project has no room for an update."""
+        size = document.stored + len(update) + RECORD_OVERHEAD
+        if size > document.reserved:
+            name = document.place.document
+            document.reserved = await paths.change(
+                self.store, document.place.project, lambda all_: all_.reserve(name, size, self.limits)
+            )
+
     async def _store(self, document: Document, update: Update) -> Update:
         """Store an update that the document in memory has already. Raises :class:`StateError`."""
         end = asyncio.get_running_loop().time() + STORE_SECONDS
         subject, pause = document.place.subject("doc"), 0.001
+        others: list[Update] = []
         while True:
             record = replace(update, previous=document.sequence)
             try:
                 sequence = await self.store.put(subject, encode(record), document.sequence)
             except OvertakenError:
-                await self._read_on(document)
+                await self._read_on(document, others)
             except StateError:
                 if asyncio.get_running_loop().time() > end:
                     raise
                 with suppress(StateError):
-                    await self._read_on(document)
+                    await self._read_on(document, others)
             else:
                 stored = replace(record, sequence=sequence)
+                self.rate.charge(update.author, len(update.update) + RECORD_OVERHEAD)
                 document.note(stored)
                 document.read_vector()
                 self._plan_snapshot(document)
                 return stored
-            if (sent := document.sent(update)) is not None and sent.number == update.number:
-                return replace(update, sequence=sent.sequence, previous=sent.previous, time=sent.time)
+            for other in others:
+                if _is_same(other, update):  # only the answer was lost
+                    return other
+                if _clash(other, update):
+                    raise _ClashError("another update with the same elements was stored first")
             if not document.sequence or asyncio.get_running_loop().time() > end:
                 raise StateError("the document is being changed by others, or was deleted; try again")
             await asyncio.sleep(pause)
@@ -269,11 +316,13 @@ class Documents:
         parts = [await self.store.message(document.place, part) for part in head["parts"]]
         document.begin_with(own, head, b"".join(parts))
 
-    async def _read_on(self, document: Document) -> None:
-        """Apply what the stream has after the last update."""
+    async def _read_on(self, document: Document, seen: list[Update] | None = None) -> None:
+        """Apply what the stream has after the last update, and add it to ``seen``."""
         more = True
         while more:
             updates, more = await self.store.updates(document.place, document.sequence, PAGE)
+            if seen is not None:
+                seen += updates
             document.take(updates)
         document.is_behind = False
 
@@ -360,6 +409,7 @@ class Documents:
             await self.store.put(f"{subject}.{number}", state[start : start + size], None)
             for number, start in enumerate(range(0, len(state), size))
         ]
+        document.stored += len(state)  # also if another keeper was first: the parts are stored
         try:
             own = await self.store.put(subject, document.snapshot_head(parts, len(state)), document.snapshot_sequence)
         except OvertakenError:
@@ -367,6 +417,23 @@ class Documents:
             own = found[0] if found else 0
         document.snapshot_sequence, document.snapshot_bytes = own, len(state)
         document.updates_since = document.bytes_since = 0
+
+
+def _is_same(stored: Update, update: Update) -> bool:
+    one, other = ((each.author, each.client, each.number, each.update) for each in (stored, update))
+    return one == other
+
+
+def _clash(stored: Update, update: Update) -> bool:
+    """Whether an update cannot come after one that was stored first: the same copy had sent the number already, or both
+    add the same elements. A CRDT library would skip the second, each time that the history is read."""
+    if (stored.author, stored.client) == (update.author, update.client) and stored.number >= update.number:
+        return True
+    added = yjs_format.read(stored.update).added
+    return any(
+        client in added and first < added[client][1] and added[client][0] < end
+        for client, (first, end) in yjs_format.read(update.update).added.items()
+    )
 
 
 def _not_an_update(error: BadUpdateError) -> RpcError:

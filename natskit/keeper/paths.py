@@ -1,6 +1,10 @@
 """The paths of a project's documents: one message, which a compare-and-set replaces as a whole.
 
 A document keeps its id when it is renamed, so its history stays.
+
+The message also says how many bytes of the project each document may use. A keeper that stores an update counts only
+the document's own bytes, and takes more for it here when these do not suffice. So the sum is exact, whatever the number
+of keepers, and costs a look at one message now and then.
 """
 
 from __future__ import annotations
@@ -19,11 +23,24 @@ from natskit.rpc import RpcError
 MOST_BYTES = 1024
 """Of a path."""
 ATTEMPTS = 20
+FIRST_BYTES = 4096
+"""What a new document takes of its project's bytes, at least."""
+MORE_BYTES = 32 * 1024
+"""The least by which a document's part of them grows. Each time, this message is written."""
 PROJECT = "-"
 """In the place of a document's id: the project as a whole."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a project's documents may take."""
+
+    documents: int
+    bytes: int
+    """With their histories and the names of versions."""
 
 
 @dataclass
@@ -35,6 +52,10 @@ class Entry:
     """Milliseconds since 1970."""
     by: str
     """Its first author."""
+    reserved: int = 0
+    """Bytes of its project that the document may use, with its history, before a keeper takes more for it."""
+    names: int = 0
+    """Bytes of the names of its versions."""
 
 
 @dataclass
@@ -53,7 +74,7 @@ class Paths:
 
     def write(self) -> bytes:
         """The message."""
-        entries = {document: [e.path, e.created, e.by] for document, e in self.documents.items()}
+        entries = {d: [e.path, e.created, e.by, e.reserved, e.names] for d, e in self.documents.items()}
         return json_text.write({"documents": entries, "gone": self.gone})
 
     def find(self, path: str) -> str | None:
@@ -67,11 +88,52 @@ class Paths:
             raise RpcError("not_found", f"the project has no document {document}")
         return found
 
-    def add(self, document: str, path: str, by: str, most: int) -> None:
-        """Add a document. Raises :class:`RpcError` if the project has as many as it may."""
-        if len(self.documents) >= most:
-            raise RpcError("limit", f"a project has at most {most} documents: delete some", limit=most)
-        self.documents[document] = Entry(path, round(time.time() * 1000), by)
+    @property
+    def used(self) -> int:
+        """The bytes of all documents of the project, with their histories."""
+        return sum(entry.reserved + entry.names for entry in self.documents.values())
+
+    def add(self, document: str, path: str, by: str, size: int, limits: Limits) -> None:
+        """Add a document of ``size`` bytes. Raises :class:`RpcError` if the project has as much as it may."""
+        if len(self.documents) >= limits.documents:
+            raise RpcError(
+                "limit",
+                f"the project has {len(self.documents)} documents, and a project has at most {limits.documents} "
+                "(keeper_max_documents): delete some, or ask the operator to raise it",
+                limit=limits.documents,
+            )
+        size = max(size, FIRST_BYTES)
+        self._require(size, limits)
+        self.documents[document] = Entry(path, round(time.time() * 1000), by, size)
+
+    def reserve(self, document: str, size: int, limits: Limits) -> int:
+        """Let a document take ``size`` bytes with its history; returns how many it may take without asking again.
+
+        Raises :class:`RpcError` if the project has no room for that.
+        """
+        entry = self.entry(document)
+        if size > entry.reserved:
+            self._require(size - entry.reserved, limits)
+            room = limits.bytes - self.used + entry.reserved
+            entry.reserved = min(size + max(MORE_BYTES, size // 8), room)
+        return entry.reserved
+
+    def name(self, document: str, size: int, limits: Limits) -> None:
+        """Let the names of a document's versions take ``size`` bytes. Raises :class:`RpcError`."""
+        entry = self.entry(document)
+        self._require(size - entry.names, limits)
+        entry.names = size
+
+    def _require(self, more: int, limits: Limits) -> None:
+        if more > 0 and self.used + more > limits.bytes:
+            raise RpcError(
+                "limit",
+                f"the project's documents take {self.used} bytes with their history, and this needs {more} more; a "
+                f"project has at most {limits.bytes} (keeper_max_project_bytes): delete documents, or ask the operator "
+                "to raise it",
+                used=self.used,
+                limit=limits.bytes,
+            )
 
     def rename(self, document: str, path: str) -> None:
         """Give a document another path. Raises :class:`RpcError` if another one has it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from natskit.bus.connection import Connection
 from natskit.errors import StateError
 from natskit.hub.state.bucket import Bucket
@@ -17,18 +19,26 @@ CURRENT_SECONDS = 2.0
 class Rights:
     """Answers from memory, from the same buckets of the state as the hubs."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, on_deleted: Callable[[Iterable[str]], None]) -> None:
+        """``on_deleted`` is told of deleted projects: of each at once, and of those of the last hour at the start."""
+        self._on_deleted = on_deleted
         self._memberships: Bucket[Membership] = Bucket(
             connection, "memberships", lambda _, data: Membership.from_json(data), _ignore
         )
         self._projects: Bucket[Project] = Bucket(
-            connection, "projects", lambda _, data: Project.from_json(data), _ignore
+            connection, "projects", lambda _, data: Project.from_json(data), self._project_changed
         )
         self.buckets = (self._memberships, self._projects)
 
     async def follow(self) -> None:
         """Follow the state until cancelled."""
         await run_all(bucket.follow() for bucket in self.buckets)
+
+    async def ready(self) -> None:
+        """Wait until the state is known."""
+        for bucket in self.buckets:
+            await bucket.current.wait()
+        self._on_deleted(self._projects.deleted)
 
     async def check(self, account: str, project: str) -> None:
         """Raises :class:`RpcError` unless an account may use a project, or if nobody can know that now."""
@@ -37,12 +47,16 @@ class Rights:
                 await bucket.wait_current(CURRENT_SECONDS)
         except StateError as error:
             raise RpcError("unavailable", f"{error}; try again", retry_after=1) from None
-        if account == ADMIN:  # also what is left of a project that was deleted
+        if account == ADMIN:
             return
         if self._memberships.get(f"{account}.{project}") is None:
             raise RpcError("forbidden", f"you may not use project {project}")
         if self._projects.get(project) is None:
             raise RpcError("not_found", f"there is no project {project}")
+
+    def _project_changed(self, project: str, new: Project | None) -> None:
+        if new is None:
+            self._on_deleted([project])
 
 
 def _ignore(*_: object) -> None:

@@ -155,6 +155,16 @@ class Store:
         for subject in (*(place.subject(kind) for kind in ("mark", "snap", "doc")), place.subject("snap") + ".>"):
             await api(self.connection, f"STREAM.PURGE.{place.stream}", {"filter": subject})
 
+    async def purge_project(self, project: str) -> None:
+        """Remove all messages of a project from the disks, its paths last. Raises :class:`StateError`."""
+        place = Place(project, "-")
+        subjects = [f"{kind}.{place.shard}.{project}.>" for kind in ("mark", "snap", "doc")]
+        for subject in (*subjects, place.paths):
+            await api(self.connection, f"STREAM.PURGE.{place.stream}", {"filter": subject})
+        # nats-server forgets the time of the newest message if that is purged and nothing is written after it. One
+        # message a stream stays, of no project.
+        await self.put(f"map.{place.shard}.-", b"", None, replace=True)
+
     async def _batch(self, place: Place, subject: str, after: int, limit: int) -> tuple[list[Msg], bool]:
         messages: list[Msg] = []
         read = 0

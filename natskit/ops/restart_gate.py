@@ -1,7 +1,7 @@
 """The gate of a rolling restart: checks that a nats-server may stop, and later that it is back.
 
-    python -m natskit.ops.restart_gate --creds FILE --ca FILE --urls URL,URL… --server NAME --monitor URL [--before]
-    [--seconds 60]
+    python -m natskit.ops.restart_gate --creds FILE --documents-creds FILE --ca FILE --urls URL,URL… --server NAME
+    --monitor URL [--before] [--seconds 60]
 
 Runs on the host of a nats-server, before and after its restart. The first of ``--urls`` is the URL of this server, the
 others are the URLs of the rest of its cluster. ``--server`` is its ``server_name``. Retries for ``--seconds``. Exits 0
@@ -17,13 +17,14 @@ stream has a replica that is offline or lags. ``/healthz`` alone is not enough: 
 is healthy (nats-server #8519).
 
 The value is written to the gate's own bucket, as the user ``probe``, who may do nothing else
-(natskit/ops/stream_provisioning.py, :data:`natskit.bus.permissions.SCOPES`). Its JetStream API (ADR-1, ADR-31 for
+(natskit/ops/stream_provisioning.py, :data:`natskit.bus.permissions.SCOPES`). The streams of documents are in another
+NATS account, where the gate is another user, ``probe`` of DOCS. Its JetStream API (ADR-1, ADR-31 for
 DIRECT, ADR-8 for the layout of a KV bucket; docs.nats.io, "JetStream wire API Reference"):
 
 ====================================================  ================================================================
 ``$KV.probe.{server}``                                write; the answer is the PubAck of a majority
 ``$JS.API.DIRECT.GET.KV_probe.$KV.probe.{server}``    read, from this server's own replica if it has one
-``$JS.API.STREAM.INFO.KV_{bucket}``                   leader and replicas, reported by the stream's leader
+``$JS.API.STREAM.INFO.{stream}``                      leader and replicas, reported by the stream's leader
 ====================================================  ================================================================
 """
 
@@ -41,7 +42,7 @@ import secrets
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from natskit.bus.jetstream import STREAM_NOT_FOUND
-from natskit.bus.permissions import BUCKETS, PROBE_BUCKET, inbox_prefix
+from natskit.bus.permissions import BUCKETS, DOCUMENT_STREAMS, PROBE_BUCKET, inbox_prefix
 from natskit.bus.tls_trust import client_context
 from natskit.errors import ConnectionLostError, NatskitError, StateError
 
@@ -66,18 +67,25 @@ STREAM_CHECKS = 10
 """Checks of a stream before a lagging replica is a problem. During writes, a majority is sometimes ahead of the rest.
 """
 
+STATE_STREAMS = tuple(f"KV_{bucket}" for bucket in (PROBE_BUCKET, *BUCKETS))
+
 _KEY = re.compile(r"[-_=/a-zA-Z0-9]+(\.[-_=/a-zA-Z0-9]+)*")
+
+
+class RefusedError(StateError):
+    """A nats-server does not know the gate's user."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """The gate of one server. ``urls[0]`` is the URL of ``server`` itself; ``creds`` and ``ca`` are optional."""
+    """The gate of one server. ``urls[0]`` is the URL of ``server`` itself; the creds and ``ca`` are optional."""
 
     urls: tuple[str, ...]
     server: str
     monitor: str
     creds: Path | None = None
     ca: Path | None = None
+    documents_creds: Path | None = None
 
     async def before(self) -> None:
         """Raises :class:`NatskitError` unless this server may stop now."""
@@ -155,21 +163,32 @@ class Gate:
         """Check all streams through one server. Ignores the replicas on the server ``leaving``."""
         problems: dict[str, str] = {}
         async with self._connect(url) as client:
-            for bucket in (PROBE_BUCKET, *BUCKETS):
-                for problem in await self._stream(client, bucket, url, leaving):
-                    # A server that is down is missing in every stream. Report it once, with the first stream.
-                    problems.setdefault(problem, f"KV_{bucket}: {problem}")
+            await self._look(client, STATE_STREAMS, url, leaving, problems)
+        if self.documents_creds is not None:
+            # A server that knows no documents' probe yet was started by an earlier natskit: its NATS accounts are
+            # renewed after its restart.
+            with suppress(RefusedError):
+                async with self._connect(url, self.documents_creds) as client:
+                    await self._look(client, DOCUMENT_STREAMS, url, leaving, problems)
         if problems:
             raise StateError("; ".join(problems.values()))
 
-    async def _stream(self, client: Client, bucket: str, url: str, leaving: str) -> list[str]:
+    async def _look(
+        self, client: Client, streams: tuple[str, ...], url: str, leaving: str, problems: dict[str, str]
+    ) -> None:
+        for stream in streams:
+            for problem in await self._stream(client, stream, url, leaving):
+                # A server that is down is missing in every stream. Report it once, with the first stream.
+                problems.setdefault(problem, f"{stream}: {problem}")
+
+    async def _stream(self, client: Client, stream: str, url: str, leaving: str) -> list[str]:
         problems: list[str] = []
         for _ in range(STREAM_CHECKS):
-            info = await _ask(client, f"$JS.API.STREAM.INFO.KV_{bucket}", b"", url)
+            info = await _ask(client, f"$JS.API.STREAM.INFO.{stream}", b"", url)
             if info.get("error", {}).get("err_code") == STREAM_NOT_FOUND:
-                # The first deploy creates the state's buckets after it started nats-server.
+                # The first deploy creates the streams after it started nats-server.
                 return []
-            _check(info, f"stream KV_{bucket}")
+            _check(info, f"stream {stream}")
             problems = list(_problems(info.get("cluster") or {}, leaving))
             if not problems:
                 return []
@@ -177,8 +196,9 @@ class Gate:
         return problems
 
     @asynccontextmanager
-    async def _connect(self, url: str) -> AsyncIterator[Client]:
+    async def _connect(self, url: str, creds: Path | None = None) -> AsyncIterator[Client]:
         """Connect to this server and no other, without retries."""
+        creds = creds or self.creds
         complaints: list[str] = []
 
         async def complain(error: Exception) -> None:
@@ -192,7 +212,7 @@ class Gate:
                     await client.connect(
                         url,
                         tls=context,
-                        user_credentials=str(self.creds) if self.creds else None,
+                        user_credentials=str(creds) if creds else None,
                         inbox_prefix=inbox_prefix("probe"),
                         name="gate",
                         allow_reconnect=False,
@@ -204,6 +224,8 @@ class Gate:
                     )
             yield client
         except nats.errors.NoServersError:
+            if "uthorization" in complaints[0]:
+                raise RefusedError(f"{url} does not answer: {complaints[0]}") from None
             raise ConnectionLostError(f"{url} does not answer: {complaints[0]}") from None
         except NatskitError as error:
             # nats-server reports a permission violation separately; the request itself only times out.
@@ -311,6 +333,7 @@ def main(arguments: list[str]) -> None:
         prog="natskit.ops.restart_gate", description="Check that this nats-server may stop, or that it is back."
     )
     parser.add_argument("--creds", type=Path, help="creds file of the user PLATFORM/probe")
+    parser.add_argument("--documents-creds", type=Path, help="creds file of the user DOCS/probe")
     parser.add_argument("--ca", type=Path, help="certificate of the CA of the servers")
     parser.add_argument(
         "--urls", required=True, help="this server's URL, then those of the others, separated by commas"
@@ -322,7 +345,8 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     # asyncio warns whenever a TLS connection closes. The output must stay one line.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
-    gate = Gate(tuple(filter(None, given.urls.split(","))), given.server, given.monitor, given.creds, given.ca)
+    urls = tuple(filter(None, given.urls.split(",")))
+    gate = Gate(urls, given.server, given.monitor, given.creds, given.ca, given.documents_creds)
     try:
         _validate(gate)
         asyncio.run(wait(gate.before if given.before else gate.after, given.seconds))
@@ -336,7 +360,7 @@ def _validate(gate: Gate) -> None:
         raise NatskitError("--urls is empty: give this server's URL first")
     if not _KEY.fullmatch(gate.server):
         raise NatskitError(f"--server {gate.server!r} is not valid in a subject: use only letters, digits and -_=/")
-    for path in filter(None, (gate.creds, gate.ca)):
+    for path in filter(None, (gate.creds, gate.documents_creds, gate.ca)):
         if not path.is_file():
             raise NatskitError(f"there is no file {path}")
 

@@ -42,6 +42,7 @@ from natskit.bus.permissions import (
     DOCUMENT_SHARDS,
     DOCUMENT_STREAMS,
     PROBE_BUCKET,
+    NatsAccount,
     inbox_prefix,
     state_subject,
 )
@@ -75,6 +76,10 @@ class StreamSettings(BaseModel):
     """Above this size, the oldest events are deleted."""
     document_bytes: int = Field(default=1024**3, ge=16 * 1024**2)
     """Maximum size of all documents with their history. Beyond it, updates are refused."""
+
+
+WITH_STREAMS: tuple[NatsAccount, ...] = ("PLATFORM", "DOCS")
+"""The NATS accounts that have streams."""
 
 
 def wanted(settings: StreamSettings, account: str = "PLATFORM") -> list[Config]:
@@ -254,7 +259,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--settings", required=True, metavar="JSON")
     parser.add_argument("nats_urls", type=lambda text: text.split(","))
-    parser.add_argument("account", nargs="?", default="PLATFORM", choices=["PLATFORM", "DOCS"])
+    parser.add_argument("account", nargs="?", default="PLATFORM", choices=WITH_STREAMS)
     try:
         sys.exit(asyncio.run(_main(parser.parse_args())))
     except (NatskitError, nats.errors.Error, OSError, TimeoutError) as error:

@@ -74,7 +74,6 @@ def watched(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Itera
     found.changes()
     found.natskit("ready", "--timeout", "100")
     yield found
-    cluster.sh(WATCH, "systemctl disable --now natskit-prometheus natskit-alertmanager")
     cluster.changes()
 
 
@@ -112,3 +111,15 @@ def test_an_alert_fires_reaches_alertmanager_and_ends(watched: Watched) -> None:
 
 def test_the_next_deploy_is_quiet(watched: Watched) -> None:
     assert watched.changes() == {}
+
+
+@pytest.mark.usefixtures("watched")
+def test_a_host_that_leaves_the_group_keeps_neither_prometheus_nor_the_token(cluster: Cluster) -> None:
+    """What it has recorded stays, and so do Debian's packages."""
+    cluster.changes()
+    folder = "/var/lib/natskit/monitoring"
+    assert cluster.sh(WATCH, f"ls {folder}").stdout.split() == ["alertmanager", "prometheus"]
+    assert cluster.sh(WATCH, "systemctl list-unit-files --no-legend 'natskit-*manager*' 'natskit-prom*'").stdout == ""
+    assert cluster.sh(WATCH, "ss -Hltn 'sport = :9090 or sport = :9093'").stdout == ""
+    assert cluster.sh(WATCH, f"ls {folder}/prometheus /usr/bin/prometheus").stdout != ""
+    assert cluster.changes() == {}

@@ -19,7 +19,7 @@ from natskit.document import Document
 from natskit.errors import NatskitError
 from natskit.rpc import RpcError
 from tests.hub.site import Site
-from tests.keeper.writer import opened, person, project_of
+from tests.keeper.writer import encoded, opened, person, project_of
 from tests.kit.wait import eventually
 
 
@@ -75,6 +75,23 @@ async def test_what_is_typed_quickly_is_sent_in_few_updates(client: Client, proj
         assert len(rows) < 20
     async with client.document(project, "quick.md") as again:
         assert str(again.text) == "x" * 500
+
+
+async def test_who_names_the_client_id_of_another_copy_is_heard_there(site: Site, client: Client) -> None:
+    """Its updates are not taken for those of the copy itself."""
+    eve = await person(site)
+    project = await project_of(eve)
+    async with client.document(project, "named.md", create=True, text="text") as mine:
+        hers = await opened(eve, project, "named.md")
+        before = hers.doc.get_state()
+        hers.text.insert(0, "hers ")
+        update = encoded(hers.doc.get_update(before))
+        await eve.ask(project, hers.document, "update", update=update, client=mine.doc.client_id, number=1)
+        await eventually(lambda: str(mine.text) == "hers text", "the update is in the copy")
+        mine.edit("hers text, mine")
+        await mine.saved(20)
+        await hers.pull()
+        assert str(hers.text) == "hers text, mine"
 
 
 async def test_what_is_typed_after_a_pause_is_sent_at_once(

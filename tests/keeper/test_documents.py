@@ -98,6 +98,41 @@ async def test_an_update_that_is_sent_again_is_stored_once(site: Site) -> None:
         await copy.send(b"\x00\x00", number=1)
 
 
+@pytest.mark.parametrize("same_number", [True, False], ids=["the same number", "other numbers"])
+async def test_the_same_elements_through_both_keepers_at_once_are_stored_once(site: Site, same_number: bool) -> None:
+    """One of two updates that add other characters under the same client and clock is stored; the other is refused, and
+    what the history says is what both keepers say."""
+    alice = await person(site)
+    project = await project_of(alice)
+    for _ in range(30):
+        first = await opened(alice, project, "twin.md", "text")
+        second = Copy(alice, project, first.document, Doc(client_id=first.doc.client_id))
+        await second.pull()
+        results = await asyncio.gather(
+            _try_to_send(first, "one", 1), _try_to_send(second, "three", 1 if same_number else 2)
+        )
+        assert sorted(map(str, results)) == ["None", "conflict"]
+        found = (await alice.ask(project, first.document, "updates"))["updates"]
+        assert len(found) == 3
+        replayed: Doc[Any] = Doc()
+        for each in found:
+            replayed.apply_update(b64decode(each["update"]))
+        text = _digest(str(replayed.get("text", type=Text)))
+        assert {(await alice.ask(project, first.document, "check"))["sha256"] for _ in range(4)} == {text}
+        await alice.ask(project, first.document, "delete")
+
+
+async def _try_to_send(copy: Copy, text: str, number: int) -> str | None:
+    """The kind of the refusal, if there is one."""
+    before = copy.doc.get_state()
+    copy.text.insert(0, text)
+    try:
+        await copy.send(copy.doc.get_update(before), number)
+    except RpcError as error:
+        return error.kind
+    return None
+
+
 async def test_bad_updates_are_refused_and_change_nothing(site: Site) -> None:
     """Malformed, incomplete, repeated, empty, and too deep: an error each, and nothing in the stream."""
     alice = await person(site)
@@ -363,12 +398,39 @@ async def test_a_deleted_document_is_gone_from_the_streams(site: Site) -> None:
     assert len(await _subjects(keeper, kept.document)) == 1
 
 
-async def _subjects(keeper: Connection, document: str) -> list[str]:
-    """The subjects with a document's id that have messages."""
+async def test_the_documents_of_a_deleted_project_are_purged(site: Site) -> None:
+    """At once; and also if the project was deleted while no keeper ran. Those of others stay."""
+    alice = await person(site)
+    deleted, later, kept = [await project_of(alice) for _ in range(3)]
+    for project in (deleted, later, kept):
+        copy = await opened(alice, project, "a.md", "secret words")
+        sequence = (await copy.type(0, "!"))["sequence"]
+        await alice.ask(project, copy.document, "name_version", sequence=sequence, name="n")
+    keeper = await site.connect("keeper", site.identity.creds("DOCS", "keeper"))
+    await alice.hub("delete_project", project_id=deleted)
+    await eventually(lambda: _has_nothing(keeper, deleted), "the documents are purged")
+    site.kill_keeper("keeper-1")
+    site.kill_keeper("keeper-2")
+    await alice.hub("delete_project", project_id=later)
+    assert len(await _subjects(keeper, later)) == 3
+    for name in ("keeper-1", "keeper-2"):
+        site.start_keeper(name)
+        await site.keeper_ready(name)
+    await eventually(lambda: _has_nothing(keeper, later), "the documents are purged by a keeper that starts")
+    assert len(await _subjects(keeper, kept)) == 3
+    assert str((await opened(alice, kept, "a.md")).text) == "!secret words"
+
+
+async def _has_nothing(keeper: Connection, project: str) -> bool:
+    return not await _subjects(keeper, project)
+
+
+async def _subjects(keeper: Connection, some_id: str) -> list[str]:
+    """The subjects with the id of a document or a project that have messages."""
     found: list[str] = []
     for stream in DOCUMENT_STREAMS:
         answer = await keeper.request(f"$JS.API.STREAM.INFO.{stream}", b'{"subjects_filter":">"}', timeout=5)
-        found += [s for s in (json.loads(answer.data)["state"].get("subjects") or {}) if document in s]
+        found += [s for s in (json.loads(answer.data)["state"].get("subjects") or {}) if some_id in s]
     return found
 
 

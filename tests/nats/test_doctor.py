@@ -18,53 +18,88 @@ import pytest
 from natskit.backup.record import FILE, Record
 from natskit.bus.connection import Connection, connect
 from natskit.bus.jetstream import api
-from natskit.bus.permissions import PROBE_BUCKET
+from natskit.bus.permissions import DOCUMENT_STREAMS, PROBE_BUCKET
 from natskit.bus.servers import NatsServers
+from natskit.cli.doctor import _of_servers
+from natskit.cli.platform import Platform
 from natskit.doctor import backups, keys, machine, machine_probe, servers
 from natskit.doctor.bundle import REDACTED, redacted
 from natskit.doctor.finding import Finding, in_order
 from natskit.identity import tls
 from natskit.identity.identity import Identity
 from natskit.ops.account_resolver import Servers
-from natskit.ops.stream_provisioning import StreamSettings, apply
+from natskit.ops.stream_provisioning import WITH_STREAMS, StreamSettings, apply
 from tests.hub.site import Site
 from tests.kit.nats import running
 from tests.kit.ports import free_port
 from tests.kit.wait import eventually
 from tests.mounts import mounted
-from tests.nats.test_restart_gate import started
+from tests.nats.test_restart_gate import NAMES, started
 
 DEPLOY = "natskit deploy"
 DAY = 86_400
 
 
 async def test_copies_that_are_away_and_a_stream_without_a_leader(tmp_path: Path) -> None:
+    """Also through the servers that are left, whichever is down, and in each NATS account with streams."""
     settings = StreamSettings(replicas=3)
     with started(tmp_path) as cluster:
         await cluster.make_bucket()
-        admin = await cluster.admin()
-        await apply(admin, settings)
+        for account in WITH_STREAMS:
+            admin = await cluster.admin(account)
+            await apply(admin, settings, account)
+            await admin.close()
+        content = {
+            "nats": list(NAMES),
+            "nats_urls": [cluster.url(name) for name in NAMES],
+            "nats_ca_file": None,
+            "resolvers": {},
+            "streams": settings.model_dump(),
+        }
+        platform = Platform(tmp_path, content)
 
         async def whats() -> list[tuple[str, str]]:
-            return [(one.severity, one.what) for one in await servers.streams(admin, settings, DEPLOY)]
+            found = await _of_servers(platform, cluster.identity, DEPLOY)
+            return [(one.severity, one.what) for one in found if "stream" in one.what]
 
         async def all_well() -> bool:
             return await whats() == []
 
         await eventually(all_well, "all copies are there", 60)
-        cluster.servers["nats-3"].kill()
+        cluster.servers["nats-1"].kill()
 
         async def one_lacks() -> bool:
-            return ("soon", "stream KV_accounts lacks a copy: that on nats-3") in await whats()
+            found = await whats()
+            return all(
+                ("soon", f"stream {stream} lacks a copy: that on nats-1") in found
+                for stream in ("KV_accounts", *DOCUMENT_STREAMS)
+            )
 
-        await eventually(one_lacks, "the leader notices", 60)
+        await eventually(one_lacks, "the leaders notice", 60)
         cluster.servers["nats-2"].kill()
 
         async def no_leader() -> bool:
-            return ("broken", f"stream KV_{PROBE_BUCKET} has no leader") in await whats()
+            found = await whats()
+            return all(
+                ("broken", f"stream {stream} has no leader") in found
+                for stream in (f"KV_{PROBE_BUCKET}", *DOCUMENT_STREAMS)
+            )
 
         await eventually(no_leader, "a majority is away", 60)
-        await admin.close()
+
+
+async def test_documents_that_nearly_fill_their_stream(tmp_path: Path) -> None:
+    settings = StreamSettings(document_bytes=16 * 1024**2)
+    async with Site.without_hubs(tmp_path) as site:
+        admin = await site.connect("admin", site.identity.creds("DOCS", "admin"))
+        keeper = await site.connect("keeper", site.identity.creds("DOCS", "keeper"))
+        await apply(admin, settings, "DOCS")
+        assert await servers.streams(admin, settings, DEPLOY, "DOCS") == []
+        for _ in range(7):
+            await keeper.request("doc.2.a.b", b"x" * 500_000, timeout=5)
+        (found,) = await servers.streams(admin, settings, DEPLOY, "DOCS")
+        assert (found.severity, found.what) == ("soon", "stream DOC_2 is nearly full")
+        assert found.mend == "raise keeper_max_bytes in the inventory, and deploy"
 
 
 async def test_a_bucket_that_is_nearly_full(tmp_path: Path) -> None:

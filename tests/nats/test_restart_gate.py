@@ -25,7 +25,7 @@ from nats.aio.client import Client
 
 from natskit.bus.connection import Connection, connect
 from natskit.bus.jetstream import api
-from natskit.bus.permissions import BUCKETS, PROBE_BUCKET
+from natskit.bus.permissions import BUCKETS, DOCUMENT_STREAMS, PROBE_BUCKET, NatsAccount
 from natskit.bus.servers import NatsServers
 from natskit.errors import StateError
 from natskit.identity import tls
@@ -77,7 +77,9 @@ class Cluster:
         urls = [self.url(name), *(self.url(other) for other in self.names if other != name)]
         creds = self.identity.creds_path("PLATFORM", "probe")
         monitor = f"http://127.0.0.1:{self.ports[name, 'monitor']}"
-        given = ["--creds", str(creds), "--urls", ",".join(urls), "--server", name, "--monitor", monitor]
+        documents = self.identity.creds_path("DOCS", "probe")
+        given = ["--creds", str(creds), "--documents-creds", str(documents), "--urls", ",".join(urls)]
+        given += ["--server", name, "--monitor", monitor]
         return [sys.executable, "-m", "natskit.ops.restart_gate", *given, *more]
 
     def gate(self, name: str, *more: str) -> str:
@@ -88,16 +90,16 @@ class Cluster:
         assert done.stderr.count("\n") <= 1, done.stderr
         return done.stderr.strip()
 
-    async def connect(self, role: str, name: str) -> Connection:
-        creds = self.identity.creds_path("PLATFORM", role)
+    async def connect(self, role: str, name: str, account: NatsAccount = "PLATFORM") -> Connection:
+        creds = self.identity.creds_path(account, role)
         servers = NatsServers(urls=[self.url(name)])
         return await connect(servers, name=role, inbox_prefix=f"_INBOX.{role}", creds=creds, timeout=10)
 
-    async def admin(self) -> Connection:
+    async def admin(self, account: NatsAccount = "PLATFORM") -> Connection:
         """Connect the control machine to one of the servers."""
         ca = self.root / "tls" / "tls" / "ca.crt" if self.secure else None
         servers = NatsServers(urls=[self.url(name) for name in self.names], ca_file=ca)
-        creds = self.identity.creds_path("PLATFORM", "admin")
+        creds = self.identity.creds_path(account, "admin")
         return await connect(servers, name="admin", inbox_prefix="_INBOX.admin", creds=creds, timeout=20)
 
     async def make_bucket(self) -> None:
@@ -310,18 +312,26 @@ async def test_it_opens_under_load(well: Cluster) -> None:
         await admin.close()
 
 
-async def test_the_only_replica_does_not_go_down(well: Cluster) -> None:
-    admin = await well.connect("admin", "nats-1")
-    bucket = BUCKETS[-1]
+@pytest.mark.parametrize(
+    ("account", "stream", "subject"),
+    [
+        ("PLATFORM", f"KV_{BUCKETS[-1]}", f"$KV.{BUCKETS[-1]}.>"),
+        ("DOCS", DOCUMENT_STREAMS[-1], f"doc.{len(DOCUMENT_STREAMS) - 1}.>"),
+    ],
+)
+async def test_the_only_replica_does_not_go_down(
+    well: Cluster, account: NatsAccount, stream: str, subject: str
+) -> None:
+    admin = await well.connect("admin", "nats-1", account)
     try:
-        config = {"name": f"KV_{bucket}", "subjects": [f"$KV.{bucket}.>"], "num_replicas": 1}
-        assert "error" not in await ask(admin, f"$JS.API.STREAM.CREATE.KV_{bucket}", **config)
-        leader = (await ask(admin, f"$JS.API.STREAM.INFO.KV_{bucket}"))["cluster"]["leader"]
+        config = {"name": stream, "subjects": [subject], "num_replicas": 1}
+        assert "error" not in await ask(admin, f"$JS.API.STREAM.CREATE.{stream}", **config)
+        leader = (await ask(admin, f"$JS.API.STREAM.INFO.{stream}"))["cluster"]["leader"]
         said = well.gate(leader, "--before", "--seconds", "1")
-        assert said == f"{leader} must not go down now: KV_{bucket}: {leader} has the only replica"
+        assert said == f"{leader} must not go down now: {stream}: {leader} has the only replica"
         other = next(name for name in NAMES if name != leader)
         assert well.gate(other, "--before", "--seconds", "10") == ""
-        assert "error" not in await ask(admin, f"$JS.API.STREAM.UPDATE.KV_{bucket}", **config | {"num_replicas": 3})
+        assert "error" not in await ask(admin, f"$JS.API.STREAM.UPDATE.{stream}", **config | {"num_replicas": 3})
         assert well.gate(leader, "--before", "--seconds", "20") == ""
     finally:
         await admin.close()

@@ -215,6 +215,22 @@ def test_the_tree_with_the_keyboard(page: Page, site: LocalSite, world: World, h
 
 
 @pytest.mark.browser
+def test_invisible_characters_of_a_name_stay_when_it_is_renamed(
+    page: Page, site: LocalSite, world: World, home: Path
+) -> None:
+    """The field shows them as escapes, which are not typed as what they look like."""
+    (home / "a\u200bb\n.txt").write_text("one")
+    open_project(page, site, world)
+    row(page, "a\\\\u200bb␊.txt").focus()
+    page.keyboard.press("F2")
+    page.keyboard.press("Home")
+    page.keyboard.type("new ")
+    page.keyboard.press("Enter")
+    expect(row(page, "new a\\\\u200bb␊.txt")).to_be_focused()
+    assert [path.name for path in home.iterdir()] == ["new a\u200bb\n.txt"]
+
+
+@pytest.mark.browser
 def test_folders_moves_and_the_trash(page: Page, site: LocalSite, world: World, home: Path) -> None:
     (home / "notes.txt").write_text("notes")
     open_project(page, site, world)

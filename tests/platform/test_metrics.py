@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -122,7 +123,7 @@ def test_the_canary_does_what_a_user_does_and_says_which_step_fails(watched: Loc
 async def test_rules_and_dashboards_name_metrics_that_exist(watched: LocalSite) -> None:
     # Of cgroups, clusters and backups, this platform has none: their names come from what shows them. Sign-ins and the
     # canary are those of the test before.
-    cluster = {
+    cluster: dict[str, Any] = {
         "account_details": [
             {
                 "stream_detail": [
@@ -136,7 +137,7 @@ async def test_rules_and_dashboards_name_metrics_that_exist(watched: LocalSite) 
         ],
         "meta_cluster": {"leader": "n"},
     }
-    shown = [*_streams(cluster, "n"), *await cgroups.collect(["x.service"])]
+    shown = [*_streams([cluster], "n"), *await cgroups.collect(["x.service"])]
     there = set().union(*(names(scrape(watched, number)) for number in (0, 1, 2)))
     there |= {f"{metric.name}{suffix}" for metric in shown for suffix in ("", "_total")}
     there |= {"natskit_nats_jetstream_meta_leader", "natskit_project_disk_bytes", "up"} | BACKUP

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -14,6 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from natskit.exporter import cgroups, machine, written
 from natskit.process.metrics_file import Gauge, text, write
 from natskit.runner.agent_unit import unit_of
+from tests.kit.wait import eventually
+from tests.mounts import hanging
 
 PROJECT_ID = str(uuid.uuid4())
 
@@ -68,7 +71,7 @@ def test_the_name_of_a_unit_says_the_project() -> None:
 
 
 async def test_the_machine(tmp_path: Path) -> None:
-    found = samples(await machine.collect([tmp_path, tmp_path / "gone"]))
+    found = samples(await machine.Machine([tmp_path, tmp_path / "gone"]).collect())
     assert abs(found["natskit_host_time_seconds",] - time.time()) < 60
     there = os.statvfs(tmp_path)
     assert found["natskit_host_disk_free_bytes", str(tmp_path)] == pytest.approx(
@@ -76,6 +79,33 @@ async def test_the_machine(tmp_path: Path) -> None:
     )
     assert ("natskit_host_disk_bytes", str(tmp_path / "gone")) not in found
     assert 0 < found["natskit_host_memory_available_bytes",] < found["natskit_host_memory_bytes",]
+
+
+async def test_a_file_system_that_hangs_takes_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named, the others are seen as before, and when it is back so is it."""
+    monkeypatch.setattr(machine, "LOOK_SECONDS", 0.2)
+    bad, good = tmp_path / "bad", tmp_path / "good"
+    bad.mkdir()
+    good.mkdir()
+    here = machine.Machine([bad, good])
+    with hanging(bad):
+        before = threading.active_count()
+        for _ in range(10):
+            found = samples(await here.collect())
+            assert found["natskit_host_disk_hangs", str(bad)] == 1
+            assert ("natskit_host_disk_bytes", str(bad)) not in found
+        assert threading.active_count() <= before + 2  # that of a look at the other may be about to end
+
+        async def other_is_seen() -> bool:
+            return ("natskit_host_disk_bytes", str(good)) in samples(await here.collect())
+
+        await eventually(other_is_seen, "the other file system is seen")
+
+    async def is_back() -> bool:
+        found = samples(await here.collect())
+        return found.get(("natskit_host_disk_hangs", str(bad))) == 0
+
+    await eventually(is_back, "it is seen again")
 
 
 def test_what_programs_write_is_passed_on_and_what_nobody_can_read_is_counted(tmp_path: Path) -> None:

@@ -156,8 +156,8 @@ EXCHANGED = {
     "hub-keys": {"AUTH: hub", "PLATFORM: browser", "PLATFORM: project", "PLATFORM: runner", "AUTH/hub",
                  "PLATFORM/hub"},
     "nats-account": {"PLATFORM: hub", "PLATFORM: keeper", "PLATFORM: admin", "PLATFORM: probe", "SYS: admin",
-                     "DOCS: keeper", "DOCS: admin", "SYS/admin", "PLATFORM/hub", "PLATFORM/keeper", "PLATFORM/admin",
-                     "PLATFORM/probe", "DOCS/keeper", "DOCS/admin"},
+                     "DOCS: keeper", "DOCS: admin", "DOCS: probe", "SYS/admin", "PLATFORM/hub", "PLATFORM/keeper",
+                     "PLATFORM/admin", "PLATFORM/probe", "DOCS/keeper", "DOCS/admin", "DOCS/probe"},
     "project-keys": {RUNNER},
     "operator-signing-key": {"operator"},
 }  # fmt: skip

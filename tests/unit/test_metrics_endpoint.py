@@ -40,6 +40,13 @@ async def endpoint(**changes: Any) -> AsyncIterator[tuple[MetricsEndpoint, int]]
         await found.close()
 
 
+def issued(folder: Path, now: int, **options: int) -> Certificate:
+    """A certificate of hub.natskit, by a CA in the folder."""
+    ensure_host_certificate(folder, "h", ["hub.natskit"], now=now, **options)
+    hosts = folder / "tls" / "hosts"
+    return Certificate(certificate=hosts / "h.crt", key=hosts / "h.key")
+
+
 async def ask(port: int, head: str = GOOD, path: str = "/metrics", tls: ssl.SSLContext | None = None) -> bytes:
     name = "hub.natskit" if tls else None
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls, server_hostname=name)
@@ -103,6 +110,33 @@ async def test_idle_connections_do_not_keep_the_scraper_out(monkeypatch: pytest.
             writer.close()
 
 
+async def test_silence_before_tls_is_counted_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who connect and say nothing get no more places than others, and no more time."""
+    monkeypatch.setattr(metrics_endpoint, "REQUEST_SECONDS", 2.0)
+    now = int(time.time())
+    certificate = issued(tmp_path, now)
+    context = ssl.create_default_context(cafile=ensure_ca(tmp_path, now=now))
+    async with endpoint(tls=certificate) as (_, port):
+        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(metrics_endpoint.AT_ONCE)]
+        with pytest.raises(ConnectionError):  # closed, without a handshake
+            await ask(port, tls=context)
+        for reader, _ in idle:
+            assert await asyncio.wait_for(reader.read(), 30) == b""
+        assert (await ask(port, tls=context)).startswith(b"HTTP/1.1 200 ")
+        for _, writer in idle:
+            writer.close()
+
+
+async def test_another_address_gets_no_handshake_and_no_place(tmp_path: Path) -> None:
+    certificate = issued(tmp_path, int(time.time()))
+    async with endpoint(tls=certificate, networks=["10.0.0.9"]) as (found, port):
+        for _ in range(metrics_endpoint.AT_ONCE + 1):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            assert await asyncio.wait_for(reader.read(), 30) == b""
+            writer.close()
+        assert found._open == 0
+
+
 async def test_what_fails_is_no_answer_about_its_inside(caplog: pytest.LogCaptureFixture) -> None:
     async with endpoint() as (found, port):
 
@@ -119,11 +153,6 @@ async def test_what_fails_is_no_answer_about_its_inside(caplog: pytest.LogCaptur
 async def test_a_renewed_certificate_needs_no_restart(tmp_path: Path) -> None:
     now = int(time.time())
 
-    def issue(**options: int) -> Certificate:
-        ensure_host_certificate(tmp_path, "h", ["hub.natskit"], now=now, **options)
-        hosts = tmp_path / "tls" / "hosts"
-        return Certificate(certificate=hosts / "h.crt", key=hosts / "h.key")
-
     async def serial(port: int) -> int:
         context = ssl.create_default_context(cafile=ensure_ca(tmp_path, now=now))
         _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="hub.natskit")
@@ -131,11 +160,11 @@ async def test_a_renewed_certificate_needs_no_restart(tmp_path: Path) -> None:
         writer.transport.abort()
         return x509.load_der_x509_certificate(served).serial_number
 
-    async with endpoint(tls=issue()) as (found, port):
+    async with endpoint(tls=issued(tmp_path, now)) as (found, port):
         context = ssl.create_default_context(cafile=ensure_ca(tmp_path, now=now))
         assert (await ask(port, tls=context)).startswith(b"HTTP/1.1 200 ")
         before = await serial(port)
-        issue(renew_days=10_000)
+        issued(tmp_path, now, renew_days=10_000)
         found.renew()
         assert await serial(port) != before
         (tmp_path / "tls" / "hosts" / "h.key").write_text("no key")

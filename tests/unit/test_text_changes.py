@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycrdt import Doc, Text
 
 from natskit.document import set_text
+from natskit.rpc import RpcError
 from natskit.text_changes import changes
 
 TEXTS = st.text(alphabet="ab\né😀", max_size=60)
@@ -29,6 +31,40 @@ def test_a_document_takes_them(old: str, new: str) -> None:
     set_text(text, old)
     set_text(text, new)
     assert str(text) == new
+
+
+@settings(max_examples=200, deadline=None)
+@given(TEXTS, TEXTS, st.lists(st.integers(0, 60), max_size=4))
+def test_what_is_embedded_in_a_document_stays(old: str, new: str, places: list[int]) -> None:
+    doc: Doc[Text] = Doc()
+    text = doc.get("text", type=Text)
+    set_text(text, old)
+    for number, place in enumerate(sorted(places, reverse=True)):  # none moves another
+        text.insert_embed(len(old[:place].encode()), {"number": number})
+    before = [content for content, _ in text.diff() if not isinstance(content, str)]
+    set_text(text, new)
+    assert str(text) == new
+    assert [content for content, _ in text.diff() if not isinstance(content, str)] == before
+
+
+def test_an_edit_keeps_its_side_of_what_is_embedded() -> None:
+    doc: Doc[Text] = Doc()
+    text = doc.get("text", type=Text)
+    set_text(text, "é😀 before after")
+    text.insert_embed(len("é😀 before ".encode()), {"image": 1})
+    set_text(text, "é😀 before and after it")
+    assert [content for content, _ in text.diff()] == ["é😀 before ", {"image": 1.0}, "and after it"]
+
+
+def test_embedded_strings_are_refused_before_anything_changes() -> None:
+    doc: Doc[Text] = Doc()
+    text = doc.get("text", type=Text)
+    set_text(text, "ab")
+    text.insert_embed(1, "x y z")
+    before = doc.get_update()
+    with pytest.raises(RpcError, match="embedded strings"):
+        set_text(text, "abc")
+    assert doc.get_update() == before
 
 
 def test_what_stays_is_not_replaced() -> None:

@@ -580,6 +580,11 @@ class Bucket(Generic[RecordT]):
             self._markers.pop(key, None)
         self._advance(sequence)
 
+    @property
+    def deleted(self) -> list[str]:
+        """The keys of which the stream still has the marker that they were deleted; the newest :data:`MARKERS`."""
+        return list(self._markers)
+
     def _mark(self, key: str, sequence: int) -> None:
         self._markers.pop(key, None)
         self._markers[key] = sequence

@@ -242,9 +242,11 @@ export class SharedDocument {
 
   /** @param {StoredUpdate[]} updates in order, the next first */
   #apply(updates) {
+    const own = this.#client.session.account_id;
     this.doc.transact(() => {
-      for (const { client, update, sequence } of updates) {
-        if (client !== this.doc.clientID) Y.applyUpdate(this.doc, update, this);
+      for (const { author, client, update, sequence } of updates) {
+        // Others may name this copy's client id in an update of theirs.
+        if (author !== own || client !== this.doc.clientID) Y.applyUpdate(this.doc, update, this);
         this.#sequence = sequence;
       }
     }, this);

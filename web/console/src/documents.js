@@ -7,7 +7,7 @@ import { NatskitError } from "@natskit/client";
 import { documentsOf, forgetUnsent, unsentOf } from "@natskit/client/document";
 import * as drafts from "./drafts.js";
 import { History } from "./history.js";
-import { ask, element, guard, visible } from "./page.js";
+import { ask, element, guard, typedOver, visible } from "./page.js";
 import { People } from "./people.js";
 
 /** @typedef {import("@natskit/client/document").SharedDocument} SharedDocument */
@@ -252,7 +252,7 @@ export class Documents {
 
   async #rename() {
     const shared = this.#shared;
-    const path = element("document-path", HTMLInputElement).value.trim();
+    const path = typedOver(element("document-path", HTMLInputElement).value.trim(), shared?.path ?? "");
     if (!shared || !path) return;
     await this.#service().rename(shared.documentId, path);
   }

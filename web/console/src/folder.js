@@ -2,7 +2,7 @@
 
 import { NatskitError } from "@natskit/client";
 import { chosen, dropped } from "./dropped.js";
-import { ask, element, visible } from "./page.js";
+import { ask, element, typedOver, visible } from "./page.js";
 import { kindOf, show } from "./preview.js";
 import { Trash } from "./trash.js";
 import { Tree } from "./tree.js";
@@ -259,7 +259,7 @@ export class Folder {
     element("move-name").textContent = visible(from);
     field.value = visible(from);
     if ((await ask("move-dialog")) !== "move" || field.value === visible(from)) return;
-    await this.#move(from, field.value.replace(/^~\//, ""));
+    await this.#move(from, typedOver(field.value, from).replace(/^~\//, ""));
   }
 
   /** @param {string} from @param {string} to */

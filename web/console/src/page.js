@@ -71,3 +71,17 @@ export function visible(name) {
     return `\\u${code.toString(16).padStart(4, "0")}`;
   });
 }
+
+/**
+ * What was typed over a visible name: what stands there for one of its invisible characters is that character again.
+ * @param {string} typed @param {string} name @returns {string}
+ */
+export function typedOver(typed, name) {
+  let text = typed;
+  for (const character of new Set(name)) {
+    const shown = visible(character);
+    // A name that also has these characters themselves does not say which is meant: then they are what was typed.
+    if (shown !== character && !name.includes(shown)) text = text.replaceAll(shown, () => character);
+  }
+  return text;
+}

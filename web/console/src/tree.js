@@ -4,7 +4,7 @@
  */
 
 import { NatskitError } from "@natskit/client";
-import { visible } from "./page.js";
+import { typedOver, visible } from "./page.js";
 
 /** @typedef {import("@natskit/client").DirectoryEntry} Entry */
 /** @typedef {import("@natskit/client").DirectoryPage} Page */
@@ -197,7 +197,7 @@ export class Tree {
         if (isNew) item.remove();
         else field.remove();
         row.button.hidden = false;
-        resolve(answer === visible(name) ? "" : answer);
+        resolve(answer === visible(name) ? "" : typedOver(answer, name));
       };
       const leave = () => done("");
       field.addEventListener("blur", leave);
