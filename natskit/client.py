@@ -194,6 +194,16 @@ class Client:
         check_id(project_id, "project_id")
         return await self._call(f"projects.{project_id}.api", method, params, wait)
 
+    async def call_runner(
+        self, runner_id: str, method: str, params: dict[str, Any], data: bytes = b"", *, wait: float = CALL_SECONDS
+    ) -> tuple[Any, memoryview]:
+        """Call a method of a runner that moves a project, with data after the request. Only the operator may.
+
+        Returns the result, and the data after it. Raises the errors of :meth:`call_project`.
+        """
+        check_id(runner_id, "runner_id")
+        return await self._exchange(f"runners.{runner_id}.move", method, params, data, wait)
+
     async def call_documents(
         self, project_id: str, method: str, *, document: str = "-", wait: float = CALL_SECONDS, **params: Any
     ) -> Any:

@@ -156,6 +156,9 @@ ELSEWHERE = {
     "docs/how-to/manage-hosts.md#Move a project to another runner": Elsewhere(
         {"natskit project move"}, test="tests/platform/test_rights.py::test_keys_of_projects_are_rotated"
     ),
+    "docs/how-to/manage-hosts.md#When the old host is lost": Elsewhere(
+        {"natskit project move"}, test="tests/platform/test_rights.py::test_keys_of_projects_are_rotated"
+    ),
     "docs/how-to/monitor.md#Show metrics": Elsewhere(
         {"base64", "curl", "head", "umask"}, test="tests/platform/test_metrics.py::test_a_scraper_reads_everything"
     ),

@@ -198,7 +198,7 @@ SCOPES: Mapping[Role, Permissions] = {
         subscribe=("projects.{{tag(project)}}.>", "_INBOX.project.{{tag(project)}}.>"),
     ),
     "runner": Permissions(
-        publish=("hub.runner.{{tag(runner)}}", "_INBOX.hub.{{tag(runner)}}.>"),
+        publish=("hub.runner.{{tag(runner)}}", "_INBOX.hub.{{tag(runner)}}.>", "_INBOX.admin.{{tag(runner)}}.>"),
         subscribe=("runners.{{tag(runner)}}.>", "_INBOX.runner.{{tag(runner)}}.>"),
     ),
     "hub": Permissions(
@@ -245,6 +245,7 @@ SCOPES: Mapping[Role, Permissions] = {
             "hub.admin",
             "projects.*.api",
             "projects.*.streams.*",
+            "runners.*.move",
             "docs.admin.>",
             *_MAKE_STREAMS,
             f"$JS.API.DIRECT.GET.{AUDIT_STREAM}",

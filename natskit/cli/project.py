@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from natskit.cli.move import Move, Outcome, progress
 from natskit.cli.platform import json_option, list_hub, show_json, show_table, with_client
 from natskit.errors import NatskitError
 from natskit.validation.names import title_key
@@ -143,18 +145,77 @@ def delete(directory: str, name: str, yes: bool, as_json: bool) -> None:
 
 @project.command()
 @click.argument("name", metavar="PROJECT")
-@click.option("--runner", required=True, metavar="NAME", help="The runner that starts it in future.")
+@click.option("--runner", metavar="NAME", help="The runner that starts it in future.")
+@click.option("--stop", "stop_first", is_flag=True, help="Stop the project if it runs.")
+@click.option("--without-files", is_flag=True, help="Leave the files behind: the project begins with those over there.")
+@click.option("--cancel", is_flag=True, help="Give up a move, and remove what has arrived.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--quiet", "-q", is_flag=True, help="Show no progress.")
 @json_option
 @click.pass_obj
-def move(directory: str, name: str, runner: str, as_json: bool) -> None:
-    """Move a stopped project to another runner. Its files stay on the old host: copy them yourself.
+def move(
+    directory: str,
+    name: str,
+    runner: str | None,
+    stop_first: bool,
+    without_files: bool,
+    cancel: bool,
+    yes: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Move a stopped project with its files to another runner.
+
+    The files are copied in parts over NATS, and compared by their hashes. Then the other runner has the project, and
+    the old copy is removed. Until then, nobody can start the project. If anything stops the command, run it again: it
+    continues.
 
     \b
-    Example:
-      natskit project stop "First steps" && natskit project move "First steps" --runner c.example.org
+    Examples:
+      natskit project move "First steps" --runner c.example.org --stop
+      natskit project move "First steps" --cancel
     """
-    moved = _call(directory, "project_move", name, runner=runner)
-    _show(moved, f"{moved['title']!r} will be started by {runner}. Its files stay on the old host: copy them.", as_json)
+    if (runner is None) != cancel or (cancel and without_files):
+        raise click.UsageError("name a runner with --runner, or give up a move with --cancel")
+    if without_files and not yes:
+        question = f"Begin {name!r} without its present files? They stay where they are, and are of no use to it"
+        click.confirm(question, abort=True, err=True)
+
+    async def work(client: Client) -> tuple[dict[str, Any], Outcome]:
+        project_id = (await find_project(client, name))["project_id"]
+        if stop_first and runner is not None:
+            await client.call_hub("stop_project", wait=40, project_id=project_id)
+        if without_files:
+            return await client.call_hub("project_assign", wait=40, project_id=project_id, runner=runner), Outcome()
+        with progress(quiet=quiet or as_json) as report:
+            moving = Move(client, project_id, report)
+            try:
+                done = await (moving.cancel() if runner is None else moving.run(runner))
+            except (NatskitError, asyncio.CancelledError):
+                click.echo(moving.hint, nl=bool(moving.hint), err=True)
+                raise
+        return done, moving.outcome
+
+    state, outcome = with_client(directory, work)
+    if as_json:
+        show_json(state | asdict(outcome))
+        return
+    if cancel:
+        click.echo(f"{state['title']!r} stays on {_runner_name(state)}.")
+    else:
+        click.echo(f"{state['title']!r} is on {_runner_name(state)}.")
+    if outcome.sha256:
+        click.echo(f"{outcome.files:,} files, {outcome.size:,} bytes, verified: sha256 {outcome.sha256}")
+    if outcome.left:
+        click.echo(f"not moved, as they are sockets or devices: {len(outcome.left)}", err=True)
+    for old in state["left_on"]:
+        click.echo(
+            f"What is left on {old['name']} is not removed: it is not alive. Repeat the command when it is.", err=True
+        )
+
+
+def _runner_name(state: dict[str, Any]) -> str:
+    return str(state["runner"]["name"]) if state["runner"] else "no runner"
 
 
 @project.command("rotate-keys")

@@ -37,9 +37,14 @@ class AgentProcess(ProjectAgent):
         """Stop the agent. The hubs still want it to run, so the next runner starts it again."""
         await self.stop()
 
+    @property
+    def home(self) -> Path:
+        """It is beside what the runner keeps for the agent."""
+        return self._directory / "home"
+
     def folders(self) -> list[Path]:
         """The home. The machine's /tmp does not count: all users share it."""
-        return [self._directory / "home"]
+        return [self.home]
 
     async def _launch(self) -> None:
         await asyncio.to_thread(end_all, self.project_id)
@@ -66,19 +71,18 @@ class AgentProcess(ProjectAgent):
         return f"the agent ended ({_how(self.process.wait())})"
 
     def _settings(self) -> ProjectProgram:
-        home = self._directory / "home"
-        home.mkdir(mode=0o700, exist_ok=True)
+        self.home.mkdir(mode=0o700, exist_ok=True)
         return self._program.for_project(
             self.project_id,
             creds=self._directory / "project.creds",
             renewed=self._directory / "project.creds",
-            home=home,
+            home=self.home,
             limits=self._program.project.limits(),
             parent_pid=os.getpid(),
         )
 
     def _spawn(self, tell: int) -> subprocess.Popen[bytes]:
-        environment = passed_on(os.environ) | {"HOME": str(self._directory / "home"), MARK: self.project_id}
+        environment = passed_on(os.environ) | {"HOME": str(self.home), MARK: self.project_id}
         if OWN_PACKAGES in os.environ:
             environment[OWN_PACKAGES] = os.environ[OWN_PACKAGES]
         output = self._directory / "agent.log"

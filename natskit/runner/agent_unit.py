@@ -94,10 +94,11 @@ class AgentUnit(ProjectAgent):
     def folders(self) -> list[Path]:
         """The home, and the unit's private parts of /tmp and /var/tmp (``PrivateTmp=``)."""
         private = [path for tmp in ("/tmp", "/var/tmp") for path in Path(tmp).glob(f"systemd-private-*-{self.unit}-*")]
-        return [self._home, *private]
+        return [self.home, *private]
 
     @property
-    def _home(self) -> Path:
+    def home(self) -> Path:
+        """It is in a folder that may be on a disk of its own."""
         return HOMES / instance_of(self.project_id)
 
     async def _launch(self) -> None:
@@ -136,7 +137,7 @@ class AgentUnit(ProjectAgent):
     async def _prepare(self) -> None:
         await self._end()  # an operator may have started it by hand, and its root must not change while it runs
         await super()._prepare()
-        self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         await asyncio.to_thread(lay_out, self._directory / "root")
         make(self._directory / "cgroup")
         folder = self._directory / "renewed"
@@ -148,7 +149,7 @@ class AgentUnit(ProjectAgent):
         path = self._directory / "renewed" / "project.creds"
         if not path.parent.is_dir():
             raise RpcError("invalid_state", "the project was started by an earlier version: stop it and start it")
-        user = self._home.stat().st_uid  # systemd allocated it for as long as the unit runs
+        user = self.home.stat().st_uid  # systemd allocated it for as long as the unit runs
         write_private(path, creds)
         os.chown(path, user, -1)
 
@@ -168,8 +169,9 @@ class AgentUnit(ProjectAgent):
 
     async def _remove(self) -> None:
         """Remove the home, whatever modes and depth its folders have, without following its links."""
-        await remove_tree(self._home)
-        link = LINKS_OF_SYSTEMD / self._home.name
+        await remove_tree(self.home)
+        await remove_tree(self.arriving)
+        link = LINKS_OF_SYSTEMD / self.home.name
         if link.is_symlink():
             link.unlink()
         await remove_tree(self._directory)

@@ -14,6 +14,8 @@ from nats.aio.msg import Msg
 
 from natskit import __version__, rpc
 from natskit.bus.connection import Connection, connect, log_status
+from natskit.bus.output_stream import HEADER_ROOM
+from natskit.bus.payload import json_and_data, with_data
 from natskit.bus.permissions import check_id, inbox_prefix
 from natskit.bus.request import request
 from natskit.errors import NatskitError
@@ -26,7 +28,9 @@ from natskit.runner.config import RunnerProgram
 from natskit.runner.disk import Disk
 from natskit.runner.metrics import keep_written
 from natskit.runner.mounted_files import Followed
+from natskit.runner.move_api import Moves
 from natskit.runner.project_agent import ProjectAgent, State, Switch
+from natskit.runner.removal import remove_tree
 from natskit.runner.sandbox import HOMES
 from natskit.runner.systemd import GONE
 
@@ -69,6 +73,8 @@ class Runner:
         self._reported = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._starts = asyncio.Semaphore(STARTS_AT_ONCE)
+        self.moves = Moves(self.project, self._call_hub, self._disk.check_room)
+        """Gives and takes the files of projects that move."""
 
     async def start(self) -> None:
         """Connect, take orders, and keep the hubs informed."""
@@ -90,6 +96,7 @@ class Runner:
         )
         self._connection.on_reconnect(self._register.set)
         await self._connection.subscribe(f"runners.{runner_id}.api", cb=self._on_request)
+        await self._connection.subscribe(f"runners.{runner_id}.move", cb=self._on_move)
         await self._connection.flush()
         self._register.set()
         for work in (self._keep_registered(), self._beat(), self._send_reports()):
@@ -275,6 +282,19 @@ class Runner:
                 if await self._call_hub("is_let_in", project_id=project.project_id, public_key=key) is False:
                     await project.stop()
 
+    async def left_of_moves(self, project_id: str) -> str:
+        """What is here of a project and is to be removed, ``copy`` or ``part``. Raises :class:`RpcError` if it is
+        not."""
+        try:
+            left = await self._call_hub("left_of_moves", project_id=project_id)
+        except RpcError:
+            raise
+        except NatskitError as error:
+            raise RpcError("unavailable", f"no hub says what is to be removed: {error}") from None
+        if left not in ("copy", "part"):
+            raise RpcError("conflict", "what is here of the project is needed")
+        return str(left)
+
     async def _insist(self, method: str, project_id: str, public_key: str) -> Any:
         """Repeat a request: another hub than the one that gave the order may answer, and not know of the order yet."""
         for attempt in range(1, JWT_ATTEMPTS + 1):
@@ -294,6 +314,19 @@ class Runner:
 
     async def _on_request(self, message: Msg) -> None:
         self._spawn(self._answer(message))
+
+    async def _on_move(self, message: Msg) -> None:
+        self._spawn(self._answer_move(message))
+
+    async def _answer_move(self, message: Msg) -> None:
+        if self._connection is None:
+            return
+        request, data = json_and_data(message)
+        body, more = await self.moves.answer(request, data, self._connection.max_payload - HEADER_ROOM)
+        if body is not None and message.reply:
+            payload, headers = with_data(body, more)
+            with contextlib.suppress(nats.errors.Error):
+                await self._connection.publish(message.reply, payload, headers=headers)
 
     async def _answer(self, message: Msg) -> None:
         if self._connection is None:
@@ -369,16 +402,33 @@ async def rotate_project_keys(runner: Runner, project_id: Id) -> dict[str, str]:
 
 
 @runner_methods.method()
+async def remove_old_copy(runner: Runner, project_id: Id) -> dict[str, str]:
+    """Remove the files of a project that was moved away, or that did not move here after all, if a hub says so."""
+    project = runner.project(project_id)
+    async with project.lock:
+        if await runner.left_of_moves(project_id) == "part" and project.home.exists():
+            await remove_tree(project.arriving)
+            return {"state": project.state}
+        await _delete(project)
+    runner.forget(project_id)
+    return {"state": "deleted"}
+
+
+@runner_methods.method()
 async def delete_project(runner: Runner, project_id: Id) -> dict[str, str]:
     """Stop a project and remove its files, including those an earlier attempt left behind."""
     project = runner.project(project_id)
     await project.interrupt()
     async with project.lock:
-        try:
-            await project.delete()
-        except RpcError:
-            raise
-        except (NatskitError, OSError) as error:
-            raise RpcError("invalid_state", f"the project's files are not all removed: {error}") from None
+        await _delete(project)
     runner.forget(project_id)
     return {"state": "deleted"}
+
+
+async def _delete(project: ProjectAgent) -> None:
+    try:
+        await project.delete()
+    except RpcError:
+        raise
+    except (NatskitError, OSError) as error:
+        raise RpcError("invalid_state", f"the project's files are not all removed: {error}") from None

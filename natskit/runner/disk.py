@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from natskit.rpc import RpcError
 from natskit.runner.config import RunnerProgram
 from natskit.runner.project_agent import ProjectAgent
 
@@ -89,6 +90,29 @@ class Disk:
     def forget(self, project_id: str) -> None:
         """Forget a deleted project."""
         self._usage.pop(project_id, None)
+
+    def check_room(self, place: Path, size: int, files: int, arrived: int) -> None:
+        """Raises :class:`RpcError` if the files of a project that moves into this folder do not fit.
+
+        ``size`` and ``files`` are of the whole project, and ``arrived`` bytes of it are here already.
+        """
+        counts = max(size, files * FILE_BYTES)
+        if self._limit is not None and counts > self._limit:
+            raise RpcError(
+                "limit",
+                f"the project's files count as {human(counts)}, and projects of this runner may have "
+                f"{human(self._limit)}: delete files, or raise runner_project_disk of that host",
+            )
+        status = os.statvfs(place)
+        free = status.f_bavail * status.f_frsize - self._reserve
+        if size - arrived > free:
+            raise RpcError(
+                "limit",
+                f"{human(size - arrived)} are needed, and the disk of this runner has {human(max(0, free))} left "
+                "beyond its reserve: make room there, and repeat the command",
+            )
+        if status.f_files and files > status.f_favail:
+            raise RpcError("limit", f"{files:,} files do not fit: the file system has {status.f_favail:,} inodes left")
 
     async def _look(self) -> None:
         before, free = self._free, self._measure_free()

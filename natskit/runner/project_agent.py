@@ -131,6 +131,27 @@ class ProjectAgent(ABC):
     async def leave(self) -> None:
         """Called when the runner ends."""
 
+    @property
+    @abstractmethod
+    def home(self) -> Path:
+        """The folder of the project's files."""
+
+    @property
+    def arriving(self) -> Path:
+        """The folder, beside the home, in which the files arrive that are moved here from another runner."""
+        return self.home.with_name(f".{self.home.name}.arriving")
+
+    @property
+    def was_started(self) -> bool:
+        """Whether this runner has ever started the project."""
+        return self._directory.exists()
+
+    def make_place(self) -> None:
+        """Make the folder that the home is in."""
+        for directory in (self._directory.parent, self._directory):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.home.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+
     @abstractmethod
     def folders(self) -> list[Path]:
         """The folders in which the project can leave files; these count as its disk usage."""

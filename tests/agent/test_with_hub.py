@@ -283,18 +283,18 @@ async def test_a_moved_project_is_another_runners(admin: Client, project: dict[s
     project_id = project["project_id"]
     creds = (platform.directory(project_id) / "project.creds").read_text()
     with pytest.raises(RpcError, match="stop it first"):
-        await admin.call_hub("project_move", project_id=project_id, runner="spare")
+        await admin.call_hub("project_assign", project_id=project_id, runner="spare")
     await admin.call_hub("stop_project", project_id=project_id, wait=30)
     with pytest.raises(RpcError, match="known are: local, spare"):
-        await admin.call_hub("project_move", project_id=project_id, runner="nowhere")
-    await admin.call_hub("project_move", project_id=project_id, runner="spare")
+        await admin.call_hub("project_assign", project_id=project_id, runner="nowhere")
+    await admin.call_hub("project_assign", project_id=project_id, runner="spare")
     assert (platform.directory(project_id) / "home" / "a").exists(), "its files stay"
     with pytest.raises(ConnectionLostError):
         await platform.connect(project_id, creds, patience=0.5)
     with pytest.raises(RpcError, match="not alive"):
         await admin.call_hub("start_project", project_id=project_id)
     assert not (await admin.call_hub("rotate_project_keys", project_id=project_id))["rotated"]
-    await admin.call_hub("project_move", project_id=project_id, runner="local")
+    await admin.call_hub("project_assign", project_id=project_id, runner="local")
     assert (await admin.call_hub("start_project", project_id=project_id, wait=40))["state"] == "running"
 
 

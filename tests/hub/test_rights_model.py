@@ -156,7 +156,8 @@ class Model:
             return None
         r = self.runner_id
         return Rights(
-            frozenset({f"hub.runner.{r}", f"_INBOX.hub.{r}.x"}), frozenset({f"runners.{r}.>", f"_INBOX.runner.{r}.>"})
+            frozenset({f"hub.runner.{r}", f"_INBOX.hub.{r}.x", f"_INBOX.admin.{r}.x"}),
+            frozenset({f"runners.{r}.>", f"_INBOX.runner.{r}.>"}),
         )
 
     def everything(self) -> Rights:
@@ -165,6 +166,7 @@ class Model:
         publish = {
             f"hub.runner.{r}",
             f"runners.{r}.api",
+            f"runners.{r}.move",
             "hub.admin",
             "$JS.API.STREAM.INFO.KV_accounts",
             "$KV.accounts.x",

@@ -78,7 +78,7 @@ def test_keys_of_projects_are_rotated(site: Site, world: World) -> None:
     runner = next(row for row in site.natskit_json("runner", "list") if row["runner_id"] == world.names["r"])
     assert (runner["alive"], runner["revoked"]) == (True, False)
     moved = site.natskit("project", "move", stopped, "--runner", runner["name"])
-    assert "files stay" in moved.stdout
+    assert moved.stdout == f"'Stopped' is on {runner['name']}.\n"
     site.natskit("project", "delete", stopped, "--yes")
 
 

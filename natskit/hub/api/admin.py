@@ -154,11 +154,48 @@ async def rotate_project_keys(caller: Caller, project_id: str) -> dict[str, Any]
 
 
 @admin_methods.method(access="admin")
-async def project_move(caller: Caller, project_id: str, runner: str) -> dict[str, Any]:
-    """Assign a stopped project to another runner. Its files stay where they are."""
+async def project_move_begin(caller: Caller, project_id: str, runner: str) -> dict[str, Any]:
+    """Begin to move a stopped project with its files, or continue. The project cannot start until the move ends.
+
+    The answer says what is to do next. The caller copies the files (``natskit/cli/move.py``).
+    """
     await caller.hub.projects.find(project_id)
-    await caller.hub.projects.move(project_id, caller.hub.runners.find(runner))
-    return caller.hub.projects.describe(project_id)
+    return await caller.hub.projects.moves.begin(project_id, caller.hub.runners.find(runner))
+
+
+@admin_methods.method(access="admin")
+async def project_move_switch(caller: Caller, project_id: str, move_id: str) -> dict[str, Any]:
+    """From now on the copy on the new runner is the project, and the old one is to be removed."""
+    await caller.hub.projects.find(project_id)
+    return await caller.hub.projects.moves.switch(project_id, move_id)
+
+
+@admin_methods.method(access="admin")
+async def project_move_end(caller: Caller, project_id: str, move_id: str) -> dict[str, Any]:
+    """The files are in place on the new runner: the project may start."""
+    await caller.hub.projects.find(project_id)
+    return await caller.hub.projects.moves.end(project_id, move_id)
+
+
+@admin_methods.method(access="admin")
+async def project_move_cancel(caller: Caller, project_id: str) -> dict[str, Any]:
+    """Give up a move that has not switched yet. The project stays with the runner that has it."""
+    await caller.hub.projects.find(project_id)
+    return await caller.hub.projects.moves.cancel(project_id)
+
+
+@admin_methods.method(access="admin")
+async def project_remove_old_copies(caller: Caller, project_id: str) -> dict[str, Any]:
+    """Remove what moves have left on other runners. The answer names the runners on which something is left."""
+    await caller.hub.projects.find(project_id)
+    return await caller.hub.projects.moves.remove_old_copies(project_id)
+
+
+@admin_methods.method(access="admin")
+async def project_assign(caller: Caller, project_id: str, runner: str) -> dict[str, Any]:
+    """Assign a stopped project to another runner without its files. They stay where they are, and so do old copies."""
+    await caller.hub.projects.find(project_id)
+    return await caller.hub.projects.moves.assign(project_id, caller.hub.runners.find(runner))
 
 
 @admin_methods.method(access="admin", audited=False)

@@ -90,6 +90,22 @@ async def project_state(
     return {}
 
 
+@runner_methods.method(access="runner", audited=False)
+async def my_part_of_move(caller: Caller, project_id: str, move_id: str) -> str:
+    """What the calling runner may do for this move now: give the files (``source``), take them (``target``), or put
+    them in their place (``settle``)."""
+    await caller.hub.projects.find(project_id)
+    return await caller.hub.projects.moves.part_of(project_id, move_id, caller.id)
+
+
+@runner_methods.method(access="runner", audited=False)
+async def left_of_moves(caller: Caller, project_id: str) -> str | None:
+    """What the calling runner has of a project that is to be removed: the whole ``copy`` of a project that was moved
+    away, or the ``part`` of one that did not move here after all."""
+    await caller.hub.projects.find(project_id)
+    return await caller.hub.projects.moves.left_with(project_id, caller.id)
+
+
 async def _credentials(
     caller: Caller, project_id: str, public_key: str, store: Callable[[str, str], Awaitable[None]]
 ) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Projects: create, share, start, stop, move and delete them. The methods in ``natskit.hub.api`` call these."""
+"""Projects: create, share, start, stop and delete them. The methods in ``natskit.hub.api`` call these."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from natskit.bus.payload import to_json
 from natskit.bus.permissions import check_id, projects_that_fit
 from natskit.errors import ConnectionLostError, NatskitError
 from natskit.hub.services.project_keys import NO_KEYS, ProjectKeys, each
+from natskit.hub.services.project_moves import NOT_WHILE_MOVING, ProjectMoves
 from natskit.hub.state.records import Account, Membership, Project, ProjectState
 from natskit.hub.state.view import State
 from natskit.hub.timestamp import iso
@@ -46,6 +47,7 @@ class Projects:
         most: int,
     ) -> None:
         self.keys = ProjectKeys(state, self._runner, is_connected)
+        self.moves = ProjectMoves(state, self._runner, self._announce)
         self._state = state
         self._connection = connection
         self._ask = ask
@@ -107,13 +109,14 @@ class Projects:
         project = self.get(project_id)
         membership = self._state.membership(account_id, project_id) if account_id else None
         lost = project.state == "running" and not self._state.is_alive(project.runner_id)
+        detail = "its runner is not alive" if lost else project.detail
         return {
             "project_id": project_id,
             "title": project.title if is_seen(project.title) else NO_TITLE,
             "role": membership.role if membership else None,
             "state": "failed" if lost else project.state,
             "desired": project.desired,
-            "detail": "its runner is not alive" if lost else project.detail,
+            "detail": "its files are being moved to another runner" if project.moving_to else detail,
             "collaborators": self.collaborators(project_id),
             "created_at": iso(project.created_at),
         }
@@ -201,9 +204,10 @@ class Projects:
 
     async def delete(self, project_id: str) -> None:
         """Stop a project and delete it with its files. If its runner is refused, the files stay on the host."""
-        project = await self._update(project_id, desired="stopped")
+        project = await self._update_unmoved(project_id, desired="stopped")
         if self._state.runner_key(project.runner_id) is not None:
             await self._runner(str(project.runner_id), "delete_project", project_id)
+        await self.moves.remove_old_copies(project_id)
         members = self._state.members_of(project_id)
         owners = self._state.owners_of(project_id)
         for account_id in members - owners:
@@ -255,21 +259,6 @@ class Projects:
         await each(used, self.keys.refuse)
         await self.keys.renew(used)
 
-    async def move(self, project_id: str, runner_id: str) -> None:
-        """Assign a stopped project to another runner. Its files stay where they are. Raises :class:`RpcError`."""
-        if self._state.runner_key(runner_id) is None:
-            raise RpcError("invalid_state", "that runner was revoked: allow it first, or name another")
-
-        def mutate(old: Project | None) -> Project:
-            if old is None:
-                raise RpcError("not_found", "the project was deleted meanwhile")
-            if old.desired != "stopped" or old.state not in ("stopped", "failed"):
-                raise RpcError("invalid_state", f"the project is {old.state}: stop it first")
-            return replace(old, runner_id=runner_id, **NO_KEYS)
-
-        await self._state.projects.change(project_id, mutate)
-        await self._announce(self._state.members_of(project_id))
-
     async def start(self, project_id: str) -> None:
         """Start a project. Returns when its agent answers. Raises :class:`RpcError` that says what failed."""
         project = self.get(project_id)
@@ -281,7 +270,7 @@ class Projects:
             project = self.get(project_id)
             if project.state == "running" and project.desired == "running":
                 return
-        await self._update(project_id, desired="running", state="starting", detail="", runner_id=runner_id)
+        await self._update_unmoved(project_id, desired="running", state="starting", detail="", runner_id=runner_id)
         await self._announce(self._state.members_of(project_id))
         try:
             await self._runner(runner_id, "start_project", project_id)
@@ -343,6 +332,21 @@ class Projects:
     async def _update(self, project_id: str, **fields: Any) -> Project:
         self.get(project_id)
         return await self._state.update_project(project_id, **fields)
+
+    async def _update_unmoved(self, project_id: str, **fields: Any) -> Project:
+        """Change fields of a project, unless its files are being moved: then raises :class:`RpcError`."""
+        self.get(project_id)
+
+        def mutate(old: Project | None) -> Project:
+            if old is None:
+                raise RpcError("not_found", "the project was deleted meanwhile")
+            if old.moving_to:
+                raise RpcError("invalid_state", NOT_WHILE_MOVING)
+            return replace(old, **fields)
+
+        project = await self._state.projects.change(project_id, mutate)
+        assert project is not None
+        return project
 
     async def _announce(self, accounts: Iterable[str]) -> None:
         """Notify accounts that their projects have changed."""

@@ -13,6 +13,8 @@ from natskit.validation.names import address_key
 Role = Literal["owner", "collaborator"]
 ProjectState = Literal["stopped", "starting", "running", "failed"]
 Desired = Literal["running", "stopped"]
+Left = Literal["copy", "part"]
+"""What a move has left on a runner: the whole project, or what had arrived when the move was given up."""
 
 RUNNER_ALIVE_SECONDS = 30.0
 """A runner that has been silent for this long gets no new projects. It sends a heartbeat every ten seconds."""
@@ -96,6 +98,13 @@ class Project(Record, frozen=True, kw_only=True, gc=False):
     """The key of the runner that made the project's. When that is refused, so is the project."""
     trial: bool = False
     """Created to check that its runner can start a project. It has no owner and is in no list."""
+    moving_to: str = ""
+    """The runner that its files are being moved to. The project cannot start until they are in place there: see
+    :mod:`natskit.hub.services.project_moves`."""
+    move_id: str = ""
+    """The command that moves the files. Runners refuse an earlier one."""
+    left_on: dict[str, Left] = {}
+    """The runners on which moves have left something that is to be removed."""
 
 
 class Membership(Record, frozen=True, kw_only=True, gc=False):
