@@ -7,6 +7,7 @@ after the last one it knows (``Nats-Expected-Last-Subject-Sequence``), and appli
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from base64 import b64encode
@@ -30,6 +31,7 @@ from natskit.keeper.document import EMPTY_UPDATE, Document, digest_of
 from natskit.keeper.store import OvertakenError, Place, Store
 from natskit.process.lifecycle import cancel
 from natskit.rpc import RpcError
+from natskit.text_changes import Change
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +137,32 @@ class Documents:
                 return await self._store(document, update)
             except BaseException:
                 await self._forget(document)
+                raise
+
+    async def edit(self, place: Place, given: Update, base: int, digest: str, changes: list[Change]) -> Update:
+        """Store changes of the text as it was at ``base``, merged with what came since.
+
+        ``digest`` is that of the text, by which a caller proves that it knows it. Raises :class:`RpcError` and
+        :class:`StateError`, as :meth:`update`.
+        """
+        async with self.use(place) as document:
+            if (sent := document.sent(given)) is not None and given.number <= sent.number:
+                if given.number == sent.number:
+                    return replace(given, sequence=sent.sequence, previous=sent.previous, time=sent.time)
+                raise RpcError("conflict", f"client {given.client} has sent number {sent.number} already")
+            if document.owners.get(given.client, given.author) != given.author:
+                raise RpcError("forbidden", f"client id {given.client} is another account's: use another one")
+            before = document if document.sequence == base else await self.moment(place, base)
+            if hashlib.sha256(before.text.encode()).hexdigest() != digest:
+                raise RpcError("conflict", f"the text at sequence {base} is another one: read it again")
+            update = replace(given, update=before.changed(given.client, changes))
+            await self._check(document, update.update)
+            try:
+                document.try_update(update.update)
+                self._check_size(document, update.update)
+                return await self._store(document, update)
+            except BaseException:
+                await self._forget(document)  # it may hold what is not stored
                 raise
 
     async def create(self, place: Place, author: str, text: str) -> Update:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from natskit.bus.connection import Connection
+from natskit.bus.permissions import DISK
 from natskit.errors import StateError
 from natskit.hub.state.bucket import Bucket
 from natskit.hub.state.records import Membership, Project
@@ -31,7 +32,10 @@ class Rights:
         await run_all(bucket.follow() for bucket in self.buckets)
 
     async def check(self, account: str, project: str) -> None:
-        """Raises :class:`RpcError` unless an account may use a project, or if nobody can know that now."""
+        """Raises :class:`RpcError` unless an account may use a project, or if nobody can know that now.
+
+        A project's agent may use the documents of its own: nats-server lets it ask for no others.
+        """
         try:
             for bucket in self.buckets:
                 await bucket.wait_current(CURRENT_SECONDS)
@@ -39,7 +43,7 @@ class Rights:
             raise RpcError("unavailable", f"{error}; try again", retry_after=1) from None
         if account == ADMIN:  # also what is left of a project that was deleted
             return
-        if self._memberships.get(f"{account}.{project}") is None:
+        if account != DISK and self._memberships.get(f"{account}.{project}") is None:
             raise RpcError("forbidden", f"you may not use project {project}")
         if self._projects.get(project) is None:
             raise RpcError("not_found", f"there is no project {project}")
