@@ -8,21 +8,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import time
 from base64 import b64decode, b64encode
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from pycrdt import Doc, Text, TransactionEvent, merge_updates
 
+from natskit import json_text
 from natskit.bus.connection import Connection
 from natskit.bus.document_record import Update, decode
+from natskit.bus.permissions import DISK
 from natskit.bus.yjs_format import read, read_vector, write_vector
 from natskit.errors import AnswerLostError, ConnectionLostError, NatskitError
 from natskit.process.lifecycle import cancel
 from natskit.rpc import RpcError
-from natskit.text_changes import changes
+from natskit.text_changes import Change, changes
 
 BATCH_SECONDS = 0.03
 """How long after an update the next one is sent, and edits are collected. An edit after a pause is sent at once."""
@@ -34,6 +38,8 @@ CHECK_SECONDS = 30.0
 """How often a document asks whether it has everything: the event of the last update may be lost."""
 ANSWERS_LOST = 5
 """How often a request is sent whose answer was lost with the connection."""
+PRESENCE_SECONDS = 30.0
+"""How long what was told of a document's file counts, unless it is told again."""
 SAVE_SECONDS = 20.0
 """How long leaving the ``async with`` block waits until every edit is stored."""
 
@@ -99,6 +105,8 @@ class Document:
         self._is_applying = False
         self._undo: list[Callable[[], Any]] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._subscriptions: list[Subscription] = []
+        self._file_problem, self._file_problem_until = "", 0.0
 
     async def __aenter__(self) -> Self:
         opened = await self._open(**self._wanted)
@@ -109,7 +117,8 @@ class Document:
         self._note_behind()  # something may have been stored between the two
         self.doc.observe(self._on_edit)
         self._tasks = [asyncio.create_task(work) for work in (self._send(), self._follow(), self._look())]
-        self._subscription = subscription
+        presence = f"events.project.{self.project_id}.presence.{self.document_id}"
+        self._subscriptions = [subscription, await self._client.connection.subscribe(presence, cb=self._on_presence)]
         return self
 
     async def __aexit__(
@@ -122,14 +131,24 @@ class Document:
             for undo in self._undo:
                 undo()
             await cancel(self._tasks)
-            with contextlib.suppress(Exception):  # the connection may be closed
-                await self._subscription.unsubscribe()
+            for subscription in self._subscriptions:
+                with contextlib.suppress(Exception):  # the connection may be closed
+                    await subscription.unsubscribe()
 
     @property
     def text(self) -> Text:
         """The text of a text document."""
         found: Text = self.doc.get("text", type=Text)
         return found
+
+    @property
+    def file_problem(self) -> str:
+        """Why the file at the document's path is not the same, as the project's agent says; empty if it is.
+
+        Empty as well if the project is stopped. What the file has is not known before the agent has told of it, which
+        it does every ten seconds.
+        """
+        return self._file_problem if time.monotonic() < self._file_problem_until else ""
 
     @property
     def unsaved(self) -> int:
@@ -317,6 +336,15 @@ class Document:
         self._behind = True
         self._news.set()
 
+    async def _on_presence(self, message: Msg) -> None:
+        if b"disk" not in message.data:  # cursors of people come often
+            return
+        told = json_text.read(message.data)
+        if told["author"] == DISK:
+            found = (told["state"] or {}).get("file")
+            self._file_problem = str(found.get("message", "")) if isinstance(found, dict) else ""
+            self._file_problem_until = time.monotonic() + PRESENCE_SECONDS
+
     async def _follow(self) -> None:
         """Apply what others stored, in order; fetch what no event told of."""
         pause = 0.05
@@ -378,10 +406,17 @@ def set_text(text: Text, wanted: str) -> None:
 
     Raises :class:`RpcError` (``invalid_state``) if strings are embedded: nothing tells them from the text.
     """
+    apply_changes(text, changes(str(text), wanted))
+
+
+def apply_changes(text: Text, made: Iterable[Change]) -> None:
+    """Make changes of a text, the last of the text first, in one transaction. What is embedded in it stays where it is.
+
+    Raises :class:`RpcError` (``invalid_state``) if strings are embedded: nothing tells them from the text.
+    """
     with text.doc.transaction():
-        old = str(text)
         runs = _runs(text)
-        for change in changes(old, wanted):
+        for change in made:
             for run in reversed(runs):
                 start, end = run.place_of(max(change.start, run.start)), run.place_of(min(change.end, run.end))
                 if start < end:

@@ -125,6 +125,7 @@ def program_file(settings: Settings, site: Topology, python: str) -> str:
                     "job_output_bytes": settings.runner_project_job_output,
                     "output_rate": settings.runner_project_output_rate,
                 },
+                "max_documents": settings.runner_project_documents,
                 "reader_patience": settings.runner_project_reader_patience,
                 "api_packages": settings.runner_project_api_packages,
                 "environment": settings.runner_project_environment,

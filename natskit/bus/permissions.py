@@ -151,6 +151,10 @@ DOCUMENT_EVENTS = "events.project.*.doc.*"
 """On which nats-server republishes each stored update in DOCS. PLATFORM imports it. A project may not publish there: it
 could show its members updates that nobody stored, with authors who did not write them."""
 
+DISK = "disk"
+"""In the place of an account: the project's agent, which asks for the documents of its own project alone. What it makes
+of the changes of files has this author (:mod:`natskit.project.bound`)."""
+
 _READ_BUCKETS = ("memberships", "projects")
 """The buckets of the state that a keeper follows, to know who may use which project."""
 
@@ -194,8 +198,14 @@ SCOPES: Mapping[Role, Permissions] = {
             "_INBOX.account.*.{{tag(project)}}.>",
             "_INBOX.hub.{{tag(project)}}.>",
             "_INBOX.admin.{{tag(project)}}.>",
+            f"docs.{DISK}.{{{{tag(project)}}}}.*",
         ),
-        subscribe=("projects.{{tag(project)}}.>", "_INBOX.project.{{tag(project)}}.>"),
+        subscribe=(
+            "projects.{{tag(project)}}.>",
+            "_INBOX.project.{{tag(project)}}.>",
+            "events.project.{{tag(project)}}.doc.*",
+            "events.project.{{tag(project)}}.documents.changed",
+        ),
     ),
     "runner": Permissions(
         publish=("hub.runner.{{tag(runner)}}", "_INBOX.hub.{{tag(runner)}}.>", "_INBOX.admin.{{tag(runner)}}.>"),
@@ -229,6 +239,7 @@ SCOPES: Mapping[Role, Permissions] = {
         publish=(
             "_INBOX.account.>",
             "_INBOX.admin.>",
+            "_INBOX.project.>",
             "events.project.*.presence.*",
             "events.project.*.documents.changed",
             *(f"$JS.API.STREAM.{verb}.KV_{bucket}" for bucket in _READ_BUCKETS for verb in ("INFO", "MSG.GET")),

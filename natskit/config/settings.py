@@ -405,6 +405,9 @@ class RunnerSettings(_Role):
     runner_project_output_rate: Annotated[int, Field(ge=64 * 1024), Unit("bytes a second")] = 32 * 1024**2
     """How much the program on each terminal, and each job, may print. Beyond that it waits, so that output without a
     reader does not take the project's processor time."""
+    runner_project_documents: Annotated[int, Field(ge=0, le=10_000)] = 1000
+    """Maximum number of documents of a project that are kept the same as the files at their paths; 0 for none. Each
+    costs a request when the project starts, and each folder with documents an inotify watch."""
     runner_project_api_packages: Packages = []
     """Python packages that add methods to the project agent (docs/how-to/add-your-own-api.md)."""
     runner_project_environment: Annotated[dict[Variable, VariableValue], Structured] = {}

@@ -8,7 +8,7 @@ import re
 import time
 import uuid
 from base64 import b64decode, b64encode
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
@@ -18,13 +18,15 @@ from pydantic import BeforeValidator, Field
 from natskit import json_text
 from natskit.bus import yjs_format
 from natskit.bus.document_record import Update
+from natskit.bus.permissions import DISK
 from natskit.bus.yjs_format import MOST_CLIENT, BadUpdateError
 from natskit.errors import StateError
 from natskit.keeper import paths
-from natskit.keeper.document import RECORD_OVERHEAD, Document
+from natskit.keeper.document import RECORD_OVERHEAD, TEXT, Document
 from natskit.keeper.documents import PAGE, Documents
 from natskit.keeper.store import OvertakenError, Place
-from natskit.rpc import Methods, RpcError
+from natskit.rpc import Declaration, Methods, RpcError
+from natskit.text_changes import Change
 
 PART_BYTES = 512 * 1024
 PRESENCE_BYTES = 4096
@@ -33,6 +35,8 @@ MOST_MARK_BYTES = 64 * 1024
 """Of the names of versions, which are in each answer of ``history``, besides the rows."""
 READ_ROWS = 20_000
 """Updates that one request for the history reads at most."""
+MOST_CHANGES = 10_000
+"""Of one edit of a text."""
 REST_BYTES = 8192
 """Of an answer, besides the part of the document in it."""
 
@@ -55,6 +59,7 @@ Number = Annotated[int, Field(ge=1, le=MOST_CLIENT, strict=True)]
 Sequence = Annotated[int, Field(ge=0, le=MOST_CLIENT, strict=True)]
 Time = Annotated[int, Field(ge=0, le=253_402_300_799_000, strict=True)]
 """Milliseconds since 1970, up to the year 9999."""
+Position = Annotated[int, Field(ge=0, le=2**31, strict=True)]
 Part = Annotated[int, Field(ge=0, le=100_000, strict=True)]
 
 
@@ -83,6 +88,18 @@ class Caller:
 
 
 documents: Methods[Caller] = Methods()
+
+ANYBODY = "anybody"
+"""The access rule of methods that a project's agent may call as well as people. Those with the rule :data:`DISK` are
+for agents alone, and those without a rule for people alone."""
+
+
+async def check_access(caller: Caller, declaration: Declaration, _: Mapping[str, Any]) -> None:
+    """Raises :class:`RpcError` unless the caller may call a method."""
+    if declaration.access == ANYBODY or (caller.author == DISK) == (declaration.access == DISK):
+        return
+    who = "people" if caller.author == DISK else "the project's agent"
+    raise RpcError("forbidden", f"this method is for {who} alone")
 
 
 @documents.method("open")
@@ -202,7 +219,42 @@ async def update(caller: Caller, update: Base64, client: Client, number: Number)
     return _stored(await caller.documents.update(caller.place, given))
 
 
-@documents.method()
+@documents.method(access=DISK, idempotent=True)
+async def text(caller: Caller, known: Sequence = 0, sequence: Sequence | None = None) -> dict[str, Any]:
+    """The text of a document now, or at a sequence; ``null`` if the document is as it was at the one that is known."""
+    place, store = caller.place, caller.documents.store
+    if sequence is not None:
+        return _text_of(await caller.documents.moment(place, sequence))
+    if known and await store.update_until(place) == known:
+        return {"sequence": known, "text": None}
+    async with caller.documents.use(place) as held:
+        return _text_of(held) if held.sequence != known else {"sequence": known, "text": None}
+
+
+def _text_of(held: Document) -> dict[str, Any]:
+    if not held.text and set(held.doc.keys()) - {TEXT}:
+        raise RpcError("invalid_state", "the document has no text, but other shared types")
+    return {"sequence": held.sequence, "text": held.text}
+
+
+@documents.method(access=DISK)
+async def edit(
+    caller: Caller,
+    sequence: Sequence,
+    sha256: str,
+    changes: Annotated[list[tuple[Position, Position, str]], Field(min_length=1, max_length=MOST_CHANGES)],
+    client: Client,
+    number: Number,
+) -> dict[str, Any]:
+    """Store changes of the text as it was at a sequence, merged with what came since."""
+    made = [Change(*change) for change in changes]
+    if any(_SURROGATE.search(change.text) for change in made):
+        raise RpcError("invalid_params", "changes: a text has half a surrogate pair, which has no UTF-8")
+    given = Update(caller.author, client, number, 0, round(time.time() * 1000), b"")
+    return _stored(await caller.documents.edit(caller.place, given, sequence, sha256, made))
+
+
+@documents.method(access=ANYBODY)
 async def presence(caller: Caller, client: Client, state: Any = None) -> dict[str, Any]:
     """Tell the members of the project where the caller is in the document, and who."""
     place = caller.place
@@ -320,7 +372,7 @@ async def rename(caller: Caller, path: str) -> dict[str, Any]:
     return {"document_id": place.document, "path": path}
 
 
-@documents.method("list")
+@documents.method("list", access=ANYBODY)
 async def list_(caller: Caller) -> list[dict[str, Any]]:
     """The documents of the project, by path."""
     found = await paths.read(caller.documents.store, caller.project)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from functools import partial
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -14,10 +15,10 @@ from nats.micro import add_service
 from nats.micro.service import ServiceConfig
 
 from natskit.bus.connection import Connection
-from natskit.bus.permissions import check_id, inbox_prefix
+from natskit.bus.permissions import DISK, check_id, inbox_prefix
 from natskit.errors import NatskitError, StateError
 from natskit.hub.limits.admission import ANSWER_BYTE_SECONDS, REFUSAL_SECONDS, Admission
-from natskit.keeper.api import Caller, documents
+from natskit.keeper.api import Caller, check_access, documents
 from natskit.keeper.config import KeeperProgram
 from natskit.keeper.documents import Documents
 from natskit.keeper.paths import PROJECT
@@ -70,34 +71,35 @@ class Dispatcher:
             await asyncio.sleep(0)
         _, account, project, document = message.subject.split(".")
         try:
-            inbox = inbox_prefix("admin") if account == ADMIN else inbox_prefix("browser", check_id(account, "account"))
+            inbox = _inbox(account, project)
         except NatskitError:
             return
+        payer = project if account == DISK else account
         if not message.reply.startswith(f"{inbox}."):
-            # The keeper may publish to the inboxes of all accounts.
-            self._admission.charge(account, REFUSAL_SECONDS)
+            # The keeper may publish to the inboxes of all accounts and projects.
+            self._admission.charge(payer, REFUSAL_SECONDS)
             return
-        if self._admission.is_flooding(account):
+        if self._admission.is_flooding(payer):
             return  # it ignores refusals, which cost more than nothing
-        refusal = self._admission.enter(account, len(message.data))
+        refusal = self._admission.enter(payer, len(message.data))
         if refusal is not None:
             await self._respond(message, encode_error(None, refusal))
             return
-        task = asyncio.create_task(self._work(message, account, project, document))
+        task = asyncio.create_task(self._work(message, payer, account, project, document))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _work(self, message: Msg, account: str, project: str, document: str) -> None:
+    async def _work(self, message: Msg, payer: str, account: str, project: str, document: str) -> None:
         started, answer = time.thread_time(), b""
         try:
             answer = await self._answer(message, account, project, document)
             await self._respond(message, answer)
         finally:
-            self._admission.leave(account)
+            self._admission.leave(payer)
             # What others did meanwhile is in it too, so it counts no more than the bytes explain.
             spent = time.thread_time() - started
             self._admission.charge(
-                account, min(spent, 0.01 + len(message.data) * 2e-6) + len(answer) * ANSWER_BYTE_SECONDS
+                payer, min(spent, 0.01 + len(message.data) * 2e-6) + len(answer) * ANSWER_BYTE_SECONDS
             )
 
     async def _answer(self, message: Msg, account: str, project: str, document: str) -> bytes:
@@ -115,7 +117,7 @@ class Dispatcher:
                     project=project,
                     document=document,
                 )
-                result = await documents.call(caller, request)
+                result = await documents.call(caller, request, partial(check_access, caller))
             return fitted(identifier, encode_result(identifier, result), self._connection.max_payload)
         except RpcError as error:
             return encode_error(identifier, error)
@@ -134,6 +136,15 @@ class Dispatcher:
             await self._connection.publish(message.reply, answer)
         except nats.errors.Error as error:
             log.debug("an answer was lost: %s", type(error).__name__)
+
+
+def _inbox(account: str, project: str) -> str:
+    """The inbox of who asks. Raises :class:`NatskitError` if that is nobody."""
+    if account == ADMIN:
+        return inbox_prefix("admin")
+    if account == DISK:
+        return inbox_prefix("project", check_id(project, "project"))
+    return inbox_prefix("browser", check_id(account, "account"))
 
 
 def _check_ids(project: str, document: str) -> None:

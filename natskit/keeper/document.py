@@ -18,8 +18,10 @@ from natskit import json_text
 from natskit.bus import yjs_format
 from natskit.bus.document_record import Update
 from natskit.bus.yjs_format import BadUpdateError
-from natskit.document import set_text
+from natskit.document import apply_changes, set_text
 from natskit.keeper.store import Place
+from natskit.rpc import RpcError
+from natskit.text_changes import Change
 
 TEXT = "text"
 """The root type of a text document."""
@@ -146,6 +148,27 @@ class Document:
         finally:
             self.doc.unobserve(subscription)
         return updates[0] if updates else b""
+
+    def changed(self, client: int, changes: list[Change]) -> bytes:
+        """The update that makes changes of the text, the last of the text first, by a client; the document stays.
+
+        Raises :class:`RpcError` if they do not fit.
+        """
+        old = self.text
+        end = len(old)
+        for change in changes:
+            if not change.start <= change.end <= end:
+                raise RpcError("invalid_params", "changes: begin with the last of the text, and let none overlap")
+            end = change.start
+        copy: Doc[Any] = Doc(client_id=client)
+        _apply(copy, self.doc.get_update())
+        text = copy.get(TEXT, type=Text)
+        if len(text) != len(old.encode()):
+            raise RpcError("invalid_state", "the text has embedded things: it is no plain text")
+        made: list[bytes] = []
+        copy.observe(lambda event: made.append(event.update))
+        apply_changes(text, changes)
+        return made[0] if made else EMPTY_UPDATE
 
     @property
     def needs_snapshot(self) -> bool:

@@ -7,6 +7,7 @@ after the last one it knows (``Nats-Expected-Last-Subject-Sequence``), and appli
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from base64 import b64encode
@@ -23,6 +24,7 @@ from nats.aio.subscription import Subscription
 from natskit import json_text
 from natskit.bus import yjs_format
 from natskit.bus.document_record import OWN_BYTES, Update, decode, encode
+from natskit.bus.permissions import DISK
 from natskit.bus.yjs_format import BadUpdateError
 from natskit.errors import StateError
 from natskit.keeper import paths
@@ -32,6 +34,7 @@ from natskit.keeper.rate import Rate
 from natskit.keeper.store import OvertakenError, Place, Store
 from natskit.process.lifecycle import cancel
 from natskit.rpc import RpcError
+from natskit.text_changes import Change
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +128,7 @@ class Documents:
             for client in (update.client, *yjs_format.read(update.update).added):
                 if document.owners.get(client, update.author) != update.author:
                     raise RpcError("forbidden", f"client id {client} is another account's: open the document again")
-            self.rate.check(update.author)
+            self.rate.check(payer(place, update.author))
             await self._reserve(document, update.update)
             try:
                 document.try_update(update.update)
@@ -140,7 +143,7 @@ class Documents:
 
     async def restore(self, place: Place, author: str, wanted: str) -> Update:
         """Make the text of a document what it was, by an edit of the author."""
-        self.rate.check(author)
+        self.rate.check(payer(place, author))
         async with self.use(place) as document:
             try:
                 client = document.doc.client_id
@@ -155,9 +158,43 @@ class Documents:
                 await self._forget(document)
                 raise
 
+    async def edit(self, place: Place, given: Update, base: int, digest: str, changes: list[Change]) -> Update:
+        """Store changes of the text as it was at ``base``, merged with what came since.
+
+        ``digest`` is that of the text, by which a caller proves that it knows it. Raises :class:`RpcError` and
+        :class:`StateError`, as :meth:`update`.
+        """
+        for _ in range(CLASHES):
+            with suppress(_ClashError):
+                return await self._edit(place, given, base, digest, changes)
+        raise StateError("the document is being changed by others; try again")
+
+    async def _edit(self, place: Place, given: Update, base: int, digest: str, changes: list[Change]) -> Update:
+        async with self.use(place) as document:
+            if (sent := document.sent(given)) is not None and given.number <= sent.number:
+                if given.number == sent.number:
+                    return replace(given, sequence=sent.sequence, previous=sent.previous, time=sent.time)
+                raise RpcError("conflict", f"client {given.client} has sent number {sent.number} already")
+            if document.owners.get(given.client, given.author) != given.author:
+                raise RpcError("forbidden", f"client id {given.client} is another account's: use another one")
+            before = document if document.sequence == base else await self.moment(place, base)
+            if hashlib.sha256(before.text.encode()).hexdigest() != digest:
+                raise RpcError("conflict", f"the text at sequence {base} is another one: read it again")
+            update = replace(given, update=before.changed(given.client, changes))
+            await self._check(document, update.update)
+            self.rate.check(payer(place, update.author))
+            await self._reserve(document, update.update)
+            try:
+                document.try_update(update.update)
+                self._check_size(document, update.update)
+                return await self._store(document, update)
+            except BaseException:
+                await self._forget(document)  # it may hold what is not stored
+                raise
+
     async def create(self, place: Place, author: str, text: str) -> Update:
         """Store the first updates of a new document: an empty one, and its text."""
-        self.rate.check(author)
+        self.rate.check(payer(place, author))
         document = Document(place)
         first = Update(author, document.doc.client_id, 1, 0, _now(), EMPTY_UPDATE)
         stored = await self._store(document, first)
@@ -266,7 +303,7 @@ class Documents:
                     await self._read_on(document, others)
             else:
                 stored = replace(record, sequence=sequence)
-                self.rate.charge(update.author, len(update.update) + RECORD_OVERHEAD)
+                self.rate.charge(payer(document.place, update.author), len(update.update) + RECORD_OVERHEAD)
                 document.note(stored)
                 document.read_vector()
                 self._plan_snapshot(document)
@@ -417,6 +454,11 @@ class Documents:
             own = found[0] if found else 0
         document.snapshot_sequence, document.snapshot_bytes = own, len(state)
         document.updates_since = document.bytes_since = 0
+
+
+def payer(place: Place, author: str) -> str:
+    """Whose limits count: those of an account, or of the project whose agent it is."""
+    return place.project if author == DISK else author
 
 
 def _is_same(stored: Update, update: Update) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from natskit.bus.connection import Connection
+from natskit.bus.permissions import DISK
 from natskit.errors import StateError
 from natskit.hub.state.bucket import Bucket
 from natskit.hub.state.records import Membership, Project
@@ -41,7 +42,10 @@ class Rights:
         self._on_deleted(self._projects.deleted)
 
     async def check(self, account: str, project: str) -> None:
-        """Raises :class:`RpcError` unless an account may use a project, or if nobody can know that now."""
+        """Raises :class:`RpcError` unless an account may use a project, or if nobody can know that now.
+
+        A project's agent may use the documents of its own: nats-server lets it ask for no others.
+        """
         try:
             for bucket in self.buckets:
                 await bucket.wait_current(CURRENT_SECONDS)
@@ -49,7 +53,7 @@ class Rights:
             raise RpcError("unavailable", f"{error}; try again", retry_after=1) from None
         if account == ADMIN:
             return
-        if self._memberships.get(f"{account}.{project}") is None:
+        if account != DISK and self._memberships.get(f"{account}.{project}") is None:
             raise RpcError("forbidden", f"you may not use project {project}")
         if self._projects.get(project) is None:
             raise RpcError("not_found", f"there is no project {project}")

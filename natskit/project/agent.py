@@ -27,13 +27,14 @@ from natskit.errors import NatskitError, SettingsError
 from natskit.process.lifecycle import spawn
 from natskit.project import environment
 from natskit.project.background_output import Leftovers
+from natskit.project.bound.bindings import Bindings
 from natskit.project.config import ProjectProgram
 from natskit.project.files import Home
 from natskit.project.jobs import Jobs
 from natskit.project.sender import Sender
 from natskit.project.terminals.table import Terminals
 from natskit.project.transfer import Uploads
-from natskit.project.watch import Watches
+from natskit.project.watch import Watches, WatchEvent
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +168,8 @@ class Agent:
         self.uploads = Uploads()
         self.watches = Watches(self._publish_files_event)
         """The folders whose changes become events."""
+        self.bindings = Bindings(program.project_id, self.home, self.writing, program.max_documents)
+        """The documents that are kept the same as their files."""
         self.answering = asyncio.Semaphore(ANSWERS_WITH_DATA)
         self._received_data = 0
         """Bytes of the parts of files that are being written."""
@@ -188,6 +191,7 @@ class Agent:
         await self._connection.subscribe(f"projects.{project}.api", cb=self._on_request)
         await self._connection.subscribe(f"projects.{project}.streams.*", cb=self._on_control)
         self._connection.on_reconnect(self._came_back)
+        await self.bindings.start(self._connection)
         await self._connection.flush()
 
     async def close(self) -> None:
@@ -197,6 +201,7 @@ class Agent:
         self._closed = True
         self.stopping.set()
         self.watches.close()
+        await self.bindings.close()
         streams = list(self._streams.values())
         for _, steered in streams:
             if steered is not None:
@@ -289,8 +294,8 @@ class Agent:
         self._later(self._reply(subject, to_json({"type": "reconnected"})))
         self._later(self._drop_readers())
 
-    async def _publish_files_event(self, event: bytes) -> None:
-        await self._reply(f"events.project.{self.program.project_id}.files", event)
+    async def _publish_files_event(self, event: WatchEvent) -> None:
+        await self._reply(f"events.project.{self.program.project_id}.files", to_json(event))
 
     async def _drop_readers(self) -> None:
         """End the streams of accounts that lost access to the project: they can still read their inboxes.

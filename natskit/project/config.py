@@ -80,6 +80,8 @@ class ProjectProgram(BaseModel):
     max_streams: int = Field(default=100, ge=1)
     """The most commands at the same time; each may hold ``window_bytes`` of output."""
     unattended: UnattendedLimits = UnattendedLimits()
+    max_documents: int = Field(default=1000, ge=0)
+    """The most documents that are kept the same as their files."""
     api_packages: list[str] = Field(default_factory=list)
     environment: dict[str, str] = Field(default_factory=dict)
     """Variables of each command, beside those of a login shell."""

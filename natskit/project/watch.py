@@ -19,9 +19,8 @@ import secrets
 import struct
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import Literal, TypedDict
 
-from natskit.bus.payload import to_json
 from natskit.project.files import Home
 from natskit.project.paths import decoded, explained
 from natskit.rpc import RpcError
@@ -70,6 +69,16 @@ class WatchState(TypedDict):
     """How long it is watched unless somebody asks again."""
 
 
+class WatchEvent(TypedDict):
+    """Something has changed in a watched folder, or it is gone and not watched any more."""
+
+    type: Literal["changed", "gone"]
+    watch: str
+    seq: int
+    names: list[str] | None
+    """What has changed; ``None`` if that is too much, or not known."""
+
+
 @dataclass
 class _Watch:
     watch: str
@@ -104,7 +113,7 @@ class _Watch:
 class Watches:
     """The watched folders of a project."""
 
-    def __init__(self, publish: Callable[[bytes], Awaitable[None]], lease: float = LEASE_SECONDS) -> None:
+    def __init__(self, publish: Callable[[WatchEvent], Awaitable[None]], lease: float = LEASE_SECONDS) -> None:
         """``publish`` sends an event."""
         self._publish = publish
         self._lease = lease
@@ -249,14 +258,14 @@ class Watches:
         watch.rested = self._loop.time() + REST_SECONDS
         self._send(watch, "changed", watch.take())
 
-    def _send(self, watch: _Watch, kind: str, names: list[str] | None) -> None:
+    def _send(self, watch: _Watch, kind: Literal["changed", "gone"], names: list[str] | None) -> None:
         watch.seq += 1
-        event = to_json({"type": kind, "watch": watch.watch, "seq": watch.seq, "names": names})
+        event: WatchEvent = {"type": kind, "watch": watch.watch, "seq": watch.seq, "names": names}
         task = self._loop.create_task(self._send_now(event))
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
-    async def _send_now(self, event: bytes) -> None:
+    async def _send_now(self, event: WatchEvent) -> None:
         await self._publish(event)
 
 

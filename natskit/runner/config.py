@@ -24,6 +24,8 @@ class ProjectDefaults(ProjectLimits):
     ``GONE_SECONDS`` of ``natskit/bus/output_stream.py``."""
     max_streams: int = Field(default=100, ge=1)
     unattended: UnattendedLimits = UnattendedLimits()
+    max_documents: int = Field(default=1000, ge=0)
+    """The most documents of a project that are kept the same as their files."""
     api_packages: list[str] = Field(default_factory=list)
     environment: dict[str, str] = Field(default_factory=dict)
     """Further environment variables of each command."""
@@ -85,6 +87,7 @@ class RunnerProgram(BaseModel):
             reader_patience=self.project.reader_patience,
             max_streams=self.project.max_streams,
             unattended=self.project.unattended,
+            max_documents=self.project.max_documents,
             api_packages=self.project.api_packages,
             environment=self.project.environment,
             limits=limits,

@@ -28,8 +28,9 @@ authorization {{
   users: [
     {{ user: admin, password: admin }}
     {{ user: project, password: project, permissions: {{
-        publish: ["hub.project.>", "events.project.>", "_INBOX.account.*.*.>", "_INBOX.hub.*.>", "_INBOX.admin.*.>"]
-        subscribe: ["projects.>", "_INBOX.project.>"]
+        publish: ["hub.project.>", "events.project.>", "_INBOX.account.*.*.>", "_INBOX.hub.*.>", "_INBOX.admin.*.>"
+                  "docs.disk.>"]
+        subscribe: ["projects.>", "_INBOX.project.>", "events.project.*.doc.*", "events.project.*.documents.changed"]
     }} }}
   ]
 }}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import re
 from collections.abc import AsyncIterator
@@ -15,7 +14,7 @@ import pytest
 
 from natskit.client import Client
 from natskit.project.files import Home
-from natskit.project.watch import MOST_NAMES, MOST_WATCHES, MOST_WATCHES_EACH, Watches
+from natskit.project.watch import MOST_NAMES, MOST_WATCHES, MOST_WATCHES_EACH, Watches, WatchEvent
 from natskit.rpc import RpcError
 from tests.kit.wait import eventually
 
@@ -215,10 +214,10 @@ async def test_the_agent_and_the_server_are_killed(server: Server, directory: Pa
 async def test_a_lease_ends(project: Project) -> None:
     """The one who watched has gone: the kernel watches nothing more, and nothing is published."""
     (project.home / "leased").mkdir()
-    events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    events: asyncio.Queue[WatchEvent] = asyncio.Queue()
 
-    async def publish(event: bytes) -> None:
-        events.put_nowait(json.loads(event))
+    async def publish(event: WatchEvent) -> None:
+        events.put_nowait(event)
 
     watches = Watches(publish, lease=0.2)
     home = Home(project.home)

@@ -55,6 +55,8 @@ PATIENCE = 20.0
 """Seconds for everybody to have exactly the rights of the model. Only a bound: it is over when they have."""
 PATIENCE_WHEN_SHRINKING = 4.0
 """The same once a sequence has failed: each shorter one that fails as well takes all of it."""
+OF_DOCUMENTS = ("doc.x", "documents.changed")
+"""The events of a project that its agent may hear, besides the project's members."""
 REMEMBERED = 4
 """Of the principals that are no more, the last ones are tried again after each step."""
 
@@ -132,7 +134,11 @@ class Model:
         return Rights(
             frozenset({f"hub.api.{account}", *(f"projects.{p}.x" for p in mine)}),
             frozenset(
-                {f"_INBOX.account.{account}.>", f"events.account.{account}.>", *(f"events.project.{p}.>" for p in mine)}
+                {
+                    f"_INBOX.account.{account}.>",
+                    f"events.account.{account}.>",
+                    *(f"events.project.{p}.{rest}" for p in mine for rest in (">", *OF_DOCUMENTS)),
+                }
             ),
         )
 
@@ -145,10 +151,17 @@ class Model:
                     f"hub.project.{project_id}",
                     f"events.project.{project_id}.x",
                     f"_INBOX.hub.{project_id}.x",
+                    f"docs.disk.{project_id}.x",
                     *(f"_INBOX.account.{account}.{project_id}.x" for account in self.people),
                 }
             ),
-            frozenset({f"projects.{project_id}.>", f"_INBOX.project.{project_id}.>"}),
+            frozenset(
+                {
+                    f"projects.{project_id}.>",
+                    f"_INBOX.project.{project_id}.>",
+                    *(f"events.project.{project_id}.{rest}" for rest in OF_DOCUMENTS),
+                }
+            ),
         )
 
     def runner(self) -> Rights | None:
@@ -199,7 +212,9 @@ class Model:
             subscribe |= {f"_INBOX.account.{account}.>", f"events.account.{account}.>", f"hub.api.{account}"}
         for p in self.known:
             publish |= {f"projects.{p}.x", f"events.project.{p}.x", f"hub.project.{p}", f"_INBOX.project.{p}.x"}
+            publish |= {f"docs.disk.{p}.x"}
             subscribe |= {f"projects.{p}.>", f"events.project.{p}.>", f"hub.project.{p}"}
+            subscribe |= {f"events.project.{p}.{rest}" for rest in OF_DOCUMENTS}
         return Rights(frozenset(publish), frozenset(subscribe))
 
 

@@ -8,7 +8,7 @@ import { documentsOf, forgetUnsent, unsentOf } from "@natskit/client/document";
 import * as drafts from "./drafts.js";
 import { History } from "./history.js";
 import { ask, element, guard, typedOver, visible } from "./page.js";
-import { People } from "./people.js";
+import { DISK, People } from "./people.js";
 
 /** @typedef {import("@natskit/client/document").SharedDocument} SharedDocument */
 /** @typedef {import("@natskit/client/document").DocumentState} DocumentState */
@@ -173,6 +173,7 @@ export class Documents {
     element("document").hidden = true;
     element("document-text").hidden = false;
     element("document-error").textContent = "";
+    element("document-file").textContent = "";
     this.#mark();
     await shared?.close();
   }
@@ -230,10 +231,13 @@ export class Documents {
   #drawPeople(shared) {
     if (shared !== this.#shared) return;
     const own = this.#client().session.account_id;
+    const states = [...shared.awareness.getStates()];
+    const disk = states.find(([, { author }]) => author === DISK)?.[1];
+    element("document-file").textContent = String(disk?.file?.message ?? "");
     const authors = new Set(
-      [...shared.awareness.getStates()].map(([client, { author }]) =>
-        client === shared.doc.clientID ? own : String(author),
-      ),
+      states
+        .filter(([, { author }]) => author !== DISK)
+        .map(([client, { author }]) => (client === shared.doc.clientID ? own : String(author))),
     );
     element("document-people").replaceChildren(
       ...[...authors].map((author) => {

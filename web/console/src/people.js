@@ -3,6 +3,9 @@
 /** One for each author, until there are more of them. They are readable on light and on dark, with white on them. */
 const COLORS = ["#2456d6", "#b3261e", "#14804a", "#8a3ffc", "#a15c00", "#00707a", "#a2186b", "#5c6573"];
 
+/** The author of changes that came from the files of the project. */
+export const DISK = "disk";
+
 export class People {
   #project;
   /** @type {string[]} */
@@ -16,7 +19,7 @@ export class People {
   /** @param {string} author @returns {string} */
   name(author) {
     if (author === "admin") return "an operator";
-    if (author === "disk") return "the project’s disk";
+    if (author === DISK) return "the project’s disk";
     const person = this.#project()?.collaborators.find(({ account_id }) => account_id === author);
     return person?.email ?? "a former member";
   }

@@ -1,0 +1,1 @@
+"""Documents and files that are kept the same (docs/reference/documents.md, "Files")."""

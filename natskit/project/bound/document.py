@@ -1,0 +1,371 @@
+"""One document and the file at its path. Whoever changed, the other follows.
+
+The *base* is what both had in common the last time. What differs from it was changed: the document by people, the file
+by the project's programs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import random
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from natskit.errors import AnswerLostError, ConnectionLostError
+from natskit.project import tree
+from natskit.project.bound import record, text_file
+from natskit.project.bound.record import Entry
+from natskit.project.bound.text_file import TextFile
+from natskit.project.bound.text_merge import merge
+from natskit.project.content import version_of
+from natskit.project.files import Home
+from natskit.rpc import RpcError
+from natskit.text_changes import changes
+
+log = logging.getLogger(__name__)
+
+QUIET_SECONDS, LATEST_SECONDS = 0.4, 1.0
+"""A file is written when nobody has typed for that long, and at the latest so long after the first change."""
+SETTLE_SECONDS, EMPTY_SECONDS = 0.1, 0.7
+"""How long a file must not have been written before it is read; longer if it is empty: a program that writes a file
+anew empties it first."""
+GONE_SECONDS = 0.5
+"""How long a file may be missing: some editors remove it before they write it anew."""
+MOST_TURNS = 8
+AGAIN_SECONDS = 2.0
+ATTEMPTS = 3
+RECENT_SECONDS = 5.0
+"""How long a program may take from reading a file to replacing it, so that what was written meanwhile is not lost."""
+MOST_RECENT, FORGET_SECONDS = 8, 60.0
+"""How many versions of a file are remembered for that, and how long."""
+
+Problem = dict[str, str]
+"""Why document and file are not the same: ``kind`` (``removed`` or ``refused``) and ``message``."""
+
+
+class Project(Protocol):
+    """What a bound document needs of its project."""
+
+    home: Home
+    writing: asyncio.Lock
+
+    async def ask(self, document: str, method: str, **params: Any) -> Any:
+        """Ask a keeper."""
+
+    def note(self, document: str, entry: Entry) -> None:
+        """Remember what a document and its file have in common."""
+
+    async def tell(self, bound: Bound) -> None:
+        """Tell the members of the project of the problem of a document, or that it is over."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """What document and file had in common."""
+
+    text: str | None
+    """``None`` if only its digest is known."""
+    sequence: int
+    sha256: str
+    version: str
+    is_fresh: bool = True
+    """Whether everything since then was noticed at once. Then what both changed is merged as if two people typed."""
+
+
+class Bound:
+    """A document that is kept the same as its file."""
+
+    def __init__(self, project: Project, document: str, path: str, entry: Entry | None) -> None:
+        self.document, self.path = document, path
+        self.problem: Problem | None = None
+        self.sequence = 0
+        """The newest of the document that an event told of."""
+        self.signature: object = None
+        """Of the file, when it was looked at the last time."""
+        self._project = project
+        self._moved_from = entry.path if entry is not None and entry.path != path else ""
+        self._base: Base | None = None
+        self._recent: list[tuple[float, Base]] = []
+        """Bases that others have replaced, and when, in seconds since 1970."""
+        if entry is not None:
+            self._base = Base(None, entry.sequence, entry.sha256, entry.version, is_fresh=False)
+        self._client, self._number = _new_client(), 0
+        self._missing_since = 0.0
+        self._first = 0.0
+        """When the first change came that is not in the file yet."""
+        self._due: asyncio.TimerHandle | None = None
+        self._working: asyncio.Task[None] | None = None
+        self._again = False
+        self._closed = False
+
+    # ---- what happens
+
+    def was_edited(self, sequence: int) -> None:
+        """An update of the document was stored."""
+        self.sequence = max(self.sequence, sequence)
+        if self._base is not None and self.sequence <= self._base.sequence:
+            return
+        now = asyncio.get_running_loop().time()
+        self._first = self._first or now
+        self.look(max(0.0, min(QUIET_SECONDS, self._first + LATEST_SECONDS - now)))
+
+    def was_moved(self, path: str) -> None:
+        """The document has another path."""
+        if path != self.path:
+            self._moved_from, self.path = self._moved_from or self.path, path
+            self.look(0)
+
+    def missed_something(self) -> None:
+        """Events may have been lost."""
+        if self._base is not None:
+            self._base = replace(self._base, is_fresh=False)
+        self.look(0)
+
+    def look(self, seconds: float) -> None:
+        """Compare document and file after so many seconds, at the earliest."""
+        if self._closed:
+            return
+        if self._due is not None:
+            self._due.cancel()
+        self._due = asyncio.get_running_loop().call_later(seconds, self._begin)
+
+    def close(self) -> asyncio.Task[None] | None:
+        """Compare no more. Returns what is still going on."""
+        self._closed = True
+        if self._due is not None:
+            self._due.cancel()
+        return self._working
+
+    def _begin(self) -> None:
+        self._due = None
+        if self._working is not None:
+            self._again = True
+            return
+        self._first = 0.0
+        self._working = asyncio.get_running_loop().create_task(self._work())
+        self._working.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._working = None
+        if not task.cancelled() and task.exception() is not None:
+            log.error("document %s and its file", self.document, exc_info=task.exception())
+            self.look(AGAIN_SECONDS)
+        if self._again:
+            self._again = False
+            self.look(0)
+
+    # ---- the comparison
+
+    async def _work(self) -> None:
+        try:
+            await self._follow_path()
+            for _ in range(MOST_TURNS):
+                if await self._turn():
+                    return
+            self.look(AGAIN_SECONDS)
+        except ConnectionLostError as error:
+            log.debug("document %s: %s", self.document, error)
+            self.look(AGAIN_SECONDS)
+        except RpcError as error:
+            if error.kind in ("unavailable", "internal_error", "timeout"):
+                self.look(AGAIN_SECONDS)
+            elif error.kind == "not_found":  # the document was deleted, and the event comes
+                log.debug("document %s: %s", self.document, error)
+            else:
+                await self._say("refused", str(error))
+
+    async def _turn(self) -> bool:
+        """Compare once. Returns whether there is nothing more to do now."""
+        _check_kind(self.path)
+        file = await asyncio.to_thread(text_file.read, self._project.home, self.path)
+        if file is not None and not self._is_settled(file):
+            return True
+        base = self._base
+        is_old = base is not None and file is not None and file.version == base.version
+        found = await self._project.ask(self.document, "text", known=base.sequence if base and is_old else 0)
+        if found["text"] is None:
+            await self._say()
+            return True
+        if file is None:
+            return await self._without_file(found["text"], found["sequence"])
+        self._missing_since = 0.0
+        if file.text == found["text"]:
+            return await self._agree(found["text"], found["sequence"], file.version)
+        if is_old:
+            return await self._to_file(file, found["text"], found["sequence"])
+        await self._to_document(file, found["text"], found["sequence"])
+        return False
+
+    def _is_settled(self, file: TextFile) -> bool:
+        age = time.time() - file.modified
+        wanted = EMPTY_SECONDS if not file.data and self._base is not None else SETTLE_SECONDS
+        if 0 <= age < wanted:
+            self.look(wanted - age)
+            return False
+        return True
+
+    async def _agree(self, text: str, sequence: int, version: str) -> bool:
+        """Document and file are the same."""
+        self._replace_base(Base(text, sequence, _digest(text), version))
+        self._project.note(self.document, Entry(self.path, sequence, _digest(text), version))
+        await self._say()
+        return True
+
+    async def _without_file(self, text: str, sequence: int) -> bool:
+        """The file is not there. The next edit of the document makes it again, and nothing else does."""
+        now = asyncio.get_running_loop().time()
+        if self._base is not None:
+            self._missing_since = self._missing_since or now
+            if now < self._missing_since + GONE_SECONDS:
+                self.look(self._missing_since + GONE_SECONDS - now)
+                return True
+            if _digest(text) == self._base.sha256:
+                await self._say(
+                    "removed",
+                    f"the file {self.path} was removed or renamed: the document stays, and its next edit makes the "
+                    "file again",
+                )
+                return True
+        return await self._write(text, sequence, None)
+
+    async def _to_file(self, file: TextFile, text: str, sequence: int) -> bool:
+        return await self._write(text, sequence, file.data)
+
+    async def _write(self, text: str, sequence: int, before: bytes | None) -> bool:
+        data = text_file.bytes_of(text, before or b"")
+        if len(data) > text_file.MOST_BYTES:
+            raise RpcError(
+                "limit",
+                f"the document has {len(data):,} bytes, more than the {text_file.MOST_BYTES:,} of one with a file",
+            )
+        if "\0" in text:
+            raise RpcError("invalid_state", "the document has a NUL character, which no text file has")
+        async with self._project.writing:
+            is_done = await asyncio.to_thread(text_file.write, self._project.home, self.path, data, before)
+        return is_done and await self._agree(text, sequence, version_of(data))
+
+    async def _to_document(self, file: TextFile, mine: str, sequence: int) -> None:
+        """The file was changed: bring that into the document."""
+        old, base = await self._text_of_base(), self._base
+        try:
+            if base is not None and old is not None:
+                read = self._read_by_program(base, file)
+                if read is not base:  # what this client wrote since is not in it
+                    self._client, self._number = _new_client(), 0
+                if base.is_fresh and read.is_fresh and read.sequence:
+                    await self._edit(read.sequence, read.text or "", file.text)
+                else:
+                    await self._edit(sequence, mine, merge(read.text, mine, file.text))
+            else:
+                await self._edit(sequence, mine, merge(None, mine, file.text))
+        except RpcError as error:
+            if error.kind != "conflict" or base is None or not base.is_fresh:
+                raise
+            self._client, self._number = _new_client(), 0
+            self._base = replace(base, is_fresh=False)
+            return
+        except ConnectionLostError:  # it may be stored
+            self._base = base and replace(base, is_fresh=False)
+            raise
+        self._replace_base(Base(file.text, 0, _digest(file.text), file.version))
+
+    def _replace_base(self, base: Base) -> None:
+        now = time.time()
+        if self._base is not None and self._base.text not in (None, base.text):
+            recent = [(when, old) for when, old in self._recent if now - when < FORGET_SECONDS]
+            self._recent = [*recent, (now, self._base)][-MOST_RECENT:]
+        self._base = base
+
+    def _read_by_program(self, base: Base, file: TextFile) -> Base:
+        """What the program had read that wrote a file: one such as ``sed`` reads it, and replaces it later.
+
+        What people wrote meanwhile, and the agent put into the file, is not in its text, and it did not remove it.
+        """
+        known = [old for when, old in reversed(self._recent) if when > file.modified - RECENT_SECONDS]
+        return min([base, *known], key=lambda each: _size_of_changes(each.text or "", file.text))
+
+    async def _text_of_base(self) -> str | None:
+        """What document and file had in common; ``None`` if nobody knows any more."""
+        base = self._base
+        if base is None or base.text is not None or not base.sequence:
+            return base.text if base is not None else None
+        try:
+            found = await self._project.ask(self.document, "text", sequence=base.sequence)
+        except RpcError as error:
+            if error.kind in ("unavailable", "internal_error", "timeout"):
+                raise
+            return None
+        text = str(found["text"])
+        if _digest(text) != base.sha256:
+            return None
+        self._base = replace(base, text=text)
+        return text
+
+    async def _edit(self, sequence: int, old: str, new: str) -> None:
+        made = changes(old, new)
+        if not made:
+            return
+        self._number += 1
+        params = {"sequence": sequence, "sha256": _digest(old), "changes": made}
+        for attempt in range(ATTEMPTS):
+            try:
+                await self._project.ask(self.document, "edit", **params, client=self._client, number=self._number)
+            except (AnswerLostError, ConnectionLostError):
+                if attempt == ATTEMPTS - 1:
+                    raise
+                await asyncio.sleep(SETTLE_SECONDS)
+            else:
+                return
+
+    async def _follow_path(self) -> None:
+        """The document has a new path: the file gets it too, unless there is one."""
+        if not self._moved_from:
+            return
+        old, self._moved_from = self._moved_from, ""
+        try:
+            await asyncio.to_thread(_move, self._project.home, old, self.path)
+        except RpcError as error:
+            if error.kind == "conflict":
+                self._base = None  # of another file
+            log.debug("the file of document %s stays: %s", self.document, error)
+
+    async def _say(self, kind: str = "", message: str = "") -> None:
+        problem = {"kind": kind, "message": message} if kind else None
+        if problem is not None and self._base is not None:
+            self._base = replace(self._base, is_fresh=False)  # from now on they go different ways
+        if problem != self.problem:
+            self.problem = problem
+            await self._project.tell(self)
+
+
+def _move(home: Home, old: str, new: str) -> None:
+    folder = ""
+    for name in new.split("/")[:-1]:
+        folder = f"{folder}/{name}" if folder else name
+        with suppress(RpcError):  # it is there
+            tree.make_directory(home, folder)
+    tree.move(home, old, new, replace=False)
+
+
+def _check_kind(path: str) -> None:
+    """Raises :class:`RpcError` for files that no document is kept the same as."""
+    if path.endswith(".ipynb"):
+        raise RpcError("invalid_state", f"{path[:200]} is a notebook, which is not kept the same as its file")
+    if path.startswith(f"{record.FOLDER}/"):
+        raise RpcError("invalid_state", f"{path[:200]} is natskit's own")
+
+
+def _size_of_changes(old: str, new: str) -> int:
+    return sum(change.end - change.start + len(change.text) for change in changes(old, new))
+
+
+def _new_client() -> int:
+    return random.SystemRandom().getrandbits(31) + 1
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,199 @@
+"""The file of a document: its text, and what of it is not in the text."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+from natskit.project.content import (
+    PLAIN,
+    beside,
+    check_writable,
+    create,
+    make_alike,
+    read_at_most,
+    replace,
+    status_of_file,
+    version_of,
+    write_all,
+)
+from natskit.project.files import Home
+from natskit.project.paths import FOLDER, Place, explained, shown
+from natskit.rpc import RpcError
+from natskit.text_changes import MOST_LINES
+
+MOST_BYTES = 512 * 1024
+"""Of a file that is kept the same as a document: its text goes in one message."""
+MARK = b"\xef\xbb\xbf"
+"""A byte order mark, which some editors put at the beginning. It is no part of the text."""
+RENAME_EXCHANGE = 2
+MOST_TURNS = 20
+"""How often a file is put back that somebody wrote in the moment when it was replaced."""
+_END = re.compile(rb"\r*\n")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """The content of a file."""
+
+    data: bytes
+    text: str
+    """Its lines end with ``\\n``."""
+    modified: float
+    """When it was written, in seconds since 1970."""
+
+    @property
+    def version(self) -> str:
+        """What its content is recognized by."""
+        return version_of(self.data)
+
+
+def read(home: Home, path: str) -> TextFile | None:
+    """The file of a document; ``None`` if there is none. Raises :class:`RpcError` if it is not text in UTF-8."""
+    try:
+        with explained(path), home.at(path) as place:
+            status = status_of_file(path, place)
+            with place.opened(os.O_RDONLY) as fd:
+                data = read_at_most(fd, MOST_BYTES + 1)
+    except RpcError as error:
+        if error.kind == "not_found":
+            return None
+        raise
+    if len(data) > MOST_BYTES:
+        raise RpcError("limit", f"{shown(path)} has more than {MOST_BYTES:,} bytes, the most of a file with a document")
+    return TextFile(data, text_of(path, data), status.st_mtime)
+
+
+def text_of(path: str, data: bytes) -> str:
+    """The text in the bytes of a file. Raises :class:`RpcError` if there is none."""
+    if b"\0" in data:
+        raise RpcError("invalid_state", f"{shown(path)} is binary: it has NUL bytes")
+    try:
+        return _END.sub(b"\n", data.removeprefix(MARK)).decode()
+    except UnicodeDecodeError as error:
+        raise RpcError("invalid_state", f"{shown(path)} is not text in UTF-8 (byte {error.start})") from None
+
+
+def bytes_of(text: str, before: bytes) -> bytes:
+    """The bytes of a text, in a file that had other bytes: each line keeps its ending.
+
+    A new line gets the ending that most lines have. A byte order mark stays.
+    """
+    mark = MARK if before.startswith(MARK) else b""
+    ends = [found[0] for found in _END.finditer(before)]
+    kinds = set(ends)
+    if kinds <= {b"\n"}:
+        return mark + text.encode()
+    usual = max(sorted(kinds), key=ends.count)
+    if len(kinds) == 1:
+        return mark + text.encode().replace(b"\n", usual)
+    lines = text.encode().split(b"\n")
+    made = list(_with_ends(lines[:-1], _END.sub(b"\n", before.removeprefix(MARK)).split(b"\n")[:-1], ends, usual))
+    return mark + b"".join(made) + lines[-1]
+
+
+def _with_ends(lines: list[bytes], old: list[bytes], ends: list[bytes], usual: bytes) -> Iterator[bytes]:
+    """The lines with the endings that they had, if they were there before."""
+    if len(lines) + len(old) > MOST_LINES:
+        yield from (line + usual for line in lines)
+        return
+    for tag, i, j, k, m in SequenceMatcher(None, old, lines, autojunk=False).get_opcodes():
+        known = ends[i:j] if tag == "equal" or j - i == m - k else []
+        for number, line in enumerate(lines[k:m]):
+            yield line + (known[number] if known else usual)
+
+
+def write(home: Home, path: str, data: bytes, before: bytes | None) -> bool:
+    """Replace the content of a file, if it still is what it was ``before`` (``None``: no file).
+
+    Returns whether it was. The file keeps its mode, its owner and its attributes; readers see the old or the new.
+    """
+    try:
+        return _written(home, path, data, before)
+    except RpcError as error:
+        if error.kind == "not_found":  # removed in this moment, perhaps with its folder
+            return False
+        raise
+
+
+def _written(home: Home, path: str, data: bytes, before: bytes | None) -> bool:
+    with explained(path), home.at(path, may_be_absent=True, make_folders=before is None) as place:
+        if place.fd is None or before is None:
+            if place.fd is not None or before is not None:
+                return False
+            create(place, data, PLAIN)
+            return True
+        status = status_of_file(path, place)
+        check_writable(path, place, status)
+        if _content(place) != before:
+            return False
+        if status.st_nlink > 1 or (done := _exchange(place, status, data, before)) is None:
+            if _content(place) != before:
+                return False
+            replace(place, status, data, PLAIN)
+            return True
+        return done
+
+
+def _content(place: Place) -> bytes:
+    with place.opened(os.O_RDONLY) as fd:
+        return read_at_most(fd, MOST_BYTES + 1)
+
+
+def _exchange(place: Place, status: os.stat_result, data: bytes, before: bytes) -> bool | None:
+    """Exchange the file and a new one, and look at what came out: somebody may have written a moment before.
+
+    Then that is put back. Returns whether the new content stays, and ``None`` if files cannot be exchanged here.
+    """
+    try:
+        with beside(place) as (fd, temporary):
+            write_all(fd, data)
+            make_alike(fd, place, status)
+            os.fsync(fd)
+            standing, coming = before, data
+            for _ in range(MOST_TURNS):
+                if not _swap(place, temporary.encode()):
+                    return None
+                out = _read_name(place.folder, temporary.encode())
+                if out == standing:
+                    _sync_folder(place)
+                    return coming is data
+                standing, coming = coming, out
+    except PermissionError:  # the user may not change the folder, or does not own the file
+        return None
+    return False
+
+
+def _swap(place: Place, temporary: bytes) -> bool:
+    """Whether this file system can do it."""
+    if not _libc.renameat2(place.folder, temporary, place.folder, place.name, RENAME_EXCHANGE):
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS):
+        return False
+    raise OSError(number, os.strerror(number))
+
+
+def _read_name(folder: int, name: bytes) -> bytes:
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        return read_at_most(fd, MOST_BYTES + 1)
+    finally:
+        os.close(fd)
+
+
+def _sync_folder(place: Place) -> None:
+    with contextlib.suppress(PermissionError):  # a user may be allowed to change a folder and not to list it
+        folder = os.open(".", FOLDER, dir_fd=place.folder)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

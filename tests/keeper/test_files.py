@@ -1,0 +1,462 @@
+"""Documents and files that are kept the same: a hub, two keepers, a runner and a project's agent, all real."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import random
+import stat
+import subprocess
+import sys
+from base64 import b64decode
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nats.errors
+import pytest
+import pytest_asyncio
+from pycrdt import Doc, Text
+
+from natskit.bus.connection import Connection
+from natskit.bus.credentials import CredsText
+from natskit.client import Client
+from natskit.document import Document
+from natskit.project.bound import record
+from natskit.project.bound.text_merge import MIDDLE, MINE, THEIRS
+from natskit.rpc import RpcError, encode_request
+from tests.hub.site import Site, call
+from tests.keeper.writer import Person, encoded, opened, person, project_of
+from tests.kit.wait import eventually
+
+
+@dataclass
+class Place:
+    """A project that runs, its owner, and its files."""
+
+    client: Client
+    owner: Person
+    project: str
+    home: Path
+
+    async def stop(self) -> None:
+        await self.client.call_hub("stop_project", project_id=self.project)
+
+    async def start(self) -> None:
+        await self.client.call_hub("start_project", project_id=self.project, wait=60)
+
+    def file(self, path: str) -> Path:
+        return self.home / path
+
+    async def reads(self, path: str, wanted: str | bytes) -> None:
+        """Wait until a file has this content."""
+        data = wanted.encode() if isinstance(wanted, str) else wanted
+        await eventually(lambda: self.file(path).read_bytes() == data, f"{path} reads {wanted!r}", 30)
+
+    async def rows(self, document: str) -> list[list[Any]]:
+        return list((await self.owner.ask(self.project, document, "history"))["rows"])
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def runner(site: Site) -> AsyncIterator[Path]:
+    """The folder of a runner."""
+    folder = site.root / "runner"
+    folder.mkdir(mode=0o700)
+    creds = folder / "runner.creds"
+    creds.touch(0o600)
+    creds.write_text(site.runner_creds)
+    program = {
+        "runner_id": site.runner_id,
+        "name": "local",
+        "nats": {"urls": [f"nats://127.0.0.1:{site.nats_port}"]},
+        "creds": str(creds),
+        "directory": str(folder),
+    }
+    (folder / "runner.json").write_text(json.dumps(program))
+    process = start_runner(folder)
+    yield folder
+    process.terminate()
+    process.wait(30)
+    print((folder / "runner.log").read_text()[-8000:])
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(site: Site) -> AsyncIterator[Client]:
+    url = f"nats://127.0.0.1:{site.nats_port}"
+    async with await Client.admin(url, CredsText(site.identity.creds("PLATFORM", "admin"))) as client:
+        yield client
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def place(site: Site, runner: Path, client: Client) -> Place:
+    async def is_alive() -> bool:
+        status = await client.call_hub("status")
+        return bool(status["runners"] and status["runners"][0]["alive"])
+
+    await eventually(is_alive, "the runner is alive", 60)
+    owner = await person(site)
+    project = await project_of(owner)
+    made = Place(client, owner, project, runner / "projects" / project / "home")
+    await made.start()
+    return made
+
+
+def start_runner(folder: Path) -> subprocess.Popen[bytes]:
+    with (folder / "runner.log").open("ab") as log:
+        command = [sys.executable, "-m", "natskit.runner", "--settings", str(folder / "runner.json")]
+        return subprocess.Popen(command, stdout=log, stderr=log)
+
+
+def digest_of(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def sed(file: Path, script: str) -> None:
+    subprocess.run(["sed", "-i", script, str(file)], check=True)
+
+
+async def test_a_file_gets_a_document(place: Place) -> None:
+    """Its text is the first edit by the disk; later the disk and a person change it in turn."""
+    place.file("first.md").write_text("one\ntwo\nthree\n")
+    async with place.client.document(place.project, "first.md", create=True) as doc:
+        await eventually(lambda: str(doc.text) == "one\ntwo\nthree\n", "the text of the file arrives", 30)
+        sed(place.file("first.md"), "s/two/2/")
+        await eventually(lambda: str(doc.text) == "one\n2\nthree\n", "what sed did arrives", 30)
+        doc.edit("one\n2\nthree\nfour\n")
+        await place.reads("first.md", "one\n2\nthree\nfour\n")
+        rows = await place.rows(doc.document_id)
+        assert [row[2] for row in rows] == ["admin", "disk", "disk", "admin"]
+        assert rows[2][4] < 60, "a small change is a small edit"
+
+
+async def test_a_new_document_gets_a_file(place: Place) -> None:
+    async with place.client.document(place.project, "new/folder/second.md", create=True, text="text\n") as doc:
+        await place.reads("new/folder/second.md", "text\n")
+        doc.edit("text\nmore\n")
+        await place.reads("new/folder/second.md", "text\nmore\n")
+        sed(place.file("new/folder/second.md"), "s/text/sed/")
+        await eventually(lambda: str(doc.text) == "sed\nmore\n", "what sed did arrives", 30)
+
+
+async def test_sed_while_somebody_types(place: Place) -> None:
+    """Nothing of either is lost, and what sed did is a small edit by the disk, however long the text is."""
+    lines = [f"line {number} of the text\n" for number in range(500)]
+    async with place.client.document(place.project, "busy.md", create=True, text="".join(lines)) as doc:
+        await place.reads("busy.md", "".join(lines))
+        done = asyncio.Event()
+
+        async def type_on() -> None:
+            for number in range(40):
+                doc.text.insert(0, f"{number} ")
+                await asyncio.sleep(0.03)
+            done.set()
+
+        typing = asyncio.create_task(type_on())
+        for number in (100, 200, 300):
+            before = [row[2] for row in await place.rows(doc.document_id)].count("disk")
+            sed(place.file("busy.md"), f"s/line {number} of/LINE {number} OF/")
+
+            async def came(before: int = before) -> bool:
+                return [row[2] for row in await place.rows(doc.document_id)].count("disk") > before
+
+            await eventually(came, "the disk's edit", 30)
+        await typing
+        await doc.saved(20)
+        wanted = "".join(f"{number} " for number in reversed(range(40))) + "".join(lines)
+        for number in (100, 200, 300):
+            wanted = wanted.replace(f"line {number} of", f"LINE {number} OF")
+        await place.reads("busy.md", wanted)
+        await eventually(lambda: str(doc.text) == wanted, "the document has everything", 30)
+        rows = [row for row in await place.rows(doc.document_id) if row[2] == "disk"]
+        assert len(rows) == 3
+        assert all(row[4] < 200 for row in rows), rows
+
+
+async def test_the_file_keeps_what_is_no_text(place: Place) -> None:
+    """Its mode, its line endings, its byte order mark, and that it has no newline at its end."""
+    file = place.file("windows.txt")
+    file.write_bytes("\ufeffone\r\ntwo 😀\r\nthree".encode())
+    file.chmod(0o640)
+    async with place.client.document(place.project, "windows.txt", create=True) as doc:
+        await eventually(lambda: str(doc.text) == "one\ntwo 😀\nthree", "the text arrives", 30)
+        doc.edit("one\nzwei 😀\n2½\nthree")
+        await place.reads("windows.txt", "\ufeffone\r\nzwei 😀\r\n2½\r\nthree")
+        assert stat.S_IMODE(file.stat().st_mode) == 0o640
+        sed(file, "s/😀/👍/")
+        await eventually(lambda: str(doc.text) == "one\nzwei 👍\n2½\nthree", "what sed did arrives", 30)
+        assert [path.name for path in place.home.glob(".natskit-*")] == []
+
+
+async def test_both_were_changed_while_the_project_was_stopped(place: Place) -> None:
+    """What one of them changed is there; where both changed the same lines, both are, with marks around them."""
+    old = "one\ntwo\nthree\nfour\nfive\n"
+    async with (
+        place.client.document(place.project, "apart.md", create=True, text=old) as apart,
+        place.client.document(place.project, "clash.md", create=True, text=old) as clash,
+    ):
+        await place.reads("apart.md", old)
+        await place.reads("clash.md", old)
+        await eventually(lambda: clash.document_id in (place.home / record.PATH).read_text(), "it is remembered", 30)
+        await place.stop()
+        apart.edit("one\ntwo\nthree\nfour\n5\n")
+        clash.edit("one\n2 by people\nthree\nfour\nfive\n")
+        await apart.saved(20)
+        await clash.saved(20)
+        sed(place.file("apart.md"), "s/one/1/")
+        sed(place.file("clash.md"), "s/two/2 by the disk/")
+        await place.start()
+        await place.reads("apart.md", "1\ntwo\nthree\nfour\n5\n")
+        both = f"one\n{MINE}2 by people\n{MIDDLE}2 by the disk\n{THEIRS}three\nfour\nfive\n"
+        await place.reads("clash.md", both)
+        await eventually(lambda: str(clash.text) == both, "the document has both", 30)
+        await eventually(lambda: str(apart.text) == "1\ntwo\nthree\nfour\n5\n", "the document has both", 30)
+        rows = [row for row in await place.rows(clash.document_id) if row[2] == "disk"]
+        assert len(rows) == 1
+        assert rows[0][4] < 250, "the merge is a small edit"
+
+
+async def test_a_file_that_is_removed(place: Place) -> None:
+    """Who has the document open is told, and the document stays. The file comes back as an edit; so does it by one."""
+    file = place.file("removed.md")
+    async with place.client.document(place.project, "removed.md", create=True, text="text\n") as doc:
+        await place.reads("removed.md", "text\n")
+        file.rename(place.file("elsewhere.md"))
+        await eventually(lambda: "was removed or renamed" in doc.file_problem, "it is told", 30)
+        assert str(doc.text) == "text\n"
+        place.file("elsewhere.md").write_text("text and more\n")
+        place.file("elsewhere.md").rename(file)
+        await eventually(lambda: str(doc.text) == "text and more\n", "it comes back", 30)
+        await eventually(lambda: not doc.file_problem, "and that is told", 30)
+        file.unlink()
+        await eventually(lambda: "was removed or renamed" in doc.file_problem, "it is told", 30)
+        doc.edit("typed\n")
+        await place.reads("removed.md", "typed\n")
+        assert {row[2] for row in await place.rows(doc.document_id)} == {"admin", "disk"}
+
+
+async def test_what_is_no_text_is_refused(place: Place) -> None:
+    """The file stays as it is, whatever people type, and they are told why."""
+    async with place.client.document(place.project, "picture.png", create=True, text="typed\n") as doc:
+        await place.reads("picture.png", "typed\n")
+        place.file("picture.png").write_bytes(b"\x89PNG\0")
+        await eventually(lambda: "is binary" in doc.file_problem, "the reason", 30)
+        doc.edit("typed again\n")
+        await doc.saved(20)
+        place.file("picture.png").write_bytes(b"caf\xe9")
+        await eventually(lambda: "is not text in UTF-8 (byte 3)" in doc.file_problem, "the next reason", 30)
+        assert place.file("picture.png").read_bytes() == b"caf\xe9"
+        place.file("picture.png").write_text("mended\n")
+        await eventually(lambda: not doc.file_problem and "mended" in str(doc.text), "all is well again", 30)
+        assert "typed again" in str(doc.text)
+    async with place.client.document(place.project, "notes.ipynb", create=True) as doc:
+        await eventually(lambda: "is a notebook" in doc.file_problem, "the reason", 30)
+        assert not place.file("notes.ipynb").exists()
+
+
+async def test_a_document_that_is_renamed_or_deleted(place: Place) -> None:
+    async with place.client.document(place.project, "old name.md", create=True, text="text\n") as doc:
+        await place.reads("old name.md", "text\n")
+        await place.owner.ask(place.project, doc.document_id, "rename", path="deep/new name.md")
+        await place.reads("deep/new name.md", "text\n")
+        assert not place.file("old name.md").exists()
+        doc.edit("more\n")
+        await place.reads("deep/new name.md", "more\n")
+        await doc.saved(20)
+    await place.owner.ask(place.project, doc.document_id, "delete")
+    sed(place.file("deep/new name.md"), "s/more/less/")
+    async with place.client.document(place.project, "deep/new name.md", create=True) as again:
+        await eventually(lambda: str(again.text) == "less\n", "the file stayed", 30)
+
+
+async def agent_of(site: Site, place: Place, project: str) -> Connection:
+    """A connection with a copy of the creds of the place's agent, as a program in the project may make one."""
+    creds = place.home.parent / "project.creds"
+    return await site.connect("project", creds.read_text(), project)
+
+
+async def test_what_an_agent_may_do(site: Site, place: Place) -> None:
+    """A program in the project that has the agent's key writes as the disk, to its own project, and nothing else."""
+    stranger = await person(site)
+    foreign = await project_of(stranger)
+    secret = await opened(stranger, foreign, "secret.md", "secret")
+    own = await opened(place.owner, place.project, "own.md", "text\n")
+    await place.reads("own.md", "text\n")
+    agent = await agent_of(site, place, place.project)
+    disk = f"docs.disk.{place.project}.{own.document}"
+    found = await call(agent, disk, "text")
+    assert found["text"] == "text\n"
+    digest = hashlib.sha256(b"text\n").hexdigest()
+    edit = {"sequence": found["sequence"], "sha256": digest, "changes": [[0, 4, "TEXT"]], "client": 77, "number": 1}
+    stored = await call(agent, disk, "edit", **edit)
+    assert await call(agent, disk, "edit", **edit) == stored | {"time": stored["time"]}, "repeated, and stored once"
+    assert [row[2] for row in await place.rows(own.document)][-1] == "disk"
+    await own.pull()
+    assert str(own.text) == "TEXT\n"
+    update = {"update": encoded(Doc({"text": Text("x")}).get_update()), "client": 7, "number": 1}
+    for method, params in (
+        ("update", update),
+        ("open", {}),
+        ("updates", {}),
+        ("restore", {"sequence": found["sequence"]}),
+        ("rename", {"path": "x"}),
+        ("delete", {}),
+        ("history", {}),
+        ("name_version", {"sequence": found["sequence"], "name": "x"}),
+    ):
+        with pytest.raises(RpcError, match="for people alone"):
+            await call(agent, disk, method, **params)
+    with pytest.raises(RpcError, match="for the project's agent alone"):
+        await place.owner.ask(place.project, own.document, "edit", **edit | {"number": 2})
+    with pytest.raises(RpcError, match="for the project's agent alone"):
+        await place.owner.ask(place.project, own.document, "text")
+    with pytest.raises(RpcError, match="has no document"):
+        await call(agent, f"docs.disk.{place.project}.{secret.document}", "text")
+    typed = await own.type(0, "x")
+    later = edit | {"sequence": typed["sequence"], "sha256": hashlib.sha256(b"xTEXT\n").hexdigest()}
+    for wrong, why in (
+        (edit | {"number": 3, "sha256": "0" * 64}, "read it again"),
+        (edit | {"number": 3, "sequence": 10**9}, "has no update"),
+        (edit | {"number": 3, "sequence": stored["sequence"]}, "read it again"),
+        (edit | {"number": 3, "changes": [[0, 1, ""], [2, 3, ""]]}, "let none overlap"),
+        (edit | {"number": 3, "changes": [[0, 6, ""]]}, "let none overlap"),
+        (edit | {"number": 3, "changes": [[0, 0, "\ud800"]]}, "half a surrogate pair"),
+        (later | {"number": 3, "client": own.doc.client_id}, "another account's"),
+        (later | {"number": 0}, "greater than or equal to 1"),
+    ):
+        with pytest.raises(RpcError, match=why):
+            await call(agent, disk, "edit", **wrong)
+    count = len(await place.rows(own.document))
+    for subject in (
+        f"docs.{place.owner.account}.{place.project}.{own.document}",
+        f"docs.admin.{place.project}.{own.document}",
+        f"docs.disk.{foreign}.{secret.document}",
+    ):
+        with pytest.raises(nats.errors.Error):
+            await agent.request(subject, encode_request("text", {}), timeout=1)
+    heard: list[Any] = []
+
+    async def hear(message: Any) -> None:
+        heard.append(message)
+
+    await place.owner.connection.subscribe(f"_INBOX.account.{place.owner.account}.>", cb=hear)
+    inbox = f"_INBOX.account.{place.owner.account}.{place.project}.1"
+    await agent.publish(disk, encode_request("text", {}), reply=inbox)
+    assert (await call(agent, disk, "text"))["text"] == "xTEXT\n"
+    assert len(await place.rows(own.document)) == count
+    assert not [message for message in heard if b"TEXT" in message.data], "answers go to the one who asks"
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_random_changes_on_both_sides(site: Site, place: Place, seed: int) -> None:
+    """People type, programs change files at once or slowly, keepers die; then the project stops, and both go on.
+
+    In the end file, document and history agree, and every word that somebody wrote is there; once, until both changed
+    the same lines while the project was stopped.
+    """
+    chance = random.Random(seed)
+    async with contextlib.AsyncExitStack() as stack:
+        both = [await Both.opened(place, stack, f"random-{seed}-{number}.txt", chance) for number in range(3)]
+        slow: list[asyncio.Task[None]] = []
+        for step in range(80):
+            one = chance.choice(both)
+            match chance.randrange(9):
+                case 0 | 1 | 2:
+                    one.type(f"<p{step}>")
+                case 3 | 4:
+                    one.run_sed(f"<d{step}>")
+                case 5:
+                    slow.append(asyncio.create_task(one.replace_slowly(f"<s{step}>")))
+                case 6:
+                    await asyncio.sleep(chance.uniform(0, 0.5))
+                case _:
+                    if step % 3 == 0:
+                        name = f"keeper-{chance.randrange(2) + 1}"
+                        site.kill_keeper(name)
+                        site.start_keeper(name)
+                        await site.keeper_ready(name)
+            await asyncio.sleep(chance.uniform(0, 0.15))
+        await asyncio.gather(*slow)
+        for one in both:
+            await one.agree(most=1)
+        await place.stop()
+        for step in range(80, 110):
+            one = chance.choice(both)
+            if chance.random() < 0.5:
+                one.type(f"<p{step}>")
+            else:
+                one.run_sed(f"<d{step}>")
+        for one in both:
+            await one.doc.saved(60)
+        await place.start()
+        for one in both:
+            await one.agree(most=2)
+
+
+@dataclass
+class Both:
+    """A document and its file, and the words that somebody wrote into them."""
+
+    place: Place
+    doc: Document
+    file: Path
+    chance: random.Random
+    busy: asyncio.Lock
+    """Held while a program changes the file: two of them would lose words without natskit, too."""
+    words: set[str]
+
+    @classmethod
+    async def opened(
+        cls, place: Place, stack: contextlib.AsyncExitStack[Any], name: str, chance: random.Random
+    ) -> Both:
+        start = "".join(f"line {number}\n" for number in range(30))
+        doc = place.client.document(place.project, name, create=True, text=start)
+        await stack.enter_async_context(doc)
+        await place.reads(name, start)
+        return cls(place, doc, place.file(name), chance, asyncio.Lock(), set())
+
+    def type(self, word: str) -> None:
+        lines = str(self.doc.text).split("\n")
+        lines[self.chance.randrange(len(lines))] += word
+        self.doc.edit("\n".join(lines))
+        self.words.add(word)
+
+    def run_sed(self, word: str) -> None:
+        if not self.busy.locked():
+            sed(self.file, f"{self.chance.randrange(1, 30)}s/$/{word}/")
+            self.words.add(word)
+
+    async def replace_slowly(self, word: str) -> None:
+        """As a formatter that thinks between reading and writing."""
+        if self.busy.locked():
+            return
+        async with self.busy:
+            new = self.file.with_name(f"{self.file.name}.new")
+            script = f'sed "$3" "$1" > "$2"; sleep {self.chance.uniform(0.1, 0.8)}; mv "$2" "$1"'
+            edit = f"{self.chance.randrange(1, 30)}s/$/{word}/"
+            program = await asyncio.create_subprocess_exec("sh", "-euc", script, "sh", str(self.file), str(new), edit)
+            assert await program.wait() == 0
+            self.words.add(word)
+
+    async def agree(self, most: int) -> None:
+        """Wait until document, file and history agree, and look for the words: each is there at most so often."""
+        await self.doc.saved(60)
+
+        async def agree() -> bool:
+            check = await self.place.owner.ask(self.place.project, self.doc.document_id, "check")
+            digest = hashlib.sha256(str(self.doc.text).encode()).hexdigest()
+            return bool(check["sha256"] == digest_of(self.file) == digest)
+
+        await eventually(agree, f"{self.file.name} and its document agree", 60)
+        text = str(self.doc.text)
+        for word in self.words:
+            assert 1 <= text.count(word) <= most, (word, text)
+        updates = (await self.place.owner.ask(self.place.project, self.doc.document_id, "updates"))["updates"]
+        replayed: Doc[Any] = Doc()
+        for update in updates:
+            replayed.apply_update(b64decode(update["update"]))
+        assert str(replayed.get("text", type=Text)) == text
+        assert {update["author"] for update in updates} == {"admin", "disk"}
+        assert sum(len(b64decode(update["update"])) for update in updates) < 60_000
