@@ -35,6 +35,8 @@ SETTLE_SECONDS, EMPTY_SECONDS = 0.1, 0.7
 anew empties it first."""
 GONE_SECONDS = 0.5
 """How long a file may be missing: some editors remove it before they write it anew."""
+MOST_WAITS = 8
+"""A file that is written all the time is read nevertheless."""
 MOST_TURNS = 8
 AGAIN_SECONDS = 2.0
 ATTEMPTS = 3
@@ -42,6 +44,9 @@ RECENT_SECONDS = 5.0
 """How long a program may take from reading a file to replacing it, so that what was written meanwhile is not lost."""
 MOST_RECENT, FORGET_SECONDS = 8, 60.0
 """How many versions of a file are remembered for that, and how long."""
+
+PASSING = ("unavailable", "internal_error", "timeout")
+"""Errors after which to try again."""
 
 Problem = dict[str, str]
 """Why document and file are not the same: ``kind`` (``removed`` or ``refused``) and ``message``."""
@@ -95,6 +100,7 @@ class Bound:
             self._base = Base(None, entry.sequence, entry.sha256, entry.version, is_fresh=False)
         self._client, self._number = _new_client(), 0
         self._missing_since = 0.0
+        self._waits = 0
         self._first = 0.0
         """When the first change came that is not in the file yet."""
         self._due: asyncio.TimerHandle | None = None
@@ -171,7 +177,7 @@ class Bound:
             log.debug("document %s: %s", self.document, error)
             self.look(AGAIN_SECONDS)
         except RpcError as error:
-            if error.kind in ("unavailable", "internal_error", "timeout"):
+            if error.kind in PASSING or "retry_after" in error.data:
                 self.look(AGAIN_SECONDS)
             elif error.kind == "not_found":  # the document was deleted, and the event comes
                 log.debug("document %s: %s", self.document, error)
@@ -203,9 +209,11 @@ class Bound:
     def _is_settled(self, file: TextFile) -> bool:
         age = time.time() - file.modified
         wanted = EMPTY_SECONDS if not file.data and self._base is not None else SETTLE_SECONDS
-        if 0 <= age < wanted:
+        if 0 <= age < wanted and self._waits < MOST_WAITS:
+            self._waits += 1
             self.look(wanted - age)
             return False
+        self._waits = 0
         return True
 
     async def _agree(self, text: str, sequence: int, version: str) -> bool:
@@ -262,14 +270,12 @@ class Bound:
                     await self._edit(sequence, mine, merge(read.text, mine, file.text))
             else:
                 await self._edit(sequence, mine, merge(None, mine, file.text))
-        except RpcError as error:
-            if error.kind != "conflict" or base is None or not base.is_fresh:
-                raise
+        except (RpcError, ConnectionLostError) as error:
+            # It may be stored: the same by a new client would be there twice, and a merge finds it.
             self._client, self._number = _new_client(), 0
-            self._base = replace(base, is_fresh=False)
-            return
-        except ConnectionLostError:  # it may be stored
             self._base = base and replace(base, is_fresh=False)
+            if isinstance(error, RpcError) and error.kind == "conflict":
+                return
             raise
         self._replace_base(Base(file.text, 0, _digest(file.text), file.version))
 
@@ -296,7 +302,7 @@ class Bound:
         try:
             found = await self._project.ask(self.document, "text", sequence=base.sequence)
         except RpcError as error:
-            if error.kind in ("unavailable", "internal_error", "timeout"):
+            if error.kind in PASSING:
                 raise
             return None
         text = str(found["text"])
