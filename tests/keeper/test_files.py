@@ -349,12 +349,13 @@ async def test_what_an_agent_may_do(site: Site, place: Place) -> None:
     assert not [message for message in heard if b"TEXT" in message.data], "answers go to the one who asks"
 
 
-@pytest.mark.parametrize("seed", range(2))
-async def test_random_changes_on_both_sides(site: Site, place: Place, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "kills"), [(0, False), (1, True)])
+async def test_random_changes_on_both_sides(site: Site, place: Place, seed: int, kills: bool) -> None:
     """People type, programs change files at once or slowly, keepers die; then the project stops, and both go on.
 
     In the end file, document and history agree, and every word that somebody wrote is there; once, until both changed
-    the same lines while the project was stopped.
+    the same lines while the project was stopped. A keeper that dies in the middle of an edit leaves it open whether it
+    was stored. Then the agent merges, and shows both texts where they contradict.
     """
     chance = random.Random(seed)
     async with contextlib.AsyncExitStack() as stack:
@@ -372,7 +373,7 @@ async def test_random_changes_on_both_sides(site: Site, place: Place, seed: int)
                 case 6:
                     await asyncio.sleep(chance.uniform(0, 0.5))
                 case _:
-                    if step % 3 == 0:
+                    if kills and step % 3 == 0:
                         name = f"keeper-{chance.randrange(2) + 1}"
                         site.kill_keeper(name)
                         site.start_keeper(name)
@@ -380,7 +381,7 @@ async def test_random_changes_on_both_sides(site: Site, place: Place, seed: int)
             await asyncio.sleep(chance.uniform(0, 0.15))
         await asyncio.gather(*slow)
         for one in both:
-            await one.agree(most=1)
+            await one.agree(most=100 if kills else 1)
         await place.stop()
         for step in range(80, 110):
             one = chance.choice(both)
@@ -392,7 +393,7 @@ async def test_random_changes_on_both_sides(site: Site, place: Place, seed: int)
             await one.doc.saved(60)
         await place.start()
         for one in both:
-            await one.agree(most=2)
+            await one.agree(most=100 if kills else 2)
 
 
 @dataclass
