@@ -154,10 +154,10 @@ ELSEWHERE = {
     ),
     "docs/how-to/manage-hosts.md#Remove a host": Elsewhere({"ssh"}, reason=HOSTS),
     "docs/how-to/manage-hosts.md#Move a project to another runner": Elsewhere(
-        {"natskit project move"}, test="tests/platform/test_rights.py::test_keys_of_projects_are_rotated"
+        {"natskit project move"}, test="tests/cluster/test_moves.py::test_a_project_moves_between_two_hosts"
     ),
     "docs/how-to/manage-hosts.md#When the old host is lost": Elsewhere(
-        {"natskit project move"}, test="tests/platform/test_rights.py::test_keys_of_projects_are_rotated"
+        {"natskit project move"}, test="tests/cluster/test_moves.py::test_a_project_moves_between_two_hosts"
     ),
     "docs/how-to/monitor.md#Show metrics": Elsewhere(
         {"base64", "curl", "head", "umask"}, test="tests/platform/test_metrics.py::test_a_scraper_reads_everything"
