@@ -113,7 +113,7 @@ def test_what_is_exported_is_nscs_format_and_imports_as_the_same_identity(tmp_pa
         "version": "1",
     }
     tokens = {path: claims.decode(path.read_text()) for path in store.rglob("*.jwt")}
-    assert len(tokens) == 5 + 9
+    assert len(tokens) == 5 + 10
     for path, body in tokens.items():
         assert path.name == f"{body['name']}.jwt"
         seed = target / "keys" / "keys" / body["sub"][0] / body["sub"][1:3] / f"{body['sub']}.nk"

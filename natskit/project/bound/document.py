@@ -1,4 +1,4 @@
-"""One document and the file at its path. Whoever changed, the other follows.
+"""One document and the file at its path. When one of them changes, the other follows.
 
 The *base* is what both had in common the last time. What differs from it was changed: the document by people, the file
 by the project's programs.
