@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -15,10 +16,13 @@ from tests.documents import REPOSITORY, block
 from tests.kit.wait import wait_for
 from tests.platform.site import LocalSite, World
 from tests.platform.test_console import PATIENCE, browser, open_project, sign_in
+from tests.platform.test_terminals import focus, prompts, shows
 
 __all__ = ["browser"]
 
 PASSWORD = "a password for writing together"  # noqa: S105
+SCREENSHOT = os.environ.get("NATSKIT_DOCUMENT_SCREENSHOT")
+"""Where to put the picture for the documentation."""
 LINES = """() => {
   const lines = [...document.querySelector("#document-text").shadowRoot.querySelectorAll(".cm-line")];
   return lines.map((line) => {
@@ -238,6 +242,73 @@ def test_travel_in_time(ann: Seat, bob: Seat) -> None:
     ann.page.click("#history-restore")
     ann.shows("zero one two three")
     bob.shows("zero one two three")
+
+
+def test_a_file_in_two_windows_and_a_terminal(ann: Seat, bob: Seat, site: LocalSite, world: World) -> None:
+    """Two type into one file, with a `sed -i` in a terminal in between; then the slider, and a restore."""
+    page, project = ann.page, world.names["p"]
+    text = "shopping\n- apples\n- pears\n"
+    site.natskit("exec", project, "--", "sh", "-c", f"printf '%s' '{text}' > shopping.txt")
+    page.set_viewport_size({"width": 1200, "height": 1000})
+    ann.create("shopping.txt")
+    ann.shows(text)
+    bob.open("shopping.txt")
+    bob.shows(text)
+    page.click("#new-terminal")
+    prompts(page)
+    bob.type_at("Control+End", "- bread\n")
+    ann.shows(text + "- bread\n")
+    bob.page.keyboard.type("- plu")
+    focus(page)
+    page.keyboard.type("sed -i s/pears/cherries/ shopping.txt\n")
+    text = text.replace("pears", "cherries") + "- bread\n- plu"
+    ann.shows(text)
+    bob.shows(text)
+    bob.page.keyboard.type("ms")  # where the cursor was
+    ann.type_at("Control+Home", "Our ")
+    text = f"Our {text}ms"
+    ann.shows(text)
+    bob.shows(text)
+    expect(ann.state).to_have_text("saved")
+    expect(bob.state).to_have_text("saved")
+    focus(page)
+    page.keyboard.type(
+        "until grep -q Our shopping.txt && grep -q plums shopping.txt; do sleep 0.1; done; cat shopping.txt\n"
+    )
+    shows(page, "- plums")
+    shows(page, "- cherries")
+    page.click("#document-history")
+    slider = page.locator("#history-at")
+    expect(slider).to_be_focused()
+    steps = int(slider.get_attribute("max") or 0)
+    by_disk = re.compile("by the project’s disk$")
+    for _ in range(steps):
+        if by_disk.search(slider.get_attribute("aria-valuetext") or ""):
+            break
+        page.keyboard.press("ArrowLeft")
+    expect(slider).to_have_attribute("aria-valuetext", by_disk)
+    expect(page.locator("#history-text")).to_contain_text("cherries")
+    page.check("#history-compare")
+    page.locator("#history-from").fill(str(int(slider.input_value()) - 1))
+    expect(page.locator("#history-text ins")).to_have_text(["cherrie"])
+    expect(page.locator("#history-text ins")).to_have_attribute("title", "inserted by the project’s disk")
+    if SCREENSHOT:
+        place = page.locator("article:has(#document)")
+        place.scroll_into_view_if_needed()
+        place.screenshot(path=SCREENSHOT)
+    page.uncheck("#history-compare")
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#history-text")).to_contain_text("pears")
+    restored = page.locator("#history-text").text_content() or ""
+    page.click("#history-restore")
+    ann.shows(restored)
+    bob.shows(restored)
+    focus(page)
+    page.keyboard.type("clear; until grep pears shopping.txt; do sleep 0.1; done; exit\n")
+    expect(page.locator("#terminal-status")).to_have_text("ended with exit code 0")
+    for terminal in site.natskit_json("terminal", project, "--list"):
+        site.natskit("terminal", project, terminal["terminal"], "--end")
 
 
 def test_play(ann: Seat) -> None:
