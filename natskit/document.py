@@ -418,9 +418,9 @@ def apply_changes(text: Text, made: Iterable[Change]) -> None:
         runs = _runs(text)
         for change in made:
             for run in reversed(runs):
-                start, end = run.place_of(max(change.start, run.start)), run.place_of(min(change.end, run.end))
+                start, end = max(change.start, run.start), min(change.end, run.end)
                 if start < end:
-                    del text[start:end]
+                    del text[run.place_of(start) : run.place_of(end)]
             if change.text:
                 place = next((run.place_of(change.start) for run in runs if change.start <= run.end), 0)
                 text.insert(place, change.text)

@@ -5,12 +5,18 @@ An edit that replaces a whole text doubles what a document keeps, and mixes with
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 MOST_LINES = 4000
 """Beyond this many changed lines they are replaced as one: the comparison takes time by their square."""
+
+
+MOST_ALIKE = 10
+"""How often a line may be in a text, for a match to begin with it."""
+LineT = TypeVar("LineT", str, bytes)
 
 
 class Change(NamedTuple):
@@ -42,9 +48,19 @@ def _by_line(before: str, after: str, offset: int) -> Iterator[Change]:
     starts = [offset]
     for line in lines:
         starts.append(starts[-1] + len(line))
-    for tag, i, j, k, m in SequenceMatcher(None, lines, others, autojunk=False).get_opcodes():
+    for tag, i, j, k, m in matcher(lines, others).get_opcodes():
         if tag != "equal":
             yield Change(starts[i], starts[j], "".join(others[k:m]))
+
+
+def matcher(old: Sequence[LineT], new: Sequence[LineT]) -> SequenceMatcher[LineT]:
+    """Compares the lines of two texts, of which there are at most :data:`MOST_LINES`.
+
+    Lines that are there often, such as empty ones, only extend a match: to look for matches that begin with one takes
+    time by the cube of their number.
+    """
+    often = {line for line, number in Counter(new).items() if number > MOST_ALIKE}
+    return SequenceMatcher(often.__contains__, old, new, autojunk=False)
 
 
 def _trimmed(old: str, change: Change) -> Change:

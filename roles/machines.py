@@ -41,7 +41,10 @@ def look(inventory: Inventory, site: Topology, known: dict[str, Settings]) -> No
     there = [known[host.name] for host in hosts]
     looking = [gevent.spawn(_look, host, site, known[host.name], there) for host in hosts]
     gevent.joinall(looking)
-    Path(path).write_text(json.dumps([one.value for one in looking if one.value is not None]))
+    seen = {host.name: one.value for host, one in zip(hosts, looking, strict=True)}
+    silent: dict[str, Any] = {"machine": None, "unreached": {}}
+    found = [seen.get(name) or {"host": settings.platform_name, **silent} for name, settings in known.items()]
+    Path(path).write_text(json.dumps(found))
 
 
 def _look(host: Host, site: Topology, settings: Settings, there: list[Settings]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+import subprocess
 import sys
 import tempfile
 import time
@@ -77,6 +78,7 @@ def _findings(directory: str, platform: Platform, report: Report) -> Iterator[Fi
     """All findings. Checks on which others depend come first."""
     from natskit.cli.identity import in_use
     from natskit.doctor import backups, keys, machine, machine_probe
+    from natskit.doctor.finding import Finding
     from natskit.identity.identity import Identity
 
     deploy = deploy_command(platform)
@@ -89,13 +91,17 @@ def _findings(directory: str, platform: Platform, report: Report) -> Iterator[Fi
         yield from machine.orphans(root, deploy)
         yield from machine.open_files({process.name: process.pid for process in report.running if process.pid})
     known = _known_projects(directory)
-    yield from machine.findings(machine_probe.look([str(platform.directory), "/"]))
+    try:
+        yield from machine.findings(machine_probe.look([str(platform.directory), "/"]))
+    except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
+        why = f"{type(error).__name__}: {error}"
+        yield Finding("soon", "this machine cannot be looked at", why, "mend that, then natskit doctor")
     yield from keys.expiring(identity.directory, in_use(directory), int(time.time()), deploy)
     yield from keys.named(platform["url"])
     yield from keys.served(platform["url"], Path(platform["ca_file"]), deploy)
     yield from backups.old(platform.directory, datetime.now(UTC))
     yield from asyncio.run(_of_servers(platform, identity, deploy))
-    yield from _of_hosts(platform, deploy, known)
+    yield from _of_hosts(directory, platform, deploy, known)
     if known is not None:
         for folder in platform.content.get("projects", {}).values():
             yield from machine.left_projects(Path(folder), known)
@@ -155,12 +161,14 @@ async def _of_servers(platform: Platform, identity: Identity, deploy: str) -> li
     return found
 
 
-def _of_hosts(platform: Platform, deploy: str, known: set[str] | None) -> Iterator[Finding]:
+def _of_hosts(directory: str, platform: Platform, deploy: str, known: set[str] | None) -> Iterator[Finding]:
     """What the dry run of a deploy tells of all hosts."""
     from natskit.doctor import gathered
 
     with tempfile.NamedTemporaryFile(prefix="natskit-doctor-") as file:
         yield from drift(platform, deploy, Path(file.name))
+        if known is not None:  # and those that were created meanwhile
+            known = known | (_known_projects(directory) or set())
         yield from gathered.findings(Path(file.name), known)
 
 

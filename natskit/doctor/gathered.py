@@ -25,8 +25,8 @@ def findings(path: Path, known: set[str] | None) -> Iterator[Finding]:
             yield Finding(
                 "soon",
                 f"{record['host']} says nothing about itself",
-                "the doctor's program did not run there: it needs Python 3.8 or newer, and a disk that answers",
-                f"on {record['host']}: python3 --version; df",
+                "it does not answer over SSH, or it cannot run the doctor's program, which needs Python 3.8",
+                f"log in to {record['host']} as a deploy does, and there: python3 --version; df",
             )
         else:
             yield from machine.findings(record["machine"], record["host"], known)

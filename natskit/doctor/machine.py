@@ -159,7 +159,8 @@ def _unknown_projects(record: Mapping[str, Any], known: set[str], where: str, on
             )
     ids = {instance_of(project) for project in known}
     for name in record["projects"]:
-        if name not in ids:
+        instance = name.removeprefix(".").removesuffix(".arriving")  # as while a project moves here
+        if project_of(f"natskit-project@{instance}.service") is not None and instance not in ids:
             path = f"{PROJECTS}/{name}"
             yield Finding(
                 "untidy",

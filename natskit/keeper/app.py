@@ -48,7 +48,7 @@ class Keeper:
         rights = Rights(state, deleted.note)
         self._go_on(rights.follow())
         await rights.ready()
-        self._go_on(deleted.purge())
+        self._go_on(deleted.purge(rights.is_deleted))
         self._dispatcher = Dispatcher(self.program, services, rights, self._documents)
         await self._dispatcher.start()
 

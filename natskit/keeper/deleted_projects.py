@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from natskit.errors import StateError
 from natskit.keeper.documents import Documents
+from natskit.rpc import RpcError
 
 log = logging.getLogger(__name__)
 
@@ -28,19 +29,19 @@ class DeletedProjects:
         self._waiting: asyncio.Queue[str] = asyncio.Queue()
 
     def note(self, projects: Iterable[str]) -> None:
-        """These projects were deleted."""
+        """These projects are in the state no more."""
         for project in projects:
             self._waiting.put_nowait(project)
 
-    async def purge(self) -> None:
-        """Purge what is noted, until cancelled."""
+    async def purge(self, is_deleted: Callable[[str], Awaitable[bool]]) -> None:
+        """Purge what is noted and was deleted, until cancelled. ``is_deleted`` asks the state for the proof."""
         while True:
             project = await self._waiting.get()
             while True:
                 try:
-                    if await self._documents.remove_all(project):
+                    if await is_deleted(project) and await self._documents.remove_all(project):
                         log.info("the documents of project %s are purged, which was deleted", project)
                     break
-                except StateError as error:
+                except (StateError, RpcError) as error:
                     log.warning("the documents of project %s are not purged yet: %s", project, error)
                     await asyncio.sleep(PAUSE)

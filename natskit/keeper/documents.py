@@ -164,6 +164,7 @@ class Documents:
         ``digest`` is that of the text, by which a caller proves that it knows it. Raises :class:`RpcError` and
         :class:`StateError`, as :meth:`update`.
         """
+        self.rate.check(payer(place, given.author))
         for _ in range(CLASHES):
             with suppress(_ClashError):
                 return await self._edit(place, given, base, digest, changes)
@@ -182,7 +183,6 @@ class Documents:
                 raise RpcError("conflict", f"the text at sequence {base} is another one: read it again")
             update = replace(given, update=before.changed(given.client, changes))
             await self._check(document, update.update)
-            self.rate.check(payer(place, update.author))
             await self._reserve(document, update.update)
             try:
                 document.try_update(update.update)

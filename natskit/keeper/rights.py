@@ -21,7 +21,8 @@ class Rights:
     """Answers from memory, from the same buckets of the state as the hubs."""
 
     def __init__(self, connection: Connection, on_deleted: Callable[[Iterable[str]], None]) -> None:
-        """``on_deleted`` is told of deleted projects: of each at once, and of those of the last hour at the start."""
+        """``on_deleted`` is told of projects that may have been deleted: of each at once, and of those of the last hour
+        at the start. :meth:`is_deleted` knows."""
         self._on_deleted = on_deleted
         self._memberships: Bucket[Membership] = Bucket(
             connection, "memberships", lambda _, data: Membership.from_json(data), _ignore
@@ -40,6 +41,10 @@ class Rights:
         for bucket in self.buckets:
             await bucket.current.wait()
         self._on_deleted(self._projects.deleted)
+
+    async def is_deleted(self, project: str) -> bool:
+        """Whether the state itself says that a project was deleted. Raises :class:`StateError`."""
+        return await self._projects.is_deleted(project)
 
     async def check(self, account: str, project: str) -> None:
         """Raises :class:`RpcError` unless an account may use a project, or if nobody can know that now.

@@ -545,3 +545,37 @@ async def test_many_small_files_and_a_large_one(admin: Client, platform: TwoRunn
     await moving.run("spare")
     assert moving.outcome.files >= 5001
     assert facts(platform.home("spare", project_id)) == before
+
+
+async def test_a_target_that_is_lost_before_the_end_gives_the_old_copy_back(
+    admin: Client, platform: TwoRunners, project_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(platform.home("local", project_id), 5, 1 << 20)
+    before = facts(platform.home("local", project_id))
+    move = mover(admin, project_id)
+    ask = move._ask
+
+    async def lost(runner: str, method: str, **params: Any) -> Any:
+        if method == "settle":
+            raise NatskitError("the host burns")
+        return await ask(runner, method, **params)
+
+    monkeypatch.setattr(move, "_ask", lost)
+    with pytest.raises(NatskitError, match="the host burns"):
+        await move.run("spare")
+    with pytest.raises(RpcError, match="repeat the command without --cancel"):
+        await mover(admin, project_id).cancel()
+    assert (await mover(admin, project_id).clean())["left_on"], "the old copy stays until the end"
+    await admin.call_hub("runner_revoke", name="spare")
+    try:
+        assert (await mover(admin, project_id).cancel())["runner"]["name"] == "local"
+        assert facts(platform.home("local", project_id)) == before
+        await admin.call_hub("start_project", wait=40, project_id=project_id)
+        await admin.call_hub("stop_project", wait=40, project_id=project_id)
+    finally:
+        await admin.call_hub("runner_allow", name="spare")
+
+    async def is_clean() -> bool:
+        return not (await mover(admin, project_id).clean())["left_on"]
+
+    await eventually(is_clean, "the runner removes what has arrived", 60)

@@ -15,6 +15,7 @@ from pycrdt import Doc, Text
 
 from natskit.bus.connection import Connection
 from natskit.bus.document_record import Update, decode
+from natskit.bus.jetstream import api
 from natskit.bus.permissions import DOCUMENT_STREAMS
 from natskit.bus.yjs_format import read_vector
 from natskit.rpc import RpcError, encode_request
@@ -399,7 +400,8 @@ async def test_a_deleted_document_is_gone_from_the_streams(site: Site) -> None:
 
 
 async def test_the_documents_of_a_deleted_project_are_purged(site: Site) -> None:
-    """At once; and also if the project was deleted while no keeper ran. Those of others stay."""
+    """At once; and also if the project was deleted while no keeper ran. Those of others stay, also if the state has
+    something that keepers cannot read."""
     alice = await person(site)
     deleted, later, kept = [await project_of(alice) for _ in range(3)]
     for project in (deleted, later, kept):
@@ -407,8 +409,14 @@ async def test_the_documents_of_a_deleted_project_are_purged(site: Site) -> None
         sequence = (await copy.type(0, "!"))["sequence"]
         await alice.ask(project, copy.document, "name_version", sequence=sequence, name="n")
     keeper = await site.connect("keeper", site.identity.creds("DOCS", "keeper"))
-    await alice.hub("delete_project", project_id=deleted)
+    hub = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+    subject = f"$KV.projects.{kept}"
+    record = (await api(hub, "STREAM.MSG.GET.KV_projects", {"last_by_subj": subject}))["message"]["data"]
+    await hub.request(subject, b"{", timeout=5)
+    await alice.hub("delete_project", project_id=deleted)  # keepers look at one after the other
     await eventually(lambda: _has_nothing(keeper, deleted), "the documents are purged")
+    assert len(await _subjects(keeper, kept)) == 3
+    await hub.request(subject, b64decode(record), timeout=5)
     site.kill_keeper("keeper-1")
     site.kill_keeper("keeper-2")
     await alice.hub("delete_project", project_id=later)

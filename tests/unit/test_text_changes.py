@@ -56,6 +56,24 @@ def test_an_edit_keeps_its_side_of_what_is_embedded() -> None:
     assert [content for content, _ in text.diff()] == ["é😀 before ", {"image": 1.0}, "and after it"]
 
 
+def test_an_edit_before_what_is_embedded_changes_nothing_after_it() -> None:
+    doc: Doc[Text] = Doc()
+    text = doc.get("text", type=Text)
+    set_text(text, "aabab")
+    text.insert_embed(2, {"image": 1})
+    set_text(text, "Xabab")
+    assert [content for content, _ in text.diff()] == ["Xa", {"image": 1.0}, "bab"]
+
+
+def test_a_text_with_many_lines_alike() -> None:
+    old = [word for number in range(900) for word in (f"a{number}\n", "\n")]
+    new = [line if number % 3 else f"b{number}\n" for number, line in enumerate(old)]
+    changed = "".join(old)
+    for change in changes("".join(old), "".join(new)):
+        changed = changed[: change.start] + change.text + changed[change.end :]
+    assert changed == "".join(new)
+
+
 def test_embedded_strings_are_refused_before_anything_changes() -> None:
     doc: Doc[Text] = Doc()
     text = doc.get("text", type=Text)

@@ -140,11 +140,19 @@ class ProjectMoves:
             old = _existing(old)
             if not old.moving_to:
                 return old
-            if old.runner_id == old.moving_to:
+            if old.runner_id == old.moving_to and self._is_usable(old.moving_to):
                 raise RpcError(
                     "invalid_state",
                     f"the files have arrived on {self._name(old.moving_to)}, and count: repeat the command without "
                     "--cancel to end the move",
+                )
+            if old.runner_id == old.moving_to:  # it was lost; nothing was started there, so the old copy is as good
+                back = next((runner for runner, what in reversed(old.left_on.items()) if what == "copy"), None)
+                if back is None:
+                    raise RpcError("invalid_state", "no runner has another copy of the project's files")
+                left = {runner: what for runner, what in old.left_on.items() if runner != back}
+                return replace(
+                    old, runner_id=back, moving_to="", move_id="", left_on={**left, old.moving_to: "copy"}, **NO_KEYS
                 )
             return replace(old, moving_to="", move_id="", left_on={**old.left_on, old.moving_to: "part"})
 
@@ -159,8 +167,8 @@ class ProjectMoves:
             if old.moving_to:
                 raise RpcError("invalid_state", NOT_WHILE_MOVING)
             _check_stopped(old)
-            # A copy on the new runner is no old one any more.
-            left = {one: what for one, what in old.left_on.items() if (one, what) != (runner_id, "copy")}
+            # A whole copy that was an old one may be the last one now: only somebody who looks at it may remove it.
+            left = {one: what for one, what in old.left_on.items() if what != "copy"}
             return replace(old, runner_id=runner_id, left_on=left, **NO_KEYS)
 
         return self._describe(project_id, await self._change(project_id, mutate))
@@ -211,6 +219,9 @@ class ProjectMoves:
         if self._state.runner_key(runner_id) is None:
             raise RpcError("invalid_state", "that runner was revoked: allow it first, or name another")
 
+    def _is_usable(self, runner_id: str) -> bool:
+        return self._state.runner_key(runner_id) is not None and self._state.is_alive(runner_id)
+
     def _check_alive(self, runner_id: str) -> None:
         if not self._state.is_alive(runner_id):
             raise RpcError(
@@ -221,7 +232,7 @@ class ProjectMoves:
 
 
 def _to_remove(project: Project | None, runner_id: str) -> Left | None:
-    if project is None or runner_id == project.moving_to:
+    if project is None or project.moving_to:  # until a move has ended, the old copy is the way back
         return None
     what = project.left_on.get(runner_id)
     return None if what == "copy" and runner_id == project.runner_id else what

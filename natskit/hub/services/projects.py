@@ -270,7 +270,10 @@ class Projects:
             project = self.get(project_id)
             if project.state == "running" and project.desired == "running":
                 return
-        await self._update_unmoved(project_id, desired="running", state="starting", detail="", runner_id=runner_id)
+        started = await self._update_unmoved(
+            project_id, desired="running", state="starting", detail="", runner_id=runner_id
+        )
+        runner_id = str(started.runner_id)
         await self._announce(self._state.members_of(project_id))
         try:
             await self._runner(runner_id, "start_project", project_id)
@@ -342,6 +345,8 @@ class Projects:
                 raise RpcError("not_found", "the project was deleted meanwhile")
             if old.moving_to:
                 raise RpcError("invalid_state", NOT_WHILE_MOVING)
+            if old.runner_id and "runner_id" in fields:  # a move may have ended since this hub chose one
+                return replace(old, **fields | {"runner_id": old.runner_id})
             return replace(old, **fields)
 
         project = await self._state.projects.change(project_id, mutate)

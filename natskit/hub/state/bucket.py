@@ -252,6 +252,19 @@ class Bucket(Generic[RecordT]):
             return  # never written, or its marker has expired
         await self._reach(int(found["message"]["seq"]))
 
+    async def is_deleted(self, key: str) -> bool:
+        """Whether the newest message of a key says that it was deleted. Raises :class:`StateError`.
+
+        That the view has no value is no proof: the stream may be empty, restored, or hold what cannot be read.
+        """
+        try:
+            found = await api(self._connection, f"STREAM.MSG.GET.{self._stream}", {"last_by_subj": self._prefix + key})
+        except JetStreamError as error:
+            if error.code != MESSAGE_NOT_FOUND:
+                raise
+            return False
+        return b"KV-Operation:" in base64.b64decode(found["message"].get("hdrs", ""))
+
     async def change(
         self, key: str, mutate: Callable[[RecordT | None], RecordT | None], ttl: str | None = None
     ) -> RecordT | None:

@@ -37,6 +37,8 @@ GONE_SECONDS = 0.5
 """How long a file may be missing: some editors remove it before they write it anew."""
 MOST_WAITS = 8
 """A file that is written all the time is read nevertheless."""
+MOST_OLDER = 5
+"""How often to look again at a document that is older than its file."""
 MOST_TURNS = 8
 AGAIN_SECONDS = 2.0
 ATTEMPTS = 3
@@ -100,7 +102,7 @@ class Bound:
             self._base = Base(None, entry.sequence, entry.sha256, entry.version, is_fresh=False)
         self._client, self._number = _new_client(), 0
         self._missing_since = 0.0
-        self._waits = 0
+        self._waits = self._older = 0
         self._first = 0.0
         """When the first change came that is not in the file yet."""
         self._due: asyncio.TimerHandle | None = None
@@ -202,9 +204,26 @@ class Bound:
         if file.text == found["text"]:
             return await self._agree(found["text"], found["sequence"], file.version)
         if is_old:
-            return await self._to_file(file, found["text"], found["sequence"])
+            if base is not None and found["sequence"] < base.sequence and self._is_lagging():
+                return True
+            self._older = 0
+            if self._base is not None:
+                return await self._to_file(file, found["text"], found["sequence"])
         await self._to_document(file, found["text"], found["sequence"])
         return False
+
+    def _is_lagging(self) -> bool:
+        """Whether to wait for a document that is older than its file: a replica may be behind.
+
+        If it stays so, the streams were restored from a backup, and the file has what was written since. Then nobody
+        knows what both have in common, and they are merged.
+        """
+        self._older += 1
+        if self._older > MOST_OLDER:
+            self._base = None
+            return False
+        self.look(AGAIN_SECONDS)
+        return True
 
     def _is_settled(self, file: TextFile) -> bool:
         age = time.time() - file.modified
@@ -329,9 +348,9 @@ class Bound:
 
     async def _follow_path(self) -> None:
         """The document has a new path: the file gets it too, unless there is one."""
-        if not self._moved_from:
-            return
         old, self._moved_from = self._moved_from, ""
+        if not old or self._base is None:  # a file that never was the same is not the document's
+            return
         try:
             await asyncio.to_thread(_move, self._project.home, old, self.path)
         except RpcError as error:

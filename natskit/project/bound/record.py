@@ -18,6 +18,7 @@ FOLDER = ".local/state/natskit"
 """By the XDG Base Directory Specification: data that stays between restarts, and is not worth a backup."""
 PATH = f"{FOLDER}/documents.json"
 MOST_BYTES = 16 * 1024 * 1024
+MOST_SEQUENCE = 2**53 - 1
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
@@ -39,13 +40,13 @@ def load(home: Home) -> dict[str, Entry]:
     try:
         raw = json.loads(home.read(PATH, MOST_BYTES))
         return {str(document): _checked(entry) for document, entry in raw.items()}
-    except (RpcError, ValueError, TypeError, AttributeError):
+    except (RpcError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 
 def _checked(raw: list[object]) -> Entry:
     path, sequence, sha256, version = raw
-    if not isinstance(path, str) or not isinstance(sequence, int) or sequence < 0:
+    if not isinstance(path, str) or type(sequence) is not int or not 0 <= sequence <= MOST_SEQUENCE:
         raise ValueError
     for digest in (sha256, version):
         if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):

@@ -9,13 +9,12 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 
 from natskit.project.content import (
+    NEW_FILE_MODE,
     PLAIN,
     beside,
     check_writable,
-    create,
     make_alike,
     read_at_most,
     replace,
@@ -25,8 +24,9 @@ from natskit.project.content import (
 )
 from natskit.project.files import Home
 from natskit.project.paths import FOLDER, Place, explained, shown
+from natskit.project.tree import rename_new
 from natskit.rpc import RpcError
-from natskit.text_changes import MOST_LINES
+from natskit.text_changes import MOST_LINES, matcher
 
 MOST_BYTES = 512 * 1024
 """Of a file that is kept the same as a document: its text goes in one message."""
@@ -105,7 +105,7 @@ def _with_ends(lines: list[bytes], old: list[bytes], ends: list[bytes], usual: b
     if len(lines) + len(old) > MOST_LINES:
         yield from (line + usual for line in lines)
         return
-    for tag, i, j, k, m in SequenceMatcher(None, old, lines, autojunk=False).get_opcodes():
+    for tag, i, j, k, m in matcher(old, lines).get_opcodes():
         known = ends[i:j] if tag == "equal" or j - i == m - k else []
         for number, line in enumerate(lines[k:m]):
             yield line + (known[number] if known else usual)
@@ -129,8 +129,7 @@ def _written(home: Home, path: str, data: bytes, before: bytes | None) -> bool:
         if place.fd is None or before is None:
             if place.fd is not None or before is not None:
                 return False
-            create(place, data, PLAIN)
-            return True
+            return _made(place, data)
         status = status_of_file(path, place)
         check_writable(path, place, status)
         if _content(place) != before:
@@ -141,6 +140,20 @@ def _written(home: Home, path: str, data: bytes, before: bytes | None) -> bool:
             replace(place, status, data, PLAIN)
             return True
         return done
+
+
+def _made(place: Place, data: bytes) -> bool:
+    """Make the file; returns whether there still was none."""
+    with beside(place) as (fd, temporary):
+        write_all(fd, data)
+        os.fchmod(fd, NEW_FILE_MODE)
+        os.fsync(fd)
+        try:
+            rename_new(place.folder, temporary.encode(), place.folder, place.name)
+        except FileExistsError:
+            return False
+    _sync_folder(place)
+    return True
 
 
 def _content(place: Place) -> bytes:
@@ -162,7 +175,11 @@ def _exchange(place: Place, status: os.stat_result, data: bytes, before: bytes) 
             for _ in range(MOST_TURNS):
                 if not _swap(place, temporary.encode()):
                     return None
-                out = _read_name(place.folder, temporary.encode())
+                try:
+                    out = _read_name(place.folder, temporary.encode())
+                except OSError:  # a link, a folder, or a file that may not be read: it was not there before
+                    _swap(place, temporary.encode())
+                    return False
                 if out == standing:
                     _sync_folder(place)
                     return coming is data

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from difflib import SequenceMatcher
 
-from natskit.text_changes import MOST_LINES
+from natskit.text_changes import MOST_LINES, matcher
 
 MINE, MIDDLE, THEIRS = "<<<<<<< document\n", "=======\n", ">>>>>>> disk\n"
 """The lines around and between what cannot be merged, as git writes them."""
@@ -97,8 +96,8 @@ def _matches(a: Lines, b: Lines) -> list[Match]:
     found: list[Match] = [(0, 0, head)] if head else []
     middle, other = a[head : len(a) - tail], b[head : len(b) - tail]
     if middle and other and len(middle) + len(other) <= MOST_LINES:
-        matcher = SequenceMatcher(None, middle, other, autojunk=False)
-        found += [(head + i, head + j, size) for i, j, size in matcher.get_matching_blocks() if size]
+        blocks = matcher(middle, other).get_matching_blocks()
+        found += [(head + i, head + j, size) for i, j, size in blocks if size]
     if tail:
         found.append((len(a) - tail, len(b) - tail, tail))
     return found
