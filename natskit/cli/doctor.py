@@ -230,12 +230,15 @@ def _local_root(platform: Platform) -> Path | None:
 def _print(found: list[Finding]) -> None:
     from rich.console import Console
 
+    from natskit.validation.names import shown
+
     if not found:
         click.echo("Nothing is wrong.")
         return
     console = Console(highlight=False, soft_wrap=True)
     for finding in found:
         console.print(MARKS[finding.severity], end=" ")
-        console.print(finding.what, markup=False)
-        console.print(f"  why:  {finding.why}", markup=False)
-        console.print(f"  mend: {finding.mend}", markup=False)
+        # A host that was taken over may report what a terminal would obey.
+        console.print(shown(finding.what), markup=False)
+        console.print(f"  why:  {shown(finding.why)}", markup=False)
+        console.print(f"  mend: {shown(finding.mend)}", markup=False)

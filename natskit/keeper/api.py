@@ -232,6 +232,7 @@ async def text(caller: Caller, known: Sequence = 0, sequence: Sequence | None = 
 
 
 def _text_of(held: Document) -> dict[str, Any]:
+    held.check_fits_file()
     if not held.text and set(held.doc.keys()) - {TEXT}:
         raise RpcError("invalid_state", "the document has no text, but other shared types")
     return {"sequence": held.sequence, "text": held.text}

@@ -23,6 +23,8 @@ from natskit.keeper.store import Place
 from natskit.rpc import RpcError
 from natskit.text_changes import Change
 
+MOST_FILE_BYTES = 512 * 1024
+"""Of a document that is kept the same as a file; the limit of a file is in :mod:`natskit.project.bound.text_file`."""
 TEXT = "text"
 """The root type of a text document."""
 EMPTY_UPDATE = b"\x00\x00"
@@ -97,6 +99,17 @@ class Document:
     def text(self) -> str:
         """The text of a text document."""
         return str(self.doc.get(TEXT, type=Text))
+
+    def check_fits_file(self) -> None:
+        """Raises :class:`RpcError` if the text is too long to be kept the same as a file.
+
+        For requests of agents, before any copy is made of it: that takes far more time than they are charged.
+        """
+        size = len(self.doc.get(TEXT, type=Text))
+        if size > MOST_FILE_BYTES:
+            raise RpcError(
+                "limit", f"the document has {size:,} bytes, more than the {MOST_FILE_BYTES:,} of one with a file"
+            )
 
     def sent(self, update: Update) -> Sent | None:
         """The last update that is stored of the copy that made this one."""

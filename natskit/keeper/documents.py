@@ -172,6 +172,7 @@ class Documents:
 
     async def _edit(self, place: Place, given: Update, base: int, digest: str, changes: list[Change]) -> Update:
         async with self.use(place) as document:
+            document.check_fits_file()
             if (sent := document.sent(given)) is not None and given.number <= sent.number:
                 if given.number == sent.number:
                     return replace(given, sequence=sent.sequence, previous=sent.previous, time=sent.time)

@@ -254,6 +254,15 @@ async def test_what_is_no_text_is_refused(place: Place) -> None:
     async with place.client.document(place.project, "notes.ipynb", create=True) as doc:
         await eventually(lambda: "is a notebook" in doc.file_problem, "the reason", 30)
         assert not place.file("notes.ipynb").exists()
+    async with place.client.document(place.project, "long.txt", create=True, text="x" * 300_000) as doc:
+        await place.reads("long.txt", "x" * 300_000)
+        doc.edit("x" * 600_000)
+        await doc.saved(20)
+        reason = "600,000 bytes, more than the 524,288 of one with a file"
+        await eventually(lambda: reason in doc.file_problem, "the reason", 30)
+        assert place.file("long.txt").stat().st_size == 300_000
+        doc.edit("short\n")
+        await place.reads("long.txt", "short\n")
 
 
 async def test_a_document_that_is_renamed_or_deleted(place: Place) -> None:
