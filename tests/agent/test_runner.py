@@ -228,8 +228,9 @@ async def test_the_home_is_not_on_the_import_path(host: Host) -> None:
     await host.call("stop_project", project_id=project_id)
 
 
+# Python has no names for the last two. 33 ends no process that has had a second thread: glibc handles it then.
 @pytest.mark.parametrize(
-    ("number", "name"), [(signal.SIGKILL, "SIGKILL"), (signal.SIGRTMIN + 1, "SIGRTMIN+1"), (33, "SIG33")]
+    ("number", "name"), [(signal.SIGKILL, "SIGKILL"), (signal.SIGRTMIN + 1, "SIGRTMIN+1"), (32, "SIG32")]
 )
 async def test_a_crashed_agent_comes_back(host: Host, client: Client, number: int, name: str) -> None:
     project_id = str(uuid.uuid4())
