@@ -1,7 +1,7 @@
 """Metrics for a scraper that the operator names: ``GET /metrics`` with a bearer token, and TLS except on loopback.
 
 Its port is the only one of a program that may be open to another host than the platform's own. So it does nothing else:
-it looks at the address and counts its connections before TLS begins, takes one short request a connection, and knows of
+it looks at the address before it reads a request (TLS comes first), takes one short request a connection, and knows of
 the token no more than its SHA-256.
 """
 
@@ -25,9 +25,8 @@ log = logging.getLogger(__name__)
 
 REQUEST_BYTES = 8192
 REQUEST_SECONDS = 5.0
-"""The longest that a handshake of TLS takes, and then a request, and then reading its answer."""
 AT_ONCE = 8
-"""Connections from addresses that may ask, handshakes among them; of more, the last ones are closed at once."""
+"""Connections; of more, the last ones are closed at once."""
 
 
 class Certificate(BaseModel):
@@ -79,9 +78,16 @@ class MetricsEndpoint:
 
     async def start(self) -> None:
         """Listen. Raises :class:`SettingsError` when the port is taken."""
+        timeout = {"ssl_handshake_timeout": REQUEST_SECONDS} if self._context else {}
         try:
             self._server = await asyncio.start_server(
-                self._on_connection, self._access.host, self._access.port, limit=REQUEST_BYTES
+                self._on_connection,
+                self._access.host,
+                self._access.port,
+                # Not by start_tls(): a greeting that arrives before it is called is lost (CPython issue 142352).
+                ssl=self._context,
+                limit=REQUEST_BYTES,
+                **timeout,
             )
         except OSError as error:
             place = f"{self._access.host}:{self._access.port}"
@@ -93,20 +99,16 @@ class MetricsEndpoint:
             self._server.close()
 
     async def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        may_ask = self._may_ask(writer)
-        self._open += may_ask
+        self._open += 1
         try:
-            if may_ask and self._open <= AT_ONCE:
-                if self._context is not None:
-                    # Not by start_server: it would know of no connection before its handshake is over.
-                    await writer.start_tls(self._context, ssl_handshake_timeout=REQUEST_SECONDS)
+            if self._open <= AT_ONCE and self._may_ask(writer):
                 answer = await asyncio.wait_for(self._answer(reader), REQUEST_SECONDS)
                 writer.write(answer)
                 await asyncio.wait_for(writer.drain(), REQUEST_SECONDS)
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # it did not greet, did not send a request, or does not read
+            pass  # it did not send a request, or does not read
         finally:
-            self._open -= may_ask
+            self._open -= 1
             writer.close()
             with contextlib.suppress(OSError, TimeoutError):
                 await asyncio.wait_for(writer.wait_closed(), REQUEST_SECONDS)

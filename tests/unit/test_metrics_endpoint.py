@@ -110,33 +110,6 @@ async def test_idle_connections_do_not_keep_the_scraper_out(monkeypatch: pytest.
             writer.close()
 
 
-async def test_silence_before_tls_is_counted_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those who connect and say nothing get no more places than others, and no more time."""
-    monkeypatch.setattr(metrics_endpoint, "REQUEST_SECONDS", 2.0)
-    now = int(time.time())
-    certificate = issued(tmp_path, now)
-    context = ssl.create_default_context(cafile=ensure_ca(tmp_path, now=now))
-    async with endpoint(tls=certificate) as (_, port):
-        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(metrics_endpoint.AT_ONCE)]
-        with pytest.raises(ConnectionError):  # closed, without a handshake
-            await ask(port, tls=context)
-        for reader, _ in idle:
-            assert await asyncio.wait_for(reader.read(), 30) == b""
-        assert (await ask(port, tls=context)).startswith(b"HTTP/1.1 200 ")
-        for _, writer in idle:
-            writer.close()
-
-
-async def test_another_address_gets_no_handshake_and_no_place(tmp_path: Path) -> None:
-    certificate = issued(tmp_path, int(time.time()))
-    async with endpoint(tls=certificate, networks=["10.0.0.9"]) as (found, port):
-        for _ in range(metrics_endpoint.AT_ONCE + 1):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            assert await asyncio.wait_for(reader.read(), 30) == b""
-            writer.close()
-        assert found._open == 0
-
-
 async def test_what_fails_is_no_answer_about_its_inside(caplog: pytest.LogCaptureFixture) -> None:
     async with endpoint() as (found, port):
 
