@@ -515,7 +515,7 @@ FORBIDDEN_SUBSCRIBE: dict[str, list[str]] = {
         "$SRV.PING.hub",
     ],
     "admin": [
-        *_NO_HUB,
+        *[s for s in _NO_HUB if s != "events.project.{q}.doc.x"],  # it reads the documents of all projects
         "events.project.{p}.>",
         "hub.admin",
         "_INBOX.hub.>",
