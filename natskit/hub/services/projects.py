@@ -17,7 +17,7 @@ from natskit.bus.permissions import check_id, projects_that_fit
 from natskit.errors import ConnectionLostError, NatskitError
 from natskit.hub.services.project_keys import NO_KEYS, ProjectKeys, each
 from natskit.hub.services.project_moves import NOT_WHILE_MOVING, ProjectMoves
-from natskit.hub.state.records import Account, Membership, Project, ProjectState
+from natskit.hub.state.records import Account, Desired, Membership, Project, ProjectState
 from natskit.hub.state.view import State
 from natskit.hub.timestamp import iso
 from natskit.rpc import RpcError, decode_response, encode_request
@@ -291,17 +291,12 @@ class Projects:
         if project.runner_id is not None and project.state != "stopped":
             if self._state.runner_key(project.runner_id) is not None:
                 await self._runner(project.runner_id, "stop_project", project_id)
-            await self.report(project_id, "stopped", "")
+            await self._set_state(project_id, "stopped", "", only_if="stopped")
 
     async def report(self, project_id: str, state: ProjectState, detail: str) -> None:
         """Store the state that a runner reports."""
-        if self.get(project_id).state == state and self.get(project_id).detail == detail:
-            return
-        fields: dict[str, Any] = {"state": state, "detail": detail[:500]}
-        if state == "stopped" and self.get(project_id).desired == "stopped":
-            fields |= NO_KEYS  # not earlier: a stopping agent still tells the readers of its output
-        await self._update(project_id, **fields)
-        await self._announce(self._state.members_of(project_id))
+        self.get(project_id)
+        await self._set_state(project_id, state, detail[:500])
 
     async def call(self, project_id: str, method: str, params: dict[str, Any]) -> Any:
         """Call a method of a running project's agent."""
@@ -310,6 +305,30 @@ class Projects:
         return await self._request(f"projects.{project_id}.api", method, params, PROJECT_SECONDS)
 
     # ----
+
+    async def _set_state(
+        self, project_id: str, state: ProjectState, detail: str, only_if: Desired | None = None
+    ) -> None:
+        """Store a project's state, ``only_if`` this is still wanted of it. A project that is stopped loses its keys.
+
+        The stream's record decides, and not this hub's view: another hub may have started the project a moment ago,
+        and its new key has to stay.
+        """
+        before: Project | None = None
+
+        def mutate(old: Project | None) -> Project:
+            nonlocal before
+            before = old
+            if old is None:
+                raise RpcError("not_found", "the project was deleted meanwhile")
+            if only_if not in (None, old.desired):
+                return old
+            ended = state == "stopped" == old.desired
+            # Not earlier: a stopping agent still tells the readers of its output.
+            return replace(old, state=state, detail=detail, **NO_KEYS if ended else {})
+
+        if await self._state.projects.change(project_id, mutate) != before:
+            await self._announce(self._state.members_of(project_id))
 
     async def _runner(self, runner_id: str, method: str, project_id: str) -> Any:
         return await self._request(f"runners.{runner_id}.api", method, {"project_id": project_id}, RUNNER_SECONDS)

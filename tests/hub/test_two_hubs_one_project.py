@@ -1,0 +1,81 @@
+"""Two hubs that work on one project at the same moment, each with a view of its own, on a real nats-server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from natskit.hub.services.projects import Projects
+from natskit.hub.state.records import Project
+from natskit.hub.state.view import State
+from natskit.process.lifecycle import cancel
+from tests.hub.site import Site
+
+Work = Callable[[], Awaitable[object]]
+
+
+@contextlib.asynccontextmanager
+async def hub(site: Site) -> AsyncIterator[tuple[State, Projects]]:
+    """The part of a hub that changes projects."""
+
+    def ignore(_: set[str]) -> None:
+        """Nobody is connected."""
+
+    async def silent(subject: str, *_: object) -> bytes:
+        raise AssertionError(f"{subject} was asked")
+
+    async def connected(_: str) -> bool:
+        return False
+
+    connection = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+    state = State(connection, {}, ignore, ignore, ignore)
+    tasks = {asyncio.create_task(state.follow())}
+    try:
+        await state.wait_current(10)
+        yield state, Projects(state, connection, silent, connected, 100)
+    finally:
+        await cancel(tasks)
+        await connection.close()
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, state: State, work: Work) -> None:
+    """Do something on another hub when this one has decided what to write, and before its write arrives."""
+    write, done = state.projects._write, False
+
+    async def later(*arguments: object) -> int:
+        nonlocal done
+        if not done:
+            done = True
+            await work()
+        return await write(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(state.projects, "_write", later)
+
+
+@pytest.mark.parametrize("report", ["of the runner", "of the hub that stopped it"])
+async def test_a_project_that_was_started_meanwhile_keeps_its_new_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: str
+) -> None:
+    project_id = str(uuid.uuid4())
+    async with Site.without_hubs(tmp_path) as site, hub(site) as (one, _), hub(site) as (two, slow):
+        stopping = Project(title="Demo", created_at=time.time(), runner_id=str(uuid.uuid4()), state="running")
+        await one.projects.change(project_id, lambda _: stopping)
+        assert await two.projects.find(project_id) is not None
+
+        async def start_it() -> None:
+            await one.update_project(project_id, desired="running", state="starting", public_key="UNEW")
+
+        meanwhile(monkeypatch, two, start_it)
+        if report == "of the runner":
+            await slow.report(project_id, "stopped", "")
+        else:
+            await slow.stop(project_id)
+        now = two.projects.get(project_id)
+        assert now is not None
+        assert (now.desired, now.public_key) == ("running", "UNEW")
