@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from natskit.hub.services.projects import Projects
 from natskit.hub.state.records import Project
 from natskit.hub.state.view import State
 from natskit.process.lifecycle import cancel
+from natskit.rpc import RpcError
 from tests.hub.site import Site
 
 Work = Callable[[], Awaitable[object]]
@@ -58,14 +59,16 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, state: State, work: Work) -> None
     monkeypatch.setattr(state.projects, "_write", later)
 
 
+STARTED = Project(title="Demo", created_at=0, runner_id=str(uuid.uuid4()), desired="running", state="running")
+
+
 @pytest.mark.parametrize("report", ["of the runner", "of the hub that stopped it"])
 async def test_a_project_that_was_started_meanwhile_keeps_its_new_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: str
 ) -> None:
     project_id = str(uuid.uuid4())
     async with Site.without_hubs(tmp_path) as site, hub(site) as (one, _), hub(site) as (two, slow):
-        stopping = Project(title="Demo", created_at=time.time(), runner_id=str(uuid.uuid4()), state="running")
-        await one.projects.change(project_id, lambda _: stopping)
+        await one.projects.change(project_id, lambda _: replace(STARTED, desired="stopped"))
         assert await two.projects.find(project_id) is not None
 
         async def start_it() -> None:
@@ -79,3 +82,20 @@ async def test_a_project_that_was_started_meanwhile_keeps_its_new_key(
         now = two.projects.get(project_id)
         assert now is not None
         assert (now.desired, now.public_key) == ("running", "UNEW")
+
+
+@pytest.mark.parametrize("key", ["the only one", "a second one"])
+async def test_a_project_that_was_stopped_meanwhile_gets_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    project_id = str(uuid.uuid4())
+    async with Site.without_hubs(tmp_path) as site, hub(site) as (one, _), hub(site) as (two, slow):
+        await one.projects.change(project_id, lambda _: STARTED)
+        assert await two.projects.find(project_id) is not None
+        meanwhile(monkeypatch, two, lambda: one.update_project(project_id, desired="stopped"))
+        accept = slow.keys.use if key == "the only one" else slow.keys.use_as_well
+        with pytest.raises(RpcError, match="the project should not run"):
+            await accept(project_id, "UNEW")
+        now = two.projects.get(project_id)
+        assert now is not None
+        assert (now.public_key, now.next_key) == ("", "")

@@ -109,8 +109,7 @@ async def left_of_moves(caller: Caller, project_id: str) -> str | None:
 async def _credentials(
     caller: Caller, project_id: str, public_key: str, store: Callable[[str, str], Awaitable[None]]
 ) -> dict[str, Any]:
-    if caller.hub.projects.get(project_id).desired != "running":
-        raise RpcError("invalid_state", "the project should not run")
+    caller.hub.projects.get(project_id)
     if not nkey.is_public_key(public_key, "user"):
         raise RpcError("invalid_params", "public_key is not a public user nkey")
     await store(project_id, public_key)

@@ -40,17 +40,20 @@ class ProjectKeys:
         self._is_connected = is_connected
 
     async def use(self, project_id: str, public_key: str) -> None:
-        """Accept only this key for a project's agent. A connection with the previous key is ended."""
+        """Accept only this key for a project's agent. A connection with the previous key is ended.
+
+        Raises :class:`RpcError` if the project should not run.
+        """
         runner_key = self._key_of_runner(project_id)
-        await self._state.update_project(project_id, public_key=public_key, next_key="", runner_key=runner_key)
+        await self._accept(project_id, public_key=public_key, next_key="", runner_key=runner_key)
 
     async def use_as_well(self, project_id: str, public_key: str) -> None:
-        """Accept a second key for the agent, until :meth:`use_alone`."""
+        """Accept a second key for the agent, until :meth:`use_alone`. Raises :class:`RpcError` as :meth:`use` does."""
         project = self._state.projects.get(project_id)
         if project is not None and project.public_key and not self._state.rights(Holder("project", project_id)):
             await self.use(project_id, public_key)  # its key is from another runner: not worth keeping
         else:
-            await self._state.update_project(project_id, next_key=public_key)
+            await self._accept(project_id, next_key=public_key)
 
     async def use_alone(self, project_id: str, public_key: str) -> None:
         """Once an agent has connected with the next key, refuse the previous key and end its connection.
@@ -122,6 +125,19 @@ class ProjectKeys:
         return [p for p, key in wanted if not key or self._state.rights(Holder("project", p)) is None]
 
     # ----
+
+    async def _accept(self, project_id: str, **keys: str) -> None:
+        """Store keys of a project that should run. The stream's record decides: a stopped project has no keys, and
+        another hub may have stopped this one a moment ago."""
+
+        def mutate(old: Project | None) -> Project:
+            if old is None:
+                raise RpcError("not_found", "the project was deleted meanwhile")
+            if old.desired != "running":
+                raise RpcError("invalid_state", "the project should not run")
+            return replace(old, **keys)
+
+        await self._state.projects.change(project_id, mutate)
 
     def _key_of_runner(self, project_id: str) -> str:
         project = self._state.projects.get(project_id)
