@@ -21,6 +21,7 @@ import json
 import logging
 import random
 import re
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -123,7 +124,7 @@ class _Complete(NamedTuple):
 class _Snapshot(Generic[RecordT]):
     """A bulk read under way: the newest value of each key, the last message read, and those that arrived meanwhile."""
 
-    newest: dict[str, tuple[int, RecordT | None]]
+    newest: dict[str, Entry[Any]]
     last: _Place
     arrived: list[_Place]
 
@@ -399,7 +400,7 @@ class Bucket(Generic[RecordT]):
                 if (header.bucket, header.owner) != (self.name, owner):
                     raise DoubtError("it is of another bucket")
                 found = {
-                    key: Entry(self._parse(key, value), revision)
+                    sys.intern(key): Entry(self._parse(key, value), revision)
                     async for piece in pieces
                     for key, revision, value in piece
                 }
@@ -547,7 +548,7 @@ class Bucket(Generic[RecordT]):
 
     def _follow_message(self, message: Msg) -> None:
         headers = message.headers or {}
-        key, sequence = message.subject[len(self._followed) :], int(headers["Nats-Sequence"])
+        key, sequence = sys.intern(message.subject[len(self._followed) :]), int(headers["Nats-Sequence"])
         place = _Place(sequence, headers["Nats-Time-Stamp"], message.data)
         snapshot = self._snapshot
         if snapshot is not None:
@@ -566,7 +567,7 @@ class Bucket(Generic[RecordT]):
     def _read(self, subject: str, data: bytes, headers: dict[str, str], sequence: int, stored: str) -> None:
         assert self._snapshot is not None
         self._snapshot.last = max(self._snapshot.last, _Place(sequence, stored, data))
-        key = subject[len(self._prefix) :]
+        key = sys.intern(subject[len(self._prefix) :])
         self._note(self._snapshot, key, self._value(key, data, headers), sequence)
 
     def _value(self, key: str, data: bytes, headers: dict[str, str]) -> RecordT | None:
@@ -580,8 +581,9 @@ class Bucket(Generic[RecordT]):
             return None
 
     def _note(self, snapshot: _Snapshot[RecordT], key: str, value: RecordT | None, sequence: int) -> None:
-        if key not in snapshot.newest or snapshot.newest[key][0] < sequence:
-            snapshot.newest[key] = sequence, value
+        before = snapshot.newest.get(key)
+        if before is None or before.revision < sequence:
+            snapshot.newest[key] = Entry(value, sequence)
 
     def _take(self, key: str, value: RecordT | None, sequence: int) -> None:
         self._on_change(key, value)
@@ -614,22 +616,22 @@ class Bucket(Generic[RecordT]):
         later = [place for place in snapshot.arrived if place.sequence > last]
         if [place.sequence for place in later] != list(range(last + 1, last + 1 + len(later))):
             raise StateError(f"a message after {last} was lost while the bucket was read: starting over")
-        newest = sorted((sequence, key, value) for key, (sequence, value) in snapshot.newest.items())
-        stored = {key for _, key, value in newest if value is not None}
-        gone = [key for _, key, value in newest if value is None] if kept else list(self.entries)
+        newest = sorted(snapshot.newest.items(), key=lambda item: item[1].revision)
+        stored = {key for key, entry in newest if entry.value is not None}
+        gone = [key for key, entry in newest if entry.value is None] if kept else list(self.entries)
         for key in gone:
             if key in self.entries and key not in stored:
                 self._on_change(key, None)
                 del self.entries[key]
         if not kept:
             self._markers, self._last = {}, _NOWHERE
-        for sequence, key, value in newest:
-            if value is None:
-                self._mark(key, sequence)
+        for key, entry in newest:
+            if entry.value is None:
+                self._mark(key, entry.revision)
                 continue
-            if self.get(key) != value:
-                self._on_change(key, value)
-            self.entries[key] = Entry(value, sequence)
+            if self.get(key) != entry.value:
+                self._on_change(key, entry.value)
+            self.entries[key] = entry
             self._markers.pop(key, None)
         self._last = max(self._last, snapshot.last, *later)
         self.applied = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import sys
 from typing import Any, Literal, Self
 
 import msgspec
@@ -81,6 +82,9 @@ class EmailClaim(Record, frozen=True, kw_only=True, gc=False):
     """When the claim was taken over: that makes it a write, which wins against removing the claim at the same
     moment."""
 
+    def __post_init__(self) -> None:
+        _share_account_id(self)
+
 
 class Project(Record, frozen=True, kw_only=True, gc=False):
     """``projects/{project_id}``."""
@@ -131,6 +135,9 @@ class Session(Record, frozen=True, kw_only=True, gc=False):
     ticket: str = ""
     """The SHA-256 of the secret of the ticket that will open the session. Until then it has no cookie."""
 
+    def __post_init__(self) -> None:
+        _share_account_id(self)
+
 
 class Runner(Record, frozen=True, kw_only=True, gc=False):
     """``runners/{runner_id}``."""
@@ -144,6 +151,11 @@ class Runner(Record, frozen=True, kw_only=True, gc=False):
     def alive(self, now: float) -> bool:
         """Whether it was heard from lately."""
         return now - self.last_seen < RUNNER_ALIVE_SECONDS
+
+
+def _share_account_id(record: EmailClaim | Session) -> None:
+    """Keep the account's id once in memory, with the key of the account's own record."""
+    msgspec.structs.force_setattr(record, "account_id", sys.intern(record.account_id))
 
 
 def email_key(email: str) -> str:

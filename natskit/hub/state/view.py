@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,6 +14,7 @@ from natskit.bus.connection import Connection
 from natskit.hub.config import RunnerEntry
 from natskit.hub.limits.rate_limit import RateLimit
 from natskit.hub.state.bucket import Bucket
+from natskit.hub.state.index import Index
 from natskit.hub.state.records import (
     Account,
     EmailClaim,
@@ -88,10 +88,10 @@ class State:
         """By project."""
         self._tags: dict[str, tuple[list[str], str]] = {}
         self._in_order: dict[str, list[str]] = {}
-        self._projects_of: dict[str, set[str]] = defaultdict(set)
-        self._members_of: dict[str, set[str]] = defaultdict(set)
-        self._sessions_of: dict[str, set[str]] = defaultdict(set)
-        self._alike: dict[str, set[str]] = defaultdict(set)
+        self._projects_of = Index()
+        self._members_of = Index()
+        self._sessions_of = Index()
+        self._alike = Index()
         """Accounts by the key of their e-mail, which an older hub may have claimed under another key."""
         self.accounts: Bucket[AccountRecord] = Bucket(connection, "accounts", _parse_account, self._on_account)
         self.projects: Bucket[Project] = Bucket(
@@ -155,7 +155,7 @@ class State:
         claimed = next((found for key in email_keys(email) if (found := self._claimed(key))), None)
         if claimed is not None:
             return claimed
-        alike = self._alike.get(address_key(email), ())
+        alike = self._alike.get(address_key(email))
         accounts = [(account_id, account) for account_id in alike if (account := self.account(account_id))]
         return min(accounts, key=lambda item: item[1].created_at, default=None)
 
@@ -183,7 +183,7 @@ class State:
 
     def projects_of(self, account_id: str) -> set[str]:
         """The projects an account may use."""
-        return {p for p in self._projects_of.get(account_id, ()) if p in self.projects.entries}
+        return {p for p in self._projects_of.get(account_id) if p in self.projects.entries}
 
     def projects_in_order(self, account_id: str) -> list[str]:
         """The same, oldest first. Cached until it changes: a request for one of 1,500 must not sort them all."""
@@ -195,7 +195,7 @@ class State:
 
     def memberships_of(self, account_id: str) -> set[str]:
         """The projects that an account has a membership in, including projects that no longer exist."""
-        return set(self._projects_of.get(account_id, ()))
+        return self._projects_of.get(account_id)
 
     def all_projects(self) -> list[tuple[str, Project]]:
         """All projects except trials, oldest first."""
@@ -208,16 +208,16 @@ class State:
 
     def members_of(self, project_id: str) -> set[str]:
         """The accounts that may use a project."""
-        return set(self._members_of.get(project_id, ()))
+        return self._members_of.get(project_id)
 
     def owners_of(self, project_id: str) -> set[str]:
         """The accounts that own a project: one, except for a moment while it is handed over."""
-        members = self._members_of.get(project_id, ())
+        members = self._members_of.get(project_id)
         return {a for a in members if (found := self.membership(a, project_id)) and found.role == "owner"}
 
     def sessions_of(self, account_id: str) -> set[str]:
         """The live sessions of an account."""
-        return set(self._sessions_of.get(account_id, ()))
+        return self._sessions_of.get(account_id)
 
     def live_session(self, session_id: str) -> tuple[Session, Account] | None:
         """A session that may be used now, and its account. Not one that a ticket has yet to open."""
@@ -382,8 +382,7 @@ class State:
     def _note_email(self, account_id: str, new: AccountRecord | None) -> None:
         for record, is_there in ((self.accounts.get(account_id), False), (new, True)):
             if isinstance(record, Account) and has_old_key(record.email):
-                alike = self._alike[address_key(record.email)]
-                (alike.add if is_there else alike.discard)(account_id)
+                (self._alike.add if is_there else self._alike.discard)(address_key(record.email), account_id)
 
     def _on_project(self, key: str, new: Project | None) -> None:
         old = self.projects.get(key)
@@ -394,25 +393,25 @@ class State:
             elif new.title != old.title:
                 self.renamed_projects.note(key)
         if (old is None) != (new is None):
-            for account_id in self._members_of.get(key, ()):
+            for account_id in self._members_of.get(key):
                 self._changed(self.names_of_account(account_id))
                 self._forget_projects_of(account_id)
         self._locked_out(self._project_names(key, old) - self._project_names(key, new))
 
     def _on_membership(self, key: str, new: Membership | None) -> None:
         account_id, _, project_id = key.partition(".")
-        if (project_id in self._projects_of[account_id]) == (new is not None):
+        if self._projects_of.has(account_id, project_id) == (new is not None):
             return
         if self.memberships.current.is_set():  # otherwise this is read from the bucket, and was written long ago
             self._count_sharing(account_id, project_id, new)
         self._changed(self.names_of_account(account_id))
         self._forget_projects_of(account_id)
         if new is not None:
-            self._projects_of[account_id].add(project_id)
-            self._members_of[project_id].add(account_id)
+            self._projects_of.add(account_id, project_id)
+            self._members_of.add(project_id, account_id)
         else:
-            self._projects_of[account_id].discard(project_id)
-            self._members_of[project_id].discard(account_id)
+            self._projects_of.discard(account_id, project_id)
+            self._members_of.discard(project_id, account_id)
 
     def _count_sharing(self, account_id: str, project_id: str, new: Membership | None) -> None:
         self.membership_changes.note(f"{account_id}.{project_id}")
@@ -425,9 +424,9 @@ class State:
         old = self.sessions.get(key)
         if old is not None and new is None:
             self._ended(self.names_of_session(key))
-            self._sessions_of[old.account_id].discard(key)
+            self._sessions_of.discard(old.account_id, key)
         elif new is not None:
-            self._sessions_of[new.account_id].add(key)
+            self._sessions_of.add(new.account_id, key)
 
     def _on_runner(self, key: str, new: Runner | None) -> None:
         old, known = self.runners.get(key), self.known_runners.get(key)
