@@ -36,6 +36,8 @@ LONGEST_PAUSE = 2.0
 """Between two attempts to send or fetch, in seconds."""
 CHECK_SECONDS = 30.0
 """How often a document asks whether it has everything: the event of the last update may be lost."""
+QUIET_SECONDS = 2.0
+"""How long after the last update it asks, too."""
 ANSWERS_LOST = 5
 """How often a request is sent whose answer was lost with the connection."""
 PRESENCE_SECONDS = 30.0
@@ -97,6 +99,8 @@ class Document:
         self._idle.set()
         self._changed = asyncio.Event()
         self._news = asyncio.Event()
+        self._stirred = asyncio.Event()
+        """Something was stored, by this copy or another."""
         self._arrived: list[Update] = []
         self._behind = False
         self._newest = 0
@@ -306,6 +310,7 @@ class Document:
                 await self._ask("update", update=_base64(update), client=self.doc.client_id, number=self._number)
                 self.problem = ""
                 _, self._stored_clock = read(update).added.get(self.doc.client_id, (0, self._stored_clock))
+                self._stirred.set()
                 return
             except RpcError as error:
                 if error.kind == "conflict" and "state_vector" in error.data:
@@ -331,6 +336,7 @@ class Document:
         except ValueError:
             self._behind = True
         self._news.set()
+        self._stirred.set()
 
     def _note_behind(self) -> None:
         self._behind = True
@@ -385,9 +391,15 @@ class Document:
                 self._changed.set()
 
     async def _look(self) -> None:
-        """Ask now and then whether a later update is stored than the last one here."""
+        """Ask now and then whether a later update is stored than the last one here, and always when it gets quiet."""
         while True:
-            await asyncio.sleep(CHECK_SECONDS)
+            self._stirred.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CHECK_SECONDS):
+                    await self._stirred.wait()
+            while self._stirred.is_set():
+                self._stirred.clear()
+                await asyncio.sleep(QUIET_SECONDS)
             with contextlib.suppress(NatskitError):
                 found = await self._ask("check")
                 if found["sequence"] > self.sequence:

@@ -42,6 +42,11 @@ const AGAIN = 500;
 const PATIENCE = 10_000;
 /** How often a copy that rests is compared with the service's, in milliseconds. */
 const COMPARE_EVERY = 60_000;
+/**
+ * How long after the last update a copy is compared, in milliseconds: NATS may lose an event, and only the next one
+ * shows the gap.
+ */
+const COMPARE_AFTER = 2_000;
 /** How long after an update is stored its event may take before it is asked for, in milliseconds. */
 const EVENT_PATIENCE = 1_000;
 /** The most bytes of an update that is sent, and of a message besides it. */
@@ -81,6 +86,8 @@ export class SharedDocument {
   /** When the last update was sent, on the clock of the page. */
   #sentAt = -Infinity;
   #unreachable = false;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #comparing;
   /** @type {NatskitError | null} */
   #error = null;
   #leaving = false;
@@ -199,6 +206,7 @@ export class SharedDocument {
         if (state === "signed-out" || state === "closed") void this.close(); // it does not come back
       }),
       () => clearInterval(compare),
+      () => clearTimeout(this.#comparing),
       () => globalThis.removeEventListener?.("pagehide", onPageHide),
     );
   }
@@ -229,6 +237,7 @@ export class SharedDocument {
     this.#newest = Math.max(this.#newest, update.sequence);
     this.#waiting.push(update);
     if (!this.#filling) this.#drain();
+    this.#compareSoon();
   }
 
   #drain() {
@@ -281,6 +290,11 @@ export class SharedDocument {
     this.#fillLater();
     this.#presence?.announce();
     this.#tell();
+  }
+
+  #compareSoon() {
+    clearTimeout(this.#comparing);
+    if (!this.#closed) this.#comparing = setTimeout(() => void this.#compare().catch(() => {}), COMPARE_AFTER);
   }
 
   /** Compare this copy with the service's: equal state vectors do not mean equal texts. */
@@ -414,6 +428,7 @@ export class SharedDocument {
   /** An update was stored. If its event does not come, ask for it. @param {number} sequence */
   #expect(sequence) {
     this.#newest = Math.max(this.#newest, sequence);
+    this.#compareSoon();
     setTimeout(() => {
       if (this.#sequence < this.#newest && !this.#closed) this.#refill();
     }, EVENT_PATIENCE);
