@@ -32,7 +32,7 @@ def main(rounds: int, only: str | None, save: bool) -> None:
         # One account, and one address, do here what a crowd does elsewhere.
         raised = {"proxy_sign_in_rate": "6000", "proxy_sign_in_burst": "1000", "hub_caller_share": "100"}
         raised |= {"runner_project_terminals": "300", "keeper_caller_share": "100"}
-        raised |= {"keeper_max_project_bytes": str(256 * 1024**2), "keeper_account_bytes": str(1024**3)}
+        raised |= {"keeper_account_bytes": str(1024**3)}
         with deployed(root, **raised) as site:
             stage = Stage(site, populate(site), rounds)
             rows = []

@@ -195,9 +195,11 @@ class Author:
 
     def updates(self) -> Iterator[bytes]:
         """All edits, some in each update."""
-        edits = self._edits()
+        edits, made = self._edits(), list[bytes]()
+        # What a transaction changed; the difference of two states has everything that was ever deleted.
+        self.doc.observe(lambda event: made.append(event.update))
         while True:
-            state, count = self.doc.get_state(), 0
+            count = 0
             with self.doc.transaction():
                 for at, letter in edits:
                     if letter:
@@ -209,7 +211,7 @@ class Author:
                         break
             if not count:
                 return
-            yield self.doc.get_update(state)
+            yield made.pop()
 
     def _edits(self) -> Iterator[tuple[int, str]]:
         """Where a character is inserted, or, with an empty one, deleted."""
