@@ -99,3 +99,13 @@ async def test_a_project_that_was_stopped_meanwhile_gets_no_key(
         now = two.projects.get(project_id)
         assert now is not None
         assert (now.public_key, now.next_key) == ("", "")
+
+
+async def test_a_stop_takes_the_key_of_a_project_that_a_late_report_calls_stopped(tmp_path: Path) -> None:
+    project_id = str(uuid.uuid4())
+    async with Site.without_hubs(tmp_path) as site, hub(site) as (one, projects):
+        await one.projects.change(project_id, lambda _: replace(STARTED, state="stopped", public_key="UNEW"))
+        await projects.stop(project_id)
+        now = one.projects.get(project_id)
+        assert now is not None
+        assert (now.desired, now.public_key) == ("stopped", "")

@@ -288,7 +288,8 @@ class Projects:
         """Stop a project. Returns when its processes have ended. If its runner is refused, they cannot be ended, but
         the agent is refused too."""
         project = await self._update(project_id, desired="stopped")
-        if project.runner_id is not None and project.state != "stopped":
+        # A late report may say "stopped" of a project that has been started since: it has a key then.
+        if project.runner_id is not None and (project.state != "stopped" or project.public_key):
             if self._state.runner_key(project.runner_id) is not None:
                 await self._runner(project.runner_id, "stop_project", project_id)
             await self._set_state(project_id, "stopped", "", only_if="stopped")
