@@ -31,7 +31,7 @@ from natskit.text_changes import Change, changes
 BATCH_SECONDS = 0.03
 """How long after an update the next one is sent, and edits are collected. An edit after a pause is sent at once."""
 MOST_MERGED = 32
-"""Updates that are merged into one. Merging takes time by their square; the difference to what is stored does not."""
+"""Updates that are merged at a time. Merging takes time by their square."""
 LONGEST_PAUSE = 2.0
 """Between two attempts to send or fetch, in seconds."""
 CHECK_SECONDS = 30.0
@@ -293,13 +293,17 @@ class Document:
                 self._idle.set()
 
     def _joined(self, edits: list[bytes]) -> bytes:
-        if len(edits) == 1:
-            return edits[0]
+        """One update for several edits, the shorter of two: theirs merged, which has each character for itself, or the
+        difference to what is stored, which repeats all that was ever deleted."""
+        merged = edits
+        while len(merged) > 1:
+            parts = (merged[start : start + MOST_MERGED] for start in range(0, len(merged), MOST_MERGED))
+            merged = [bytes(merge_updates(*part)) for part in parts]
         if len(edits) <= MOST_MERGED:
-            return bytes(merge_updates(*edits))
+            return merged[0]
         # Everything of the others that is here came from keepers; of its own, what was stored.
         vector = read_vector(self.doc.get_state()) | {self.doc.client_id: self._stored_clock}
-        return self.doc.get_update(write_vector(vector))
+        return min(merged[0], self.doc.get_update(write_vector(vector)), key=len)
 
     async def _send_until_stored(self, update: bytes) -> None:
         """Send an update until it is stored. Raises :class:`RpcError` if it never will be."""
