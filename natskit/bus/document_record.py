@@ -11,6 +11,8 @@ from typing import Any
 
 from natskit import json_text
 
+LEFT_OUT = "the project keeps as many documents and files the same as it may (runner_project_documents)"
+"""Why a document is not kept the same as a file at its path, in words for people."""
 OWN_BYTES = 512
 """The most that a record takes besides its update."""
 

@@ -51,7 +51,7 @@ def list_documents(directory: str, project: str, as_json: bool) -> None:
     """
 
     async def work(client: Client) -> Any:
-        return await client.call_documents(await _id(client, project), "list")
+        return await client.list_documents(await _id(client, project))
 
     found = with_client(directory, work)
     if as_json:
@@ -218,7 +218,7 @@ def _about(directory: str, project: str, named: str, method: str, /, **params: A
 
     async def work(client: Client) -> Any:
         project_id = await _id(client, project)
-        found = [each for each in await client.call_documents(project_id, "list") if each["path"] == named]
+        found = [each for each in await client.list_documents(project_id) if each["path"] == named]
         if not found:
             raise NatskitError(f"the project has no document {named!r}: `natskit document list` shows all")
         return await client.call_documents(project_id, method, document=found[0]["document_id"], **params)

@@ -27,7 +27,7 @@ from natskit.bus.document_record import OWN_BYTES, Update, decode, encode
 from natskit.bus.permissions import DISK
 from natskit.bus.yjs_format import BadUpdateError
 from natskit.errors import StateError
-from natskit.keeper import paths
+from natskit.keeper import paths, work
 from natskit.keeper.config import KeeperProgram
 from natskit.keeper.document import EMPTY_UPDATE, RECORD_OVERHEAD, Document, digest_of
 from natskit.keeper.rate import Rate
@@ -45,6 +45,8 @@ STORE_SECONDS = 8.0
 REPLICA_ATTEMPTS, REPLICA_PAUSE = 40, 0.05
 """How often, and after how many seconds, a replica that lags is asked again."""
 SNAPSHOT_PART = 768 * 1024
+SNAPSHOT_SECONDS = 30.0
+"""The longest that a snapshot may be on its way: the documents of a deleted project are purged again after that."""
 OVERHEAD = 32 * 1024
 """What an open document takes without any text: its subscription, its lock and what Yjs needs."""
 MOST_ARRIVED_BYTES = 256 * 1024
@@ -93,6 +95,7 @@ class Documents:
                 try:
                     if not document.is_loaded:
                         await self._load(document)
+                        work.handled(document.snapshot_bytes + work.READ_FACTOR * document.bytes_since)
                     else:
                         await self._take_arrived(document)
                 except BaseException:
@@ -147,6 +150,7 @@ class Documents:
         async with self.use(place) as document:
             try:
                 client = document.doc.client_id
+                work.handled(2 * document.size)
                 made = document.set_text(wanted)
                 update = Update(author, client, 1, document.sequence, _now(), made or EMPTY_UPDATE)
                 if (sent := document.sent(update)) is not None:
@@ -180,6 +184,8 @@ class Documents:
             if document.owners.get(given.client, given.author) != given.author:
                 raise RpcError("forbidden", f"client id {given.client} is another account's: use another one")
             before = document if document.sequence == base else await self.moment(place, base)
+            before.check_fits_file()
+            work.handled(2 * before.size)  # and a copy
             if hashlib.sha256(before.text.encode()).hexdigest() != digest:
                 raise RpcError("conflict", f"the text at sequence {base} is another one: read it again")
             update = replace(given, update=before.changed(given.client, changes))
@@ -215,6 +221,7 @@ class Documents:
             document.take(update for update in updates if update.sequence <= sequence)
             if not more:
                 break
+        work.handled(document.snapshot_bytes + work.READ_FACTOR * document.bytes_since)
         if document.sequence != sequence:
             raise StateError("the document's history could not be read up to this moment")
         return document
@@ -237,15 +244,11 @@ class Documents:
         await self.store.purge(place)
 
     async def remove_all(self, project: str) -> bool:
-        """Remove all documents of a project with their history; returns whether there were any."""
+        """Remove all documents of a project with their history; returns whether there was anything."""
         for place, document in list(self._open.items()):
             if place.project == project:
                 await self._forget(document)
-        paths_of = Place(project, paths.PROJECT)
-        if not (await self.store.newest(paths_of, paths_of.paths))[0]:
-            return False
-        await self.store.purge_project(project)
-        return True
+        return await self.store.purge_project(project)
 
     # ---- updates
 
@@ -432,10 +435,12 @@ class Documents:
 
     async def _take_snapshot(self, place: Place) -> None:
         try:
-            async with self.use(place) as document:
+            async with asyncio.timeout(SNAPSHOT_SECONDS), self.use(place) as document:
                 if document.needs_snapshot:
                     await self._store_snapshot(document)
-        except (StateError, RpcError) as error:
+                    if not (await self.store.newest(place, place.subject("doc")))[0]:
+                        await self.remove(place)  # it was deleted meanwhile
+        except (StateError, RpcError, TimeoutError) as error:
             log.warning("no snapshot of document %s: %s", place.document, error)
 
     async def _store_snapshot(self, document: Document) -> None:

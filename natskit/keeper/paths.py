@@ -64,18 +64,21 @@ class Paths:
 
     documents: dict[str, Entry] = field(default_factory=dict)
     gone: list[str] = field(default_factory=list)
+    left_out: set[str] = field(default_factory=set)
+    """Those that the project's agent does not keep the same as a file, because it has as many as it may."""
 
     @classmethod
     def read(cls, content: bytes) -> Paths:
         """The paths in a message."""
         raw: Any = json_text.read(content) if content else {}
         entries = {document: Entry(*entry) for document, entry in raw.get("documents", {}).items()}
-        return cls(entries, list(raw.get("gone", [])))
+        return cls(entries, list(raw.get("gone", [])), set(raw.get("left_out", [])) & entries.keys())
 
     def write(self) -> bytes:
         """The message."""
         entries = {d: [e.path, e.created, e.by, e.reserved, e.names] for d, e in self.documents.items()}
-        return json_text.write({"documents": entries, "gone": self.gone})
+        left_out = {"left_out": sorted(self.left_out & entries.keys())} if self.left_out else {}
+        return json_text.write({"documents": entries, "gone": self.gone} | left_out)
 
     def find(self, path: str) -> str | None:
         """The id of the document with a path."""

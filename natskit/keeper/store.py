@@ -151,19 +151,30 @@ class Store:
         return int(message["seq"]), base64.b64decode(message.get("data", ""))
 
     async def purge(self, place: Place) -> None:
-        """Remove all messages of a document from the disks. Raises :class:`StateError`."""
-        for subject in (*(place.subject(kind) for kind in ("mark", "snap", "doc")), place.subject("snap") + ".>"):
+        """Remove all messages of a document from the disks. Raises :class:`StateError`.
+
+        The updates first: who stores a snapshot or a name meanwhile looks afterwards whether there still are any.
+        """
+        for subject in (*(place.subject(kind) for kind in ("doc", "mark", "snap")), place.subject("snap") + ".>"):
             await api(self.connection, f"STREAM.PURGE.{place.stream}", {"filter": subject})
 
-    async def purge_project(self, project: str) -> None:
-        """Remove all messages of a project from the disks, its paths last. Raises :class:`StateError`."""
+    async def purge_project(self, project: str) -> bool:
+        """Remove all messages of a project from the disks, its paths last; returns whether there were any.
+
+        Raises :class:`StateError`.
+        """
         place = Place(project, "-")
-        subjects = [f"{kind}.{place.shard}.{project}.>" for kind in ("mark", "snap", "doc")]
+        subjects = [f"{kind}.{place.shard}.{project}.>" for kind in ("doc", "mark", "snap")]
+        purged = 0
         for subject in (*subjects, place.paths):
-            await api(self.connection, f"STREAM.PURGE.{place.stream}", {"filter": subject})
+            answer = await api(self.connection, f"STREAM.PURGE.{place.stream}", {"filter": subject})
+            purged += int(answer.get("purged", 0))
+        if not purged:
+            return False
         # nats-server forgets the time of the newest message if that is purged and nothing is written after it. One
         # message a stream stays, of no project.
         await self.put(f"map.{place.shard}.-", b"", None, replace=True)
+        return True
 
     async def _batch(self, place: Place, subject: str, after: int, limit: int) -> tuple[list[Msg], bool]:
         messages: list[Msg] = []

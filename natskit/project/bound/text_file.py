@@ -48,7 +48,8 @@ class TextFile:
     text: str
     """Its lines end with ``\\n``."""
     modified: float
-    """When it was written, in seconds since 1970."""
+    """When it was written or put at its path, in seconds since 1970. A program may set the time of the last write:
+    ``mv`` and ``cp -p`` leave that of an older copy (``st_ctime`` of inode(7) is the kernel's own)."""
 
     @property
     def version(self) -> str:
@@ -69,7 +70,7 @@ def read(home: Home, path: str) -> TextFile | None:
         raise
     if len(data) > MOST_BYTES:
         raise RpcError("limit", f"{shown(path)} has more than {MOST_BYTES:,} bytes, the most of a file with a document")
-    return TextFile(data, text_of(path, data), status.st_mtime)
+    return TextFile(data, text_of(path, data), status.st_ctime)
 
 
 def text_of(path: str, data: bytes) -> str:

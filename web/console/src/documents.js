@@ -17,6 +17,10 @@ import { DISK, People } from "./people.js";
 /** How long the preview may lag behind, in milliseconds. */
 const PREVIEW_AFTER = 150;
 
+/** What people read of a document that has no file because of a limit. */
+const LEFT_OUT =
+  "This document is not kept the same as a file: the project keeps as many as it may (runner_project_documents).";
+
 export class Documents {
   #client;
   #project;
@@ -105,7 +109,7 @@ export class Documents {
       const entries = await this.#service().list();
       if (project !== this.#shown) return;
       element("documents").replaceChildren(
-        ...entries.map(({ document_id, path }) => {
+        ...entries.map(({ document_id, path, left_out }) => {
           const item = document.createElement("li");
           const button = document.createElement("button");
           button.type = "button";
@@ -113,7 +117,7 @@ export class Documents {
           button.dataset.documentId = document_id;
           button.setAttribute("aria-current", String(document_id === this.#shared?.documentId));
           button.addEventListener("click", () => void this.#open({ documentId: document_id }));
-          item.append(button);
+          item.append(button, ...(left_out ? [note("no file", LEFT_OUT)] : []));
           return item;
         }),
       );
@@ -195,6 +199,7 @@ export class Documents {
     if (path.dataset.of !== shared.path) void this.#editor?.setPath(shared.path);
     path.dataset.of = shared.path;
     this.#drawPath();
+    this.#drawFile(shared);
     if (kind !== "failed" || !error) return;
     element("document-error").textContent = error.message;
     this.#editor?.setReadOnly(true);
@@ -232,8 +237,7 @@ export class Documents {
     if (shared !== this.#shared) return;
     const own = this.#client().session.account_id;
     const states = [...shared.awareness.getStates()];
-    const disk = states.find(([, { author }]) => author === DISK)?.[1];
-    element("document-file").textContent = String(disk?.file?.message ?? "");
+    this.#drawFile(shared);
     const authors = new Set(
       states
         .filter(([, { author }]) => author !== DISK)
@@ -247,6 +251,12 @@ export class Documents {
         return item;
       }),
     );
+  }
+
+  /** Say why the document and its file are not the same. @param {SharedDocument} shared */
+  #drawFile(shared) {
+    const disk = [...shared.awareness.getStates().values()].find(({ author }) => author === DISK);
+    element("document-file").textContent = String(disk?.file?.message ?? (shared.leftOut ? LEFT_OUT : ""));
   }
 
   #drawPath() {
@@ -314,6 +324,14 @@ export class Documents {
   #service() {
     return documentsOf(this.#client(), this.#shown);
   }
+}
+
+/** A note beside a document in the list. @param {string} text @param {string} reason */
+function note(text, reason) {
+  const made = document.createElement("small");
+  made.textContent = ` ${text}`;
+  made.title = reason;
+  return made;
 }
 
 /** @param {string} id */
