@@ -12,7 +12,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -22,7 +22,7 @@ from natskit.bus.document_record import LEFT_OUT, Update
 from natskit.bus.permissions import DISK
 from natskit.bus.yjs_format import MOST_CLIENT, BadUpdateError
 from natskit.errors import StateError
-from natskit.keeper import paths, work
+from natskit.keeper import paths, thinned, work
 from natskit.keeper.document import RECORD_OVERHEAD, TEXT, Document
 from natskit.keeper.documents import PAGE, Documents
 from natskit.keeper.store import OvertakenError, Place
@@ -63,6 +63,7 @@ Sequence = Annotated[int, Field(ge=0, le=MOST_CLIENT, strict=True)]
 Time = Annotated[int, Field(ge=0, le=253_402_300_799_000, strict=True)]
 """Milliseconds since 1970, up to the year 9999."""
 Position = Annotated[int, Field(ge=0, le=2**31, strict=True)]
+Keep = Literal["minute", "hour"]
 Part = Annotated[int, Field(ge=0, le=100_000, strict=True)]
 
 
@@ -202,7 +203,7 @@ async def updates(
         raise RpcError("not_found", f"the project has no document {caller.document}")
     room, rows = store.max_payload - REST_BYTES, list[dict[str, Any]]()
     for update in found:
-        room -= len(update.update) * 4 // 3 + 300
+        room -= len(update.update) * 4 // 3 + 300 + thinned.OWNER_BYTES * len(update.owners or {})
         if room < 0 and rows:
             more = True
             break
@@ -216,6 +217,7 @@ async def updates(
                 "time": update.time,
                 "update": _text(update.update),
             }
+            | ({} if update.owners is None else {"owners": update.owners})
         )
     return {"updates": rows, "more": more}
 
@@ -422,6 +424,28 @@ async def leave_out(caller: Caller, documents: Annotated[list[str], Field(max_le
         state = {"file": {"kind": "left_out", "message": LEFT_OUT}} if is_out else None
         await presence(replace(caller, document=document), 1, state)
     return {}
+
+
+@documents.method()
+async def retention(caller: Caller) -> dict[str, Any]:
+    """How much of the histories of the project's documents stays, and whether that is the platform's setting."""
+    own = (await paths.read(caller.documents.store, caller.project)).retention
+    used = own or caller.documents.retention
+    return {"days": used.days, "keep": used.keep, "is_own": own is not None}
+
+
+@documents.method()
+async def set_retention(
+    caller: Caller, days: Annotated[int, Field(ge=0, le=36_500, strict=True)] | None, keep: Keep = "minute"
+) -> dict[str, Any]:
+    """Thin out the histories of the project's documents after so many days; 0: never; null: as the platform does."""
+    wanted = None if days is None else paths.Retention(days, keep)
+
+    def put(all_: paths.Paths) -> None:
+        all_.retention = wanted
+
+    await paths.change(caller.documents.store, caller.project, put)
+    return await retention(caller)
 
 
 @documents.method()

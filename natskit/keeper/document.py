@@ -126,12 +126,13 @@ class Document:
         """An update that is in the document is stored."""
         self.sequence = update.sequence
         for client in yjs_format.read(update.update).added:
-            self.owners.setdefault(client, update.author)
-        sender = update.author, update.client
-        self.senders[sender] = Sent.of(update)
-        self.senders.move_to_end(sender)
-        while len(self.senders) > MOST_SENDERS:
-            self.senders.popitem(last=False)
+            self.owners.setdefault(client, (update.owners or {}).get(str(client), update.author))
+        if update.client:  # else it was merged of those of several copies
+            sender = update.author, update.client
+            self.senders[sender] = Sent.of(update)
+            self.senders.move_to_end(sender)
+            while len(self.senders) > MOST_SENDERS:
+                self.senders.popitem(last=False)
         self.updates_since += 1
         self.bytes_since += len(update.update) + UPDATE_OVERHEAD
         self.stored += len(update.update) + RECORD_OVERHEAD

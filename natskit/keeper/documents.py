@@ -12,7 +12,7 @@ import logging
 import time
 from base64 import b64encode
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -65,9 +65,13 @@ class _ClashError(StateError):
 class Documents:
     """All documents, as this keeper sees them."""
 
-    def __init__(self, store: Store, program: KeeperProgram) -> None:
+    def __init__(self, store: Store, program: KeeperProgram, clock: Callable[[], float] = time.time) -> None:
+        """``clock`` tells seconds since 1970."""
         self.store = store
+        self._clock = clock
         self.limits = paths.Limits(program.max_documents, program.max_project_bytes)
+        self.retention = paths.Retention(program.thin_after_days, program.thin_to)
+        """Of projects that have none of their own."""
         self.rate = Rate(program.account_bytes)
         self._program = program
         self._open: OrderedDict[Place, Document] = OrderedDict()
@@ -152,7 +156,7 @@ class Documents:
                 client = document.doc.client_id
                 work.handled(2 * document.size)
                 made = document.set_text(wanted)
-                update = Update(author, client, 1, document.sequence, _now(), made or EMPTY_UPDATE)
+                update = Update(author, client, 1, document.sequence, self._now(), made or EMPTY_UPDATE)
                 if (sent := document.sent(update)) is not None:
                     update = replace(update, number=sent.number + 1)
                 self._check_size(document, update.update)
@@ -203,7 +207,7 @@ class Documents:
         """Store the first updates of a new document: an empty one, and its text."""
         self.rate.check(payer(place, author))
         document = Document(place)
-        first = Update(author, document.doc.client_id, 1, 0, _now(), EMPTY_UPDATE)
+        first = Update(author, document.doc.client_id, 1, 0, self._now(), EMPTY_UPDATE)
         stored = await self._store(document, first)
         if made := document.set_text(text):
             self._check_size(document, made)
@@ -237,6 +241,13 @@ class Documents:
             raise RpcError("not_found", "the document did not exist at that time")
         return found
 
+    async def was_thinned(self, place: Place, freed: int) -> None:
+        """So many bytes of a document's old history became free. A new snapshot lets other keepers know, too."""
+        async with self.use(place) as document:
+            document.stored = max(0, document.stored - freed)
+            document.reserved = 0
+            await self._store_snapshot(document)
+
     async def remove(self, place: Place) -> None:
         """Remove a document and its history from the disks."""
         if (document := self._open.get(place)) is not None:
@@ -249,6 +260,9 @@ class Documents:
             if place.project == project:
                 await self._forget(document)
         return await self.store.purge_project(project)
+
+    def _now(self) -> int:
+        return round(self._clock() * 1000)
 
     # ---- updates
 
@@ -415,6 +429,8 @@ class Documents:
     def _begin_anew(self) -> None:
         """After a reconnect: events were missed, and the streams may have been restored from a backup."""
 
+        self.store.forget_pages()
+
         async def forget_all() -> None:
             for document in list(self._open.values()):
                 await self._forget(document)
@@ -491,7 +507,3 @@ def _not_an_update(error: BadUpdateError) -> RpcError:
 def _state(document: Document) -> dict[str, Any]:
     """What an error says of the document, so that its sender can send what fits."""
     return {"state_vector": b64encode(document.doc.get_state()).decode(), "sequence": document.sequence}
-
-
-def _now() -> int:
-    return round(time.time() * 1000)

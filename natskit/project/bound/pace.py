@@ -6,6 +6,7 @@ part of the documents.
 
 from __future__ import annotations
 
+import math
 import random
 
 FREE = 60.0
@@ -34,7 +35,7 @@ class Pace:
         if beyond < 0:
             return 0.0
         drained = max(0.0, beyond - DOUBLINGS) * DRAIN_SECONDS
-        return max(0.0, self._last + 2.0 ** min(beyond, DOUBLINGS) - now, drained)
+        return max(0.0, self._last + math.exp2(min(beyond, DOUBLINGS)) - now, drained)
 
     def took(self, now: float, size: int) -> None:
         """A change came into the document that brings ``size`` characters."""

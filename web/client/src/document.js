@@ -52,6 +52,8 @@ export { SharedDocument };
  * @property {number} number which update of that copy it is
  * @property {number} time milliseconds since 1970
  * @property {Uint8Array} update
+ * @property {Record<string, string>} [owners] of an old update merged of those of several authors: who inserted, by Yjs
+ *   client id; `author` is `several` then
  */
 
 /**
