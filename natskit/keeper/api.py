@@ -23,8 +23,8 @@ from natskit.bus.permissions import DISK
 from natskit.bus.yjs_format import MOST_CLIENT, BadUpdateError
 from natskit.errors import StateError
 from natskit.keeper import paths, thinned, work
-from natskit.keeper.document import RECORD_OVERHEAD, TEXT, Document
-from natskit.keeper.documents import PAGE, Documents
+from natskit.keeper.document import RECORD_OVERHEAD, Document
+from natskit.keeper.documents import PAGE, Base, Documents
 from natskit.keeper.store import OvertakenError, Place
 from natskit.rpc import Declaration, Methods, RpcError, size_of
 from natskit.text_changes import Change
@@ -230,23 +230,25 @@ async def update(caller: Caller, update: Base64, client: Client, number: Number)
 
 
 @documents.method(access=DISK, idempotent=True)
-async def text(caller: Caller, known: Sequence = 0, sequence: Sequence | None = None) -> dict[str, Any]:
-    """The text of a document now, or at a sequence; ``null`` if the document is as it was at the one that is known."""
+async def text(
+    caller: Caller, known: Sequence = 0, sequence: Sequence | None = None, notebook: bool = False
+) -> dict[str, Any]:
+    """The text of a document now, or at a sequence; ``null`` if the document is as it was at the one that is known.
+
+    With ``notebook``, the text of its cells (:mod:`natskit.notebook_text`).
+    """
     place, store = caller.place, caller.documents.store
     if sequence is not None:
-        return _text_of(await caller.documents.moment(place, sequence))
+        return _text_of(await caller.documents.moment(place, sequence), notebook)
     if known and await store.update_until(place) == known:
         return {"sequence": known, "text": None}
     async with caller.documents.use(place) as held:
-        return _text_of(held) if held.sequence != known else {"sequence": known, "text": None}
+        return _text_of(held, notebook) if held.sequence != known else {"sequence": known, "text": None}
 
 
-def _text_of(held: Document) -> dict[str, Any]:
-    held.check_fits_file()
+def _text_of(held: Document, notebook: bool) -> dict[str, Any]:
     work.handled(held.size)
-    if not held.text and set(held.doc.keys()) - {TEXT}:
-        raise RpcError("invalid_state", "the document has no text, but other shared types")
-    return {"sequence": held.sequence, "text": held.text}
+    return {"sequence": held.sequence, "text": held.file_text(notebook)}
 
 
 @documents.method(access=DISK)
@@ -257,13 +259,17 @@ async def edit(
     changes: Annotated[list[tuple[Position, Position, str]], Field(min_length=1, max_length=MOST_CHANGES)],
     client: Client,
     number: Number,
+    notebook: bool = False,
 ) -> dict[str, Any]:
-    """Store changes of the text as it was at a sequence, merged with what came since."""
+    """Store changes of the text as it was at a sequence, merged with what came since.
+
+    With ``notebook``, of the text of its cells.
+    """
     made = [Change(*change) for change in changes]
     if any(_SURROGATE.search(change.text) for change in made):
         raise RpcError("invalid_params", "changes: a text has half a surrogate pair, which has no UTF-8")
     given = Update(caller.author, client, number, 0, round(time.time() * 1000), b"")
-    return _stored(await caller.documents.edit(caller.place, given, sequence, sha256, made))
+    return _stored(await caller.documents.edit(caller.place, given, Base(sequence, sha256, notebook), made))
 
 
 @documents.method(access=ANYBODY)

@@ -14,7 +14,7 @@ from base64 import b64encode
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import nats.errors
@@ -60,6 +60,18 @@ PAGE = 2000
 
 class _ClashError(StateError):
     """Another keeper stored something first that this update does not go with."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A text of a document that an agent changes."""
+
+    sequence: int
+    """When it was the document's."""
+    sha256: str
+    """Its digest, by which a caller proves that it knows it."""
+    is_notebook: bool
+    """Whether it is that of the document's cells."""
 
 
 class Documents:
@@ -166,19 +178,17 @@ class Documents:
                 await self._forget(document)
                 raise
 
-    async def edit(self, place: Place, given: Update, base: int, digest: str, changes: list[Change]) -> Update:
-        """Store changes of the text as it was at ``base``, merged with what came since.
-
-        ``digest`` is that of the text, by which a caller proves that it knows it. Raises :class:`RpcError` and
+    async def edit(self, place: Place, given: Update, base: Base, changes: list[Change]) -> Update:
+        """Store changes of the text as it was at ``base``, merged with what came since. Raises :class:`RpcError` and
         :class:`StateError`, as :meth:`update`.
         """
         self.rate.check(payer(place, given.author))
         for _ in range(CLASHES):
             with suppress(_ClashError):
-                return await self._edit(place, given, base, digest, changes)
+                return await self._edit(place, given, base, changes)
         raise StateError("the document is being changed by others; try again")
 
-    async def _edit(self, place: Place, given: Update, base: int, digest: str, changes: list[Change]) -> Update:
+    async def _edit(self, place: Place, given: Update, base: Base, changes: list[Change]) -> Update:
         async with self.use(place) as document:
             document.check_fits_file()
             if (sent := document.sent(given)) is not None and given.number <= sent.number:
@@ -187,12 +197,12 @@ class Documents:
                 raise RpcError("conflict", f"client {given.client} has sent number {sent.number} already")
             if document.owners.get(given.client, given.author) != given.author:
                 raise RpcError("forbidden", f"client id {given.client} is another account's: use another one")
-            before = document if document.sequence == base else await self.moment(place, base)
+            before = document if document.sequence == base.sequence else await self.moment(place, base.sequence)
             before.check_fits_file()
             work.handled(2 * before.size)  # and a copy
-            if hashlib.sha256(before.text.encode()).hexdigest() != digest:
-                raise RpcError("conflict", f"the text at sequence {base} is another one: read it again")
-            update = replace(given, update=before.changed(given.client, changes))
+            if hashlib.sha256(before.file_text(base.is_notebook).encode()).hexdigest() != base.sha256:
+                raise RpcError("conflict", f"the text at sequence {base.sequence} is another one: read it again")
+            update = replace(given, update=before.changed(given.client, changes, base.is_notebook))
             await self._check(document, update.update)
             await self._reserve(document, update.update)
             try:

@@ -169,9 +169,6 @@ async def test_what_is_no_text_is_refused(place: Place) -> None:
         place.file("picture.png").write_text("mended\n")
         await eventually(lambda: not doc.file_problem and "mended" in str(doc.text), "all is well again", 30)
         assert "typed again" in str(doc.text)
-    async with place.client.document(place.project, "notes.ipynb", create=True) as doc:
-        await eventually(lambda: "is a notebook" in doc.file_problem, "the reason", 30)
-        assert not place.file("notes.ipynb").exists()
     async with place.client.document(place.project, "long.txt", create=True, text="x" * 300_000) as doc:
         await place.reads("long.txt", "x" * 300_000)
         doc.edit("x" * 600_000)

@@ -130,7 +130,7 @@ async def test_one_version_of_each_span_stays(site: Site, keep: str) -> None:
     history = await old.ask("history")
     rows = {row[0]: row for row in history["rows"]}
     old_rows = [s for s in rows if s in old.times and old.times[s] < START + spans * SPANS[keep]]
-    assert len(old_rows) in (spans, spans + 1)
+    assert spans <= len(old_rows) <= spans + 2  # the named one ends a part of its span, and the newest is not merged
     assert named in rows
     assert [version["name"] for version in history["versions"]] == ["kept"]
     assert done.updates > 8 * spans / 2

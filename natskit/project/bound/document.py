@@ -21,7 +21,6 @@ from natskit.project.bound import record, text_file
 from natskit.project.bound.pace import SHOWN_SECONDS, Pace, again
 from natskit.project.bound.record import Entry
 from natskit.project.bound.text_file import TextFile
-from natskit.project.bound.text_merge import merge
 from natskit.project.content import version_of
 from natskit.project.files import Home
 from natskit.rpc import RpcError
@@ -169,6 +168,11 @@ class Bound:
             self._again = False
             self.look(0)
 
+    @property
+    def _kind(self) -> dict[str, Any]:
+        """What keepers have to know of the text that is asked for."""
+        return {"notebook": True} if text_file.is_notebook(self.path) else {}
+
     # ---- the comparison
 
     async def _work(self) -> None:
@@ -207,7 +211,9 @@ class Bound:
             await self._say_how_slow(pause)
             self.look(pause)
             return True
-        found = await self._project.ask(self.document, "text", known=base.sequence if base and is_old else 0)
+        found = await self._project.ask(
+            self.document, "text", known=base.sequence if base and is_old else 0, **self._kind
+        )
         if found["text"] is None:
             await self._say_in_step()
             return True
@@ -276,7 +282,7 @@ class Bound:
         return await self._write(text, sequence, file.data)
 
     async def _write(self, text: str, sequence: int, before: bytes | None) -> bool:
-        data = text_file.bytes_of(text, before or b"")
+        data = text_file.bytes_of(self.path, text, before or b"")
         if len(data) > text_file.MOST_BYTES:
             raise RpcError(
                 "limit",
@@ -299,9 +305,9 @@ class Bound:
                 if base.is_fresh and read.is_fresh and read.sequence:
                     await self._edit(read.sequence, read.text or "", file.text)
                 else:
-                    await self._edit(sequence, mine, merge(read.text, mine, file.text))
+                    await self._edit(sequence, mine, text_file.merged(self.path, read.text, mine, file.text))
             else:
-                await self._edit(sequence, mine, merge(None, mine, file.text))
+                await self._edit(sequence, mine, text_file.merged(self.path, None, mine, file.text))
         except (RpcError, ConnectionLostError) as error:
             # It may be stored: the same by a new client would be there twice, and a merge finds it.
             self._client, self._number = _new_client(), 0
@@ -334,7 +340,7 @@ class Bound:
         if base is None or base.text is not None or not base.sequence:
             return base.text if base is not None else None
         try:
-            found = await self._project.ask(self.document, "text", sequence=base.sequence)
+            found = await self._project.ask(self.document, "text", sequence=base.sequence, **self._kind)
         except RpcError as error:
             if error.kind in PASSING:
                 raise
@@ -350,7 +356,7 @@ class Bound:
         if not made:
             return
         self._number += 1
-        params = {"sequence": sequence, "sha256": _digest(old), "changes": made}
+        params = {"sequence": sequence, "sha256": _digest(old), "changes": made, **self._kind}
         for attempt in range(ATTEMPTS):
             try:
                 await self._project.ask(self.document, "edit", **params, client=self._client, number=self._number)
@@ -410,8 +416,6 @@ def _move(home: Home, old: str, new: str) -> None:
 
 def _check_kind(path: str) -> None:
     """Raises :class:`RpcError` for files that no document is kept the same as."""
-    if path.endswith(".ipynb"):
-        raise RpcError("invalid_state", f"{path[:200]} is a notebook, which is not kept the same as its file")
     if path.startswith(f"{record.FOLDER}/"):
         raise RpcError("invalid_state", f"{path[:200]} is natskit's own")
 
