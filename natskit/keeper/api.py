@@ -345,10 +345,10 @@ async def state_at(
 
 @documents.method()
 async def restore(caller: Caller, sequence: Sequence | None = None, time: Time | None = None) -> dict[str, Any]:
-    """Make the text of the document what it was at a moment, by a new edit of the caller."""
+    """Make the text or the cells of the document what they were at a moment, by a new edit of the caller."""
     moment = await caller.documents.sequence_at(caller.place, sequence, time)
     wanted = await caller.documents.moment(caller.place, moment)
-    return _stored(await caller.documents.restore(caller.place, caller.author, wanted.text))
+    return _stored(await caller.documents.restore(caller.place, caller.author, wanted))
 
 
 @documents.method()

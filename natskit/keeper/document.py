@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -151,6 +151,15 @@ class Document:
 
     def set_text(self, wanted: str) -> bytes:
         """Change the text by small edits; returns the update, which is not stored yet. Empty if nothing changes."""
+        return self._made(lambda: set_text(self.doc.get(TEXT, type=Text), wanted))
+
+    def restore(self, moment: Document) -> bytes:
+        """Become what the document was, as :meth:`set_text`. Raises :class:`RpcError` if its cells make no notebook."""
+        cells = notebook.read(moment.doc)
+        return self._made(lambda: notebook.write(self.doc, cells)) if cells else self.set_text(moment.text)
+
+    def _made(self, change: Callable[[], None]) -> bytes:
+        """The update that a change in one transaction makes."""
         updates: list[bytes] = []
 
         def changed(event: TransactionEvent) -> None:
@@ -158,7 +167,7 @@ class Document:
 
         subscription = self.doc.observe(changed)
         try:
-            set_text(self.doc.get(TEXT, type=Text), wanted)
+            change()
         finally:
             self.doc.unobserve(subscription)
         return updates[0] if updates else b""

@@ -160,14 +160,14 @@ class Documents:
                 await self._forget(document)  # it may hold what is not stored
                 raise
 
-    async def restore(self, place: Place, author: str, wanted: str) -> Update:
-        """Make the text of a document what it was, by an edit of the author."""
+    async def restore(self, place: Place, author: str, wanted: Document) -> Update:
+        """Make the text or the cells of a document what they were, by an edit of the author."""
         self.rate.check(payer(place, author))
         async with self.use(place) as document:
             try:
                 client = document.doc.client_id
                 work.handled(2 * document.size)
-                made = document.set_text(wanted)
+                made = document.restore(wanted)
                 update = Update(author, client, 1, document.sequence, self._now(), made or EMPTY_UPDATE)
                 if (sent := document.sent(update)) is not None:
                     update = replace(update, number=sent.number + 1)

@@ -7,6 +7,7 @@ import { NatskitError } from "@natskit/client";
 import { documentsOf, forgetUnsent, unsentOf } from "@natskit/client/document";
 import * as drafts from "./drafts.js";
 import { History } from "./history.js";
+import { isNotebook } from "./notebook-text.js";
 import { ask, element, guard, typedOver, visible } from "./page.js";
 import { DISK, People } from "./people.js";
 
@@ -132,6 +133,13 @@ export class Documents {
     await this.#list();
   }
 
+  /** Edit a file together with others: open the document at its path, and make it if there is none. @param {string} path */
+  async openPath(path) {
+    await this.#open({ path, create: true });
+    await this.#list();
+    element("documents-heading").scrollIntoView();
+  }
+
   /** @param {{path?: string, documentId?: string, create?: boolean}} which */
   async #open(which) {
     const project = this.#project();
@@ -140,7 +148,7 @@ export class Documents {
     let done = false;
     await guard("documents-error", async () => {
       const service = this.#service();
-      const { openEditor } = await import("./editor.js");
+      const [{ openEditor }, { openNotebook }] = await Promise.all([import("./editor.js"), import("./notebook.js")]);
       const shared = await service.open(which, { identify: (author) => this.#people.identify(author) });
       if (turn !== this.#turn || project?.project_id !== this.#shown) return await shared.close();
       if (shared.text.length !== shared.text.toString().length) {
@@ -149,7 +157,12 @@ export class Documents {
       }
       this.#shared = shared;
       element("document").hidden = false;
-      this.#editor = openEditor(element("document-text"), shared, `Text of ${visible(shared.path)}`);
+      const cells = isNotebook(shared.doc, shared.path);
+      element("document-text").hidden = cells;
+      element("document-cells").hidden = !cells;
+      this.#editor = cells
+        ? openNotebook(element("document-cells"), shared, `Cells of ${visible(shared.path)}`)
+        : openEditor(element("document-text"), shared, `Text of ${visible(shared.path)}`);
       shared.onState((state) => this.#draw(shared, state));
       shared.awareness.on("change", () => this.#drawPeople(shared));
       shared.doc.on("update", () => this.#previewSoon());
@@ -176,6 +189,7 @@ export class Documents {
     this.#togglePreview(false);
     element("document").hidden = true;
     element("document-text").hidden = false;
+    element("document-cells").hidden = true;
     element("document-error").textContent = "";
     element("document-file").textContent = "";
     this.#mark();
@@ -286,7 +300,9 @@ export class Documents {
   #toggleHistory(open) {
     const shared = this.#shared;
     this.#press("document-history", open);
-    element("document-text").hidden = open;
+    const cells = element("document-cells").childElementCount > 0;
+    element("document-text").hidden = open || cells;
+    element("document-cells").hidden = open || !cells;
     if (open && shared) return void this.#history.open(this.#service(), shared);
     this.#history.close();
     this.#editor?.focus();
