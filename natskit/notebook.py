@@ -102,7 +102,7 @@ def _write_map(owner: Map[Any], key: str, old: Mapping[str, Any] | None, wanted:
     if not isinstance(held, Map):
         owner[key] = Map(_shared(wanted))
         return
-    for name in [name for name in held if name not in wanted]:
+    for name in [str(name) for name in list(held.keys()) if name not in wanted]:
         del held[name]
     for name, value in wanted.items():
         if name not in held or (old or {}).get(name) != value:

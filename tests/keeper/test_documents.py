@@ -377,15 +377,15 @@ async def test_paths(site: Site) -> None:
 
 
 async def test_a_list_that_is_larger_than_a_message_comes_in_pages(site: Site) -> None:
-    """1,600 documents with long paths, also for who asks by the Python client."""
+    """3,500 documents with long paths, also for who asks by the Python client."""
     alice = await person(site)
     project = await project_of(alice)
     store = Store(await site.connect("keeper", site.identity.creds("DOCS", "keeper")))
-    made = {str(uuid.uuid4()): f"{number:04}/" + "long/" * 95 for number in range(1600)}
+    made = {str(uuid.uuid4()): f"{number:04}/" + "long/" * 30 for number in range(3500)}
 
     def add(all_: Paths) -> None:
         for document, path in made.items():
-            all_.add(document, f"{path}x.md", alice.account, 0, Limits(2000, 2**40))
+            all_.add(document, f"{path}x.md", alice.account, 0, Limits(3500, 2**40))
 
     await change(store, project, add)
     found, pages = dict[str, str](), 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from base64 import b64decode
+from functools import partial
 from typing import Any
 
 from pycrdt import Array, Doc, Map, Text
@@ -25,6 +26,10 @@ def cells(doc: Document) -> Array[Any]:
 
 def sources(doc: Document) -> list[str]:
     return [str(cell["source"]) for cell in cells(doc)]
+
+
+def _reads(doc: Document, title: str) -> bool:
+    return sources(doc)[1] == title
 
 
 async def test_a_notebook_is_a_document_with_cells(place: Place) -> None:
@@ -131,7 +136,8 @@ async def test_two_edit_one_cell_at_once(place: Place) -> None:
             text = file.read_text()
             title = json.loads(text)["cells"][1]["source"]
             file.write_text(text.replace(json.dumps(title), json.dumps(f"# Title {number}")))
-            await eventually(lambda number=number: sources(doc)[1] == f"# Title {number}", "it arrives", 30)
+            wanted = f"# Title {number}"
+            await eventually(partial(_reads, doc, wanted), "it arrives", 30)
         await typing
         await doc.saved(20)
         wanted = "".join(f"{number} " for number in reversed(range(30))) + "print(1)\n# é"

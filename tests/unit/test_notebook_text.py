@@ -44,7 +44,14 @@ def test_an_edit_of_a_source_changes_this_source_alone() -> None:
 
 def test_cells_come_and_go() -> None:
     notebook = parse(STRANGE, "f")
-    new = {"cell_type": "code", "id": "new", "metadata": {}, "outputs": [], "execution_count": None, "source": "a\nb"}
+    new: dict[str, Any] = {
+        "cell_type": "code",
+        "id": "new",
+        "metadata": {},
+        "outputs": [],
+        "execution_count": None,
+        "source": "a\nb",
+    }
     notebook["cells"].insert(1, new)
     made = patched(STRANGE, notebook)
     assert parse(made, "f") == notebook
@@ -87,15 +94,16 @@ _MAPS = st.dictionaries(st.text(max_size=4), _VALUES, max_size=3)
 _SOURCES = st.text(alphabet='ab\n\u00e9"\\', max_size=12)
 
 
+_OUTPUTS = st.lists(_SOURCES.map(lambda text: {"output_type": "stream", "text": text}), max_size=2)
+_COUNTS: st.SearchStrategy[int | None] = st.one_of(st.none(), st.integers(0, 5))
+
+
 @st.composite
 def _cells(draw: st.DrawFn) -> list[dict[str, Any]]:
-    cells = []
+    cells: list[dict[str, Any]] = []
     for number in draw(st.lists(st.integers(0, 9), unique=True, max_size=4)):
-        cell = {"id": f"c{number}", "cell_type": "code", "metadata": draw(_MAPS), "source": draw(_SOURCES)}
-        cell["outputs"] = draw(
-            st.lists(st.fixed_dictionaries({"output_type": st.just("stream"), "text": _SOURCES}), max_size=2)
-        )
-        cell["execution_count"] = draw(st.none() | st.integers(0, 5))
+        cell: dict[str, Any] = {"id": f"c{number}", "cell_type": "code", "source": draw(_SOURCES)}
+        cell |= {"metadata": draw(_MAPS), "outputs": draw(_OUTPUTS), "execution_count": draw(_COUNTS)}
         cells.append(cell)
     return cells
 
