@@ -218,6 +218,16 @@ class Client:
         who = self.account_id or "admin"
         return await self._call(f"docs.{who}.{project_id}.{document}", method, params, wait)
 
+    async def list_documents(self, project_id: str) -> list[dict[str, Any]]:
+        """The documents of a project, sorted by path (docs/reference/documents.md): they come in pages.
+
+        Raises the errors of :meth:`call_documents`.
+        """
+        found: list[dict[str, Any]] = []
+        while page := await self.call_documents(project_id, "list", after=found[-1]["document_id"] if found else ""):
+            found += page
+        return sorted(found, key=lambda each: str(each["path"]))
+
     def document(
         self,
         project_id: str,

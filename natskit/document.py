@@ -20,7 +20,7 @@ from pycrdt import Doc, Text, TransactionEvent, merge_updates
 
 from natskit import json_text
 from natskit.bus.connection import Connection
-from natskit.bus.document_record import Update, decode
+from natskit.bus.document_record import LEFT_OUT, Update, decode
 from natskit.bus.permissions import DISK
 from natskit.bus.yjs_format import read, read_vector, write_vector
 from natskit.errors import AnswerLostError, ConnectionLostError, NatskitError
@@ -111,10 +111,12 @@ class Document:
         self._tasks: list[asyncio.Task[None]] = []
         self._subscriptions: list[Subscription] = []
         self._file_problem, self._file_problem_until = "", 0.0
+        self._is_left_out = False
 
     async def __aenter__(self) -> Self:
         opened = await self._open(**self._wanted)
         self.document_id, self.path = opened["document_id"], opened["path"]
+        self._is_left_out = opened.get("left_out", False)
         subject = f"events.project.{self.project_id}.doc.{self.document_id}"
         subscription = await self._client.connection.subscribe(subject, cb=self._on_event)
         self._undo = [self._client.connection.on_reconnect(self._note_behind)]
@@ -152,7 +154,9 @@ class Document:
         Empty as well if the project is stopped. What the file has is not known before the agent has told of it, which
         it does every ten seconds.
         """
-        return self._file_problem if time.monotonic() < self._file_problem_until else ""
+        if time.monotonic() < self._file_problem_until:
+            return self._file_problem
+        return LEFT_OUT if self._is_left_out else ""
 
     @property
     def unsaved(self) -> int:
@@ -352,6 +356,7 @@ class Document:
         told = json_text.read(message.data)
         if told["author"] == DISK:
             found = (told["state"] or {}).get("file")
+            self._is_left_out = isinstance(found, dict) and found.get("kind") == "left_out"
             self._file_problem = str(found.get("message", "")) if isinstance(found, dict) else ""
             self._file_problem_until = time.monotonic() + PRESENCE_SECONDS
 

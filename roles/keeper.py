@@ -72,6 +72,8 @@ def program_file(settings: Settings, site: Topology, name: str) -> str:
             "max_documents": settings.keeper_max_documents,
             "max_project_bytes": settings.project_bytes,
             "account_bytes": settings.keeper_account_bytes,
+            "thin_after_days": settings.keeper_thin_after_days,
+            "thin_to": settings.keeper_thin_to,
             "memory_bytes": settings.keeper_memory,
             "caller_share": settings.keeper_caller_share,
         }

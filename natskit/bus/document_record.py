@@ -11,6 +11,10 @@ from typing import Any
 
 from natskit import json_text
 
+SEVERAL = "several"
+"""The author of an old update that was merged of those of several."""
+LEFT_OUT = "the project keeps as many documents and files the same as it may (runner_project_documents)"
+"""Why a document is not kept the same as a file at its path, in words for people."""
 OWN_BYTES = 512
 """The most that a record takes besides its update."""
 
@@ -33,6 +37,8 @@ class Update:
     """In Yjs' encoding, version 1."""
     sequence: int = 0
     """Its place in the stream; 0 before it is stored."""
+    owners: Mapping[str, str] | None = None
+    """Of an update of several authors, merged because it is old: the author by Yjs client id, of what was inserted."""
 
 
 def encode(update: Update) -> bytes:

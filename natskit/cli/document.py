@@ -38,6 +38,37 @@ def document() -> None:
     """
 
 
+@document.command("retention")
+@click.argument("project")
+@click.option("--days", type=click.IntRange(0, 36_500), help="Thin out after so many days; 0: never.")
+@click.option("--keep", type=click.Choice(["minute", "hour"]), default="minute", help="Of each, one version stays.")
+@click.option("--platform", is_flag=True, help="Do as the platform's settings say.")
+@json_option
+@click.pass_obj
+def retention(directory: str, project: str, days: int | None, keep: str, platform: bool, as_json: bool) -> None:
+    """Show or set how much of the history of a project's documents stays.
+
+    \b
+    Example:
+      natskit document retention "First steps" --days 90 --keep hour
+    """
+    if platform and days is not None:
+        raise click.UsageError("give either --days or --platform")
+
+    async def work(client: Client) -> Any:
+        project_id = await _id(client, project)
+        if days is None and not platform:
+            return await client.call_documents(project_id, "retention")
+        return await client.call_documents(project_id, "set_retention", days=days, keep=keep)
+
+    found = with_client(directory, work)
+    if as_json:
+        show_json(found)
+        return
+    what = f"one version a {found['keep']} after {found['days']} days" if found["days"] else "everything"
+    click.echo(f"{what} stays ({'set for this project' if found['is_own'] else 'the platform says so'})")
+
+
 @document.command("list")
 @click.argument("project")
 @json_option
@@ -51,7 +82,7 @@ def list_documents(directory: str, project: str, as_json: bool) -> None:
     """
 
     async def work(client: Client) -> Any:
-        return await client.call_documents(await _id(client, project), "list")
+        return await client.list_documents(await _id(client, project))
 
     found = with_client(directory, work)
     if as_json:
@@ -218,7 +249,7 @@ def _about(directory: str, project: str, named: str, method: str, /, **params: A
 
     async def work(client: Client) -> Any:
         project_id = await _id(client, project)
-        found = [each for each in await client.call_documents(project_id, "list") if each["path"] == named]
+        found = [each for each in await client.list_documents(project_id) if each["path"] == named]
         if not found:
             raise NatskitError(f"the project has no document {named!r}: `natskit document list` shows all")
         return await client.call_documents(project_id, method, document=found[0]["document_id"], **params)

@@ -259,6 +259,11 @@ class KeeperSettings(_Role):
     keeper_account_bytes: Annotated[int, Field(ge=65_536), Unit("bytes an hour")] = 64 * 1024**2
     """How much one account may store in documents through each keeper at once, and an hour in the long run. The account
     waits beyond that, so that an alert comes before an account with many projects has filled the streams."""
+    keeper_thin_after_days: Annotated[int, Field(ge=0, le=36_500), Unit("days")] = 0
+    """After how many days keepers thin out the history of documents, unless a project's members set something else. 0:
+    never. Named versions stay, and nothing of the documents themselves is lost."""
+    keeper_thin_to: Literal["minute", "hour"] = "minute"
+    """Of each minute or hour, one version stays of a history that keepers thin out."""
     keeper_memory: Annotated[int, Field(ge=1024**2), Unit("bytes")] = 128 * 1024**2
     """Size of the documents that each keeper holds in memory, in Yjs' encoding. They take several times as much."""
     keeper_caller_share: Annotated[float, Field(ge=0.01, le=100), Unit("of its time")] = 0.25

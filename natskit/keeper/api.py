@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import binascii
 import hashlib
+import itertools
 import re
 import time
 import uuid
 from base64 import b64decode, b64encode
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from natskit import json_text
 from natskit.bus import yjs_format
-from natskit.bus.document_record import Update
+from natskit.bus.document_record import LEFT_OUT, Update
 from natskit.bus.permissions import DISK
 from natskit.bus.yjs_format import MOST_CLIENT, BadUpdateError
 from natskit.errors import StateError
-from natskit.keeper import paths
-from natskit.keeper.document import RECORD_OVERHEAD, TEXT, Document
-from natskit.keeper.documents import PAGE, Documents
+from natskit.keeper import paths, thinned, work
+from natskit.keeper.document import RECORD_OVERHEAD, Document
+from natskit.keeper.documents import PAGE, Base, Documents
 from natskit.keeper.store import OvertakenError, Place
-from natskit.rpc import Declaration, Methods, RpcError
+from natskit.rpc import Declaration, Methods, RpcError, size_of
 from natskit.text_changes import Change
 
 PART_BYTES = 512 * 1024
@@ -37,6 +38,8 @@ READ_ROWS = 20_000
 """Updates that one request for the history reads at most."""
 MOST_CHANGES = 10_000
 """Of one edit of a text."""
+MOST_TOLD = 100
+"""Documents whose files events tell of at once: others hear of them when they list or open them."""
 REST_BYTES = 8192
 """Of an answer, besides the part of the document in it."""
 
@@ -60,6 +63,7 @@ Sequence = Annotated[int, Field(ge=0, le=MOST_CLIENT, strict=True)]
 Time = Annotated[int, Field(ge=0, le=253_402_300_799_000, strict=True)]
 """Milliseconds since 1970, up to the year 9999."""
 Position = Annotated[int, Field(ge=0, le=2**31, strict=True)]
+Keep = Literal["minute", "hour"]
 Part = Annotated[int, Field(ge=0, le=100_000, strict=True)]
 
 
@@ -114,33 +118,40 @@ async def open_(
 ) -> dict[str, Any]:
     """What the caller lacks of a document, by its id or path. With ``create``, make one if there is none."""
     vector = _checked_vector(state_vector)
-    document, known, created = await _found(caller, path, create, text)
-    place = Place(caller.project, document)
+    found = await _found(caller, path, create, text)
+    place = Place(caller.project, found["document_id"])
     async with caller.documents.use(place) as held:
         if sequence in (None, held.sequence):
-            return _opened(caller, held, known, created, vector, part)
-    return _opened(caller, await caller.documents.moment(place, sequence), known, created, vector, part)
+            return found | _opened(caller, held, vector, part)
+    return found | _opened(caller, await caller.documents.moment(place, sequence), vector, part)
 
 
-async def _found(caller: Caller, path: str | None, create: bool, text: str) -> tuple[str, str, bool]:
-    """The id and the path of a document, and whether it was made for this request."""
+async def _found(caller: Caller, path: str | None, create: bool, text: str) -> dict[str, Any]:
+    """A document as the list of the project has it, and whether it was made for this request."""
     store = caller.documents.store
+    all_ = await paths.read(store, caller.project)
     if caller.document != paths.PROJECT:
         if path is not None or create:
             raise RpcError("invalid_params", "name either an id, in the subject, or a path")
-        return caller.document, (await paths.read(store, caller.project)).entry(caller.document).path, False
+        return _named(all_, caller.document)
     if path is None:
         raise RpcError("invalid_params", "open needs the parameter 'path', or the id of a document in the subject")
     path = paths.checked(path)
-    document = (await paths.read(store, caller.project)).find(path)
+    document = all_.find(path)
     if document is not None:
-        return document, path, False
+        return _named(all_, document)
     if not create:
         raise RpcError("not_found", f"the project has no document {path!r}")
-    return await _create(caller, path, text)
+    document, created = await _create(caller, path, text)
+    return {"path": path, "created": created, "document_id": document, "left_out": False}
 
 
-async def _create(caller: Caller, path: str, text: str) -> tuple[str, str, bool]:
+def _named(all_: paths.Paths, document: str) -> dict[str, Any]:
+    path = all_.entry(document).path
+    return {"path": path, "created": False, "document_id": document, "left_out": document in all_.left_out}
+
+
+async def _create(caller: Caller, path: str, text: str) -> tuple[str, bool]:
     """Make a document. Its updates come first, so that nobody finds one by its path that has none."""
     made = str(uuid.uuid4())
     if _SURROGATE.search(text):
@@ -161,19 +172,17 @@ async def _create(caller: Caller, path: str, text: str) -> tuple[str, str, bool]
             await caller.documents.remove(Place(caller.project, made))
     if document == made:
         await caller.tell(document, path, "created")
-    return document, path, document == made
+    return document, document == made
 
 
-def _opened(caller: Caller, held: Document, path: str, created: bool, vector: bytes, part: int) -> dict[str, Any]:
+def _opened(caller: Caller, held: Document, vector: bytes, part: int) -> dict[str, Any]:
+    work.handled(held.size)
     update = held.doc.get_update(vector or None)
     size = min(PART_BYTES, (caller.documents.store.max_payload - REST_BYTES) * 3 // 4)
     parts = max(1, -(-len(update) // size))
     if part >= parts:
         raise RpcError("invalid_params", f"part {part}: the document has {parts} parts")
     return {
-        "document_id": held.place.document,
-        "path": path,
-        "created": created,
         "sequence": held.sequence,
         "state_vector": _text(held.doc.get_state()),
         "update": _text(update[part * size : (part + 1) * size]),
@@ -194,7 +203,7 @@ async def updates(
         raise RpcError("not_found", f"the project has no document {caller.document}")
     room, rows = store.max_payload - REST_BYTES, list[dict[str, Any]]()
     for update in found:
-        room -= len(update.update) * 4 // 3 + 300
+        room -= len(update.update) * 4 // 3 + 300 + thinned.OWNER_BYTES * len(update.owners or {})
         if room < 0 and rows:
             more = True
             break
@@ -208,6 +217,7 @@ async def updates(
                 "time": update.time,
                 "update": _text(update.update),
             }
+            | ({} if update.owners is None else {"owners": update.owners})
         )
     return {"updates": rows, "more": more}
 
@@ -220,22 +230,25 @@ async def update(caller: Caller, update: Base64, client: Client, number: Number)
 
 
 @documents.method(access=DISK, idempotent=True)
-async def text(caller: Caller, known: Sequence = 0, sequence: Sequence | None = None) -> dict[str, Any]:
-    """The text of a document now, or at a sequence; ``null`` if the document is as it was at the one that is known."""
+async def text(
+    caller: Caller, known: Sequence = 0, sequence: Sequence | None = None, notebook: bool = False
+) -> dict[str, Any]:
+    """The text of a document now, or at a sequence; ``null`` if the document is as it was at the one that is known.
+
+    With ``notebook``, the text of its cells (:mod:`natskit.notebook_text`).
+    """
     place, store = caller.place, caller.documents.store
     if sequence is not None:
-        return _text_of(await caller.documents.moment(place, sequence))
+        return _text_of(await caller.documents.moment(place, sequence), notebook)
     if known and await store.update_until(place) == known:
         return {"sequence": known, "text": None}
     async with caller.documents.use(place) as held:
-        return _text_of(held) if held.sequence != known else {"sequence": known, "text": None}
+        return _text_of(held, notebook) if held.sequence != known else {"sequence": known, "text": None}
 
 
-def _text_of(held: Document) -> dict[str, Any]:
-    held.check_fits_file()
-    if not held.text and set(held.doc.keys()) - {TEXT}:
-        raise RpcError("invalid_state", "the document has no text, but other shared types")
-    return {"sequence": held.sequence, "text": held.text}
+def _text_of(held: Document, notebook: bool) -> dict[str, Any]:
+    work.handled(held.size)
+    return {"sequence": held.sequence, "text": held.file_text(notebook)}
 
 
 @documents.method(access=DISK)
@@ -246,13 +259,17 @@ async def edit(
     changes: Annotated[list[tuple[Position, Position, str]], Field(min_length=1, max_length=MOST_CHANGES)],
     client: Client,
     number: Number,
+    notebook: bool = False,
 ) -> dict[str, Any]:
-    """Store changes of the text as it was at a sequence, merged with what came since."""
+    """Store changes of the text as it was at a sequence, merged with what came since.
+
+    With ``notebook``, of the text of its cells.
+    """
     made = [Change(*change) for change in changes]
     if any(_SURROGATE.search(change.text) for change in made):
         raise RpcError("invalid_params", "changes: a text has half a surrogate pair, which has no UTF-8")
     given = Update(caller.author, client, number, 0, round(time.time() * 1000), b"")
-    return _stored(await caller.documents.edit(caller.place, given, sequence, sha256, made))
+    return _stored(await caller.documents.edit(caller.place, given, Base(sequence, sha256, notebook), made))
 
 
 @documents.method(access=ANYBODY)
@@ -276,6 +293,7 @@ async def close(caller: Caller, client: Client) -> dict[str, Any]:
 async def check(caller: Caller) -> dict[str, Any]:
     """What the caller can compare its own document with."""
     async with caller.documents.use(caller.place) as held:
+        work.handled(held.size)
         digest = hashlib.sha256(held.text.encode()).hexdigest()
         return {"sequence": held.sequence, "state_vector": _text(held.doc.get_state()), "sha256": digest}
 
@@ -321,16 +339,16 @@ async def state_at(
 ) -> dict[str, Any]:
     """The document as it was at a moment."""
     moment = await caller.documents.sequence_at(caller.place, sequence, time)
-    path = (await paths.read(caller.documents.store, caller.project)).entry(caller.document).path
-    return _opened(caller, await caller.documents.moment(caller.place, moment), path, False, b"", part)
+    found = _named(await paths.read(caller.documents.store, caller.project), caller.document)
+    return found | _opened(caller, await caller.documents.moment(caller.place, moment), b"", part)
 
 
 @documents.method()
 async def restore(caller: Caller, sequence: Sequence | None = None, time: Time | None = None) -> dict[str, Any]:
-    """Make the text of the document what it was at a moment, by a new edit of the caller."""
+    """Make the text or the cells of the document what they were at a moment, by a new edit of the caller."""
     moment = await caller.documents.sequence_at(caller.place, sequence, time)
     wanted = await caller.documents.moment(caller.place, moment)
-    return _stored(await caller.documents.restore(caller.place, caller.author, wanted.text))
+    return _stored(await caller.documents.restore(caller.place, caller.author, wanted))
 
 
 @documents.method()
@@ -357,6 +375,8 @@ async def name_version(
         except OvertakenError:
             continue
         caller.documents.rate.charge(caller.author, len(written))
+        if not (await store.newest(place, place.subject("doc")))[0]:
+            await caller.documents.remove(place)  # it was deleted meanwhile
         break
     else:
         raise StateError("the names of versions are being changed by others; try again")
@@ -374,13 +394,64 @@ async def rename(caller: Caller, path: str) -> dict[str, Any]:
 
 
 @documents.method("list", access=ANYBODY)
-async def list_(caller: Caller) -> list[dict[str, Any]]:
-    """The documents of the project, by path."""
+async def list_(caller: Caller, after: str = "") -> list[dict[str, Any]]:
+    """The documents of the project whose ids come after one: as many as fit into one message. None is the end."""
     found = await paths.read(caller.documents.store, caller.project)
-    return [
-        {"document_id": document, "path": entry.path, "created": entry.created, "by": entry.by}
-        for document, entry in sorted(found.documents.items(), key=lambda item: item[1].path)
-    ]
+    room, rows = caller.documents.store.max_payload - REST_BYTES, list[dict[str, Any]]()
+    for document, entry in sorted(found.documents.items()):
+        if document <= after:
+            continue
+        row = {
+            "document_id": document,
+            "path": entry.path,
+            "created": entry.created,
+            "by": entry.by,
+            "left_out": document in found.left_out,
+        }
+        room -= size_of(row) + 1
+        if room < 0:
+            break
+        rows.append(row)
+    return rows
+
+
+@documents.method(access=DISK, idempotent=True)
+async def leave_out(caller: Caller, documents: Annotated[list[str], Field(max_length=100_000)]) -> dict[str, Any]:
+    """Say of which documents the agent keeps no file, because the project has as many as it may."""
+
+    def note(all_: paths.Paths) -> dict[str, str]:
+        before, all_.left_out = all_.left_out, {*documents} & all_.documents.keys()
+        return {document: all_.documents[document].path for document in sorted(before ^ all_.left_out)}
+
+    changed = await paths.change(caller.documents.store, caller.project, note)
+    for document, path in itertools.islice(changed.items(), MOST_TOLD):
+        is_out = document in documents
+        await caller.tell(document, path, "left_out" if is_out else "taken_in")
+        state = {"file": {"kind": "left_out", "message": LEFT_OUT}} if is_out else None
+        await presence(replace(caller, document=document), 1, state)
+    return {}
+
+
+@documents.method()
+async def retention(caller: Caller) -> dict[str, Any]:
+    """How much of the histories of the project's documents stays, and whether that is the platform's setting."""
+    own = (await paths.read(caller.documents.store, caller.project)).retention
+    used = own or caller.documents.retention
+    return {"days": used.days, "keep": used.keep, "is_own": own is not None}
+
+
+@documents.method()
+async def set_retention(
+    caller: Caller, days: Annotated[int, Field(ge=0, le=36_500, strict=True)] | None, keep: Keep = "minute"
+) -> dict[str, Any]:
+    """Thin out the histories of the project's documents after so many days; 0: never; null: as the platform does."""
+    wanted = None if days is None else paths.Retention(days, keep)
+
+    def put(all_: paths.Paths) -> None:
+        all_.retention = wanted
+
+    await paths.change(caller.documents.store, caller.project, put)
+    return await retention(caller)
 
 
 @documents.method()

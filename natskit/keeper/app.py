@@ -20,6 +20,7 @@ from natskit.keeper.dispatch import Dispatcher
 from natskit.keeper.documents import Documents
 from natskit.keeper.rights import Rights
 from natskit.keeper.store import Store
+from natskit.keeper.thinning import Thinning
 from natskit.process.lifecycle import cancel, until_stopped
 from natskit.rpc import set_program_name
 
@@ -49,6 +50,7 @@ class Keeper:
         self._go_on(rights.follow())
         await rights.ready()
         self._go_on(deleted.purge(rights.is_deleted))
+        self._go_on(Thinning(self._documents).run())
         self._dispatcher = Dispatcher(self.program, services, rights, self._documents)
         await self._dispatcher.start()
 

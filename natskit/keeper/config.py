@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -36,6 +37,10 @@ class KeeperProgram(_Part):
     """The most bytes of a project's documents with their histories."""
     account_bytes: int = Field(default=64 * 1024**2, ge=65_536)
     """The most bytes that one account may store in documents within an hour through this keeper."""
+    thin_after_days: int = Field(default=0, ge=0)
+    """After how many days the history of documents is thinned out, unless a project says otherwise; 0: never."""
+    thin_to: Literal["minute", "hour"] = "minute"
+    """Of each of these, one version stays of a history that is thinned out."""
     memory_bytes: int = Field(default=128 * 1024**2, ge=1024**2)
     """How much of documents a keeper holds in memory, in Yjs' encoding. A document takes several times as much."""
     caller_share: float = Field(default=0.25, gt=0)

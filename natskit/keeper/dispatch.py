@@ -18,6 +18,7 @@ from natskit.bus.connection import Connection
 from natskit.bus.permissions import DISK, check_id, inbox_prefix
 from natskit.errors import NatskitError, StateError
 from natskit.hub.limits.admission import ANSWER_BYTE_SECONDS, REFUSAL_SECONDS, Admission
+from natskit.keeper import work
 from natskit.keeper.api import Caller, check_access, documents
 from natskit.keeper.config import KeeperProgram
 from natskit.keeper.documents import Documents
@@ -90,7 +91,7 @@ class Dispatcher:
         task.add_done_callback(self._tasks.discard)
 
     async def _work(self, message: Msg, payer: str, account: str, project: str, document: str) -> None:
-        started, answer = time.thread_time(), b""
+        started, answer, handled = time.thread_time(), b"", work.begin()
         try:
             answer = await self._answer(message, account, project, document)
             await self._respond(message, answer)
@@ -98,9 +99,8 @@ class Dispatcher:
             self._admission.leave(payer)
             # What others did meanwhile is in it too, so it counts no more than the bytes explain.
             spent = time.thread_time() - started
-            self._admission.charge(
-                payer, min(spent, 0.01 + len(message.data) * 2e-6) + len(answer) * ANSWER_BYTE_SECONDS
-            )
+            most = 0.01 + len(message.data) * 2e-6 + sum(handled) * work.HANDLED_BYTE_SECONDS
+            self._admission.charge(payer, min(spent, most) + len(answer) * ANSWER_BYTE_SECONDS)
 
     async def _answer(self, message: Msg, account: str, project: str, document: str) -> bytes:
         identifier: str | int | float | None = None

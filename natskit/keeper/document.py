@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from pycrdt import Doc, Text, TransactionEvent
 
-from natskit import json_text
+from natskit import json_text, notebook, notebook_text
 from natskit.bus import yjs_format
 from natskit.bus.document_record import Update
 from natskit.bus.yjs_format import BadUpdateError
@@ -126,12 +126,13 @@ class Document:
         """An update that is in the document is stored."""
         self.sequence = update.sequence
         for client in yjs_format.read(update.update).added:
-            self.owners.setdefault(client, update.author)
-        sender = update.author, update.client
-        self.senders[sender] = Sent.of(update)
-        self.senders.move_to_end(sender)
-        while len(self.senders) > MOST_SENDERS:
-            self.senders.popitem(last=False)
+            self.owners.setdefault(client, (update.owners or {}).get(str(client), update.author))
+        if update.client:  # else it was merged of those of several copies
+            sender = update.author, update.client
+            self.senders[sender] = Sent.of(update)
+            self.senders.move_to_end(sender)
+            while len(self.senders) > MOST_SENDERS:
+                self.senders.popitem(last=False)
         self.updates_since += 1
         self.bytes_since += len(update.update) + UPDATE_OVERHEAD
         self.stored += len(update.update) + RECORD_OVERHEAD
@@ -150,6 +151,15 @@ class Document:
 
     def set_text(self, wanted: str) -> bytes:
         """Change the text by small edits; returns the update, which is not stored yet. Empty if nothing changes."""
+        return self._made(lambda: set_text(self.doc.get(TEXT, type=Text), wanted))
+
+    def restore(self, moment: Document) -> bytes:
+        """Become what the document was, as :meth:`set_text`. Raises :class:`RpcError` if its cells make no notebook."""
+        cells = notebook.read(moment.doc)
+        return self._made(lambda: notebook.write(self.doc, cells)) if cells else self.set_text(moment.text)
+
+    def _made(self, change: Callable[[], None]) -> bytes:
+        """The update that a change in one transaction makes."""
         updates: list[bytes] = []
 
         def changed(event: TransactionEvent) -> None:
@@ -157,17 +167,36 @@ class Document:
 
         subscription = self.doc.observe(changed)
         try:
-            set_text(self.doc.get(TEXT, type=Text), wanted)
+            change()
         finally:
             self.doc.unobserve(subscription)
         return updates[0] if updates else b""
 
-    def changed(self, client: int, changes: list[Change]) -> bytes:
+    def file_text(self, as_notebook: bool) -> str:
+        """The text that is kept the same as a file. Raises :class:`RpcError` if there is none, or it is too long."""
+        self.check_fits_file()
+        if not as_notebook:
+            if not self.text and set(self.doc.keys()) - {TEXT}:
+                raise RpcError("invalid_state", "the document has no text, but other shared types")
+            return self.text
+        if self.text:
+            raise RpcError(
+                "invalid_state",
+                "the document is plain text, and its file a notebook: delete the document, and make it anew",
+            )
+        made = notebook_text.text_of(notebook.read(self.doc))
+        if len(made.encode()) > MOST_FILE_BYTES:
+            raise RpcError(
+                "limit", f"the notebook has {len(made):,} bytes, more than the {MOST_FILE_BYTES:,} of one with a file"
+            )
+        return made
+
+    def changed(self, client: int, changes: list[Change], as_notebook: bool) -> bytes:
         """The update that makes changes of the text, the last of the text first, by a client; the document stays.
 
         Raises :class:`RpcError` if they do not fit.
         """
-        old = self.text
+        old = self.file_text(as_notebook)
         end = len(old)
         for change in changes:
             if not change.start <= change.end <= end:
@@ -175,12 +204,15 @@ class Document:
             end = change.start
         copy: Doc[Any] = Doc(client_id=client)
         _apply(copy, self.doc.get_update())
-        text = copy.get(TEXT, type=Text)
-        if len(text) != len(old.encode()):
-            raise RpcError("invalid_state", "the text has embedded things: it is no plain text")
         made: list[bytes] = []
         copy.observe(lambda event: made.append(event.update))
-        apply_changes(text, changes)
+        if as_notebook:
+            notebook.write(copy, _edited(old, changes))
+        else:
+            text = copy.get(TEXT, type=Text)
+            if len(text) != len(old.encode()):
+                raise RpcError("invalid_state", "the text has embedded things: it is no plain text")
+            apply_changes(text, changes)
         return made[0] if made else EMPTY_UPDATE
 
     @property
@@ -225,6 +257,13 @@ class Document:
         self.stored = int(head.get("stored", len(state)))
         self.owners = {client: author for author, owned in head.get("owned", {}).items() for client in owned}
         self.senders = OrderedDict(((author, client), Sent(*sent)) for author, client, *sent in head["senders"])
+
+
+def _edited(text: str, changes: list[Change]) -> notebook_text.Notebook:
+    """The notebook in a text after changes, the last of the text first."""
+    for change in changes:
+        text = text[: change.start] + change.text + text[change.end :]
+    return notebook_text.parse(text, "the changed text") or notebook_text.EMPTY
 
 
 def _apply(doc: Doc[Any], update: bytes) -> None:

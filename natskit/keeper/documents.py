@@ -12,9 +12,9 @@ import logging
 import time
 from base64 import b64encode
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import nats.errors
@@ -27,7 +27,7 @@ from natskit.bus.document_record import OWN_BYTES, Update, decode, encode
 from natskit.bus.permissions import DISK
 from natskit.bus.yjs_format import BadUpdateError
 from natskit.errors import StateError
-from natskit.keeper import paths
+from natskit.keeper import paths, work
 from natskit.keeper.config import KeeperProgram
 from natskit.keeper.document import EMPTY_UPDATE, RECORD_OVERHEAD, Document, digest_of
 from natskit.keeper.rate import Rate
@@ -45,6 +45,8 @@ STORE_SECONDS = 8.0
 REPLICA_ATTEMPTS, REPLICA_PAUSE = 40, 0.05
 """How often, and after how many seconds, a replica that lags is asked again."""
 SNAPSHOT_PART = 768 * 1024
+SNAPSHOT_SECONDS = 30.0
+"""The longest that a snapshot may be on its way: the documents of a deleted project are purged again after that."""
 OVERHEAD = 32 * 1024
 """What an open document takes without any text: its subscription, its lock and what Yjs needs."""
 MOST_ARRIVED_BYTES = 256 * 1024
@@ -60,12 +62,28 @@ class _ClashError(StateError):
     """Another keeper stored something first that this update does not go with."""
 
 
+@dataclass(frozen=True)
+class Base:
+    """A text of a document that an agent changes."""
+
+    sequence: int
+    """When it was the document's."""
+    sha256: str
+    """Its digest, by which a caller proves that it knows it."""
+    is_notebook: bool
+    """Whether it is that of the document's cells."""
+
+
 class Documents:
     """All documents, as this keeper sees them."""
 
-    def __init__(self, store: Store, program: KeeperProgram) -> None:
+    def __init__(self, store: Store, program: KeeperProgram, clock: Callable[[], float] = time.time) -> None:
+        """``clock`` tells seconds since 1970."""
         self.store = store
+        self._clock = clock
         self.limits = paths.Limits(program.max_documents, program.max_project_bytes)
+        self.retention = paths.Retention(program.thin_after_days, program.thin_to)
+        """Of projects that have none of their own."""
         self.rate = Rate(program.account_bytes)
         self._program = program
         self._open: OrderedDict[Place, Document] = OrderedDict()
@@ -93,6 +111,7 @@ class Documents:
                 try:
                     if not document.is_loaded:
                         await self._load(document)
+                        work.handled(document.snapshot_bytes + work.READ_FACTOR * document.bytes_since)
                     else:
                         await self._take_arrived(document)
                 except BaseException:
@@ -141,14 +160,15 @@ class Documents:
                 await self._forget(document)  # it may hold what is not stored
                 raise
 
-    async def restore(self, place: Place, author: str, wanted: str) -> Update:
-        """Make the text of a document what it was, by an edit of the author."""
+    async def restore(self, place: Place, author: str, wanted: Document) -> Update:
+        """Make the text or the cells of a document what they were, by an edit of the author."""
         self.rate.check(payer(place, author))
         async with self.use(place) as document:
             try:
                 client = document.doc.client_id
-                made = document.set_text(wanted)
-                update = Update(author, client, 1, document.sequence, _now(), made or EMPTY_UPDATE)
+                work.handled(2 * document.size)
+                made = document.restore(wanted)
+                update = Update(author, client, 1, document.sequence, self._now(), made or EMPTY_UPDATE)
                 if (sent := document.sent(update)) is not None:
                     update = replace(update, number=sent.number + 1)
                 self._check_size(document, update.update)
@@ -158,19 +178,17 @@ class Documents:
                 await self._forget(document)
                 raise
 
-    async def edit(self, place: Place, given: Update, base: int, digest: str, changes: list[Change]) -> Update:
-        """Store changes of the text as it was at ``base``, merged with what came since.
-
-        ``digest`` is that of the text, by which a caller proves that it knows it. Raises :class:`RpcError` and
+    async def edit(self, place: Place, given: Update, base: Base, changes: list[Change]) -> Update:
+        """Store changes of the text as it was at ``base``, merged with what came since. Raises :class:`RpcError` and
         :class:`StateError`, as :meth:`update`.
         """
         self.rate.check(payer(place, given.author))
         for _ in range(CLASHES):
             with suppress(_ClashError):
-                return await self._edit(place, given, base, digest, changes)
+                return await self._edit(place, given, base, changes)
         raise StateError("the document is being changed by others; try again")
 
-    async def _edit(self, place: Place, given: Update, base: int, digest: str, changes: list[Change]) -> Update:
+    async def _edit(self, place: Place, given: Update, base: Base, changes: list[Change]) -> Update:
         async with self.use(place) as document:
             document.check_fits_file()
             if (sent := document.sent(given)) is not None and given.number <= sent.number:
@@ -179,10 +197,12 @@ class Documents:
                 raise RpcError("conflict", f"client {given.client} has sent number {sent.number} already")
             if document.owners.get(given.client, given.author) != given.author:
                 raise RpcError("forbidden", f"client id {given.client} is another account's: use another one")
-            before = document if document.sequence == base else await self.moment(place, base)
-            if hashlib.sha256(before.text.encode()).hexdigest() != digest:
-                raise RpcError("conflict", f"the text at sequence {base} is another one: read it again")
-            update = replace(given, update=before.changed(given.client, changes))
+            before = document if document.sequence == base.sequence else await self.moment(place, base.sequence)
+            before.check_fits_file()
+            work.handled(2 * before.size)  # and a copy
+            if hashlib.sha256(before.file_text(base.is_notebook).encode()).hexdigest() != base.sha256:
+                raise RpcError("conflict", f"the text at sequence {base.sequence} is another one: read it again")
+            update = replace(given, update=before.changed(given.client, changes, base.is_notebook))
             await self._check(document, update.update)
             await self._reserve(document, update.update)
             try:
@@ -197,7 +217,7 @@ class Documents:
         """Store the first updates of a new document: an empty one, and its text."""
         self.rate.check(payer(place, author))
         document = Document(place)
-        first = Update(author, document.doc.client_id, 1, 0, _now(), EMPTY_UPDATE)
+        first = Update(author, document.doc.client_id, 1, 0, self._now(), EMPTY_UPDATE)
         stored = await self._store(document, first)
         if made := document.set_text(text):
             self._check_size(document, made)
@@ -215,6 +235,7 @@ class Documents:
             document.take(update for update in updates if update.sequence <= sequence)
             if not more:
                 break
+        work.handled(document.snapshot_bytes + work.READ_FACTOR * document.bytes_since)
         if document.sequence != sequence:
             raise StateError("the document's history could not be read up to this moment")
         return document
@@ -230,6 +251,13 @@ class Documents:
             raise RpcError("not_found", "the document did not exist at that time")
         return found
 
+    async def was_thinned(self, place: Place, freed: int) -> None:
+        """So many bytes of a document's old history became free. A new snapshot lets other keepers know, too."""
+        async with self.use(place) as document:
+            document.stored = max(0, document.stored - freed)
+            document.reserved = 0
+            await self._store_snapshot(document)
+
     async def remove(self, place: Place) -> None:
         """Remove a document and its history from the disks."""
         if (document := self._open.get(place)) is not None:
@@ -237,15 +265,14 @@ class Documents:
         await self.store.purge(place)
 
     async def remove_all(self, project: str) -> bool:
-        """Remove all documents of a project with their history; returns whether there were any."""
+        """Remove all documents of a project with their history; returns whether there was anything."""
         for place, document in list(self._open.items()):
             if place.project == project:
                 await self._forget(document)
-        paths_of = Place(project, paths.PROJECT)
-        if not (await self.store.newest(paths_of, paths_of.paths))[0]:
-            return False
-        await self.store.purge_project(project)
-        return True
+        return await self.store.purge_project(project)
+
+    def _now(self) -> int:
+        return round(self._clock() * 1000)
 
     # ---- updates
 
@@ -412,6 +439,8 @@ class Documents:
     def _begin_anew(self) -> None:
         """After a reconnect: events were missed, and the streams may have been restored from a backup."""
 
+        self.store.forget_pages()
+
         async def forget_all() -> None:
             for document in list(self._open.values()):
                 await self._forget(document)
@@ -432,10 +461,12 @@ class Documents:
 
     async def _take_snapshot(self, place: Place) -> None:
         try:
-            async with self.use(place) as document:
+            async with asyncio.timeout(SNAPSHOT_SECONDS), self.use(place) as document:
                 if document.needs_snapshot:
                     await self._store_snapshot(document)
-        except (StateError, RpcError) as error:
+                    if not (await self.store.newest(place, place.subject("doc")))[0]:
+                        await self.remove(place)  # it was deleted meanwhile
+        except (StateError, RpcError, TimeoutError) as error:
             log.warning("no snapshot of document %s: %s", place.document, error)
 
     async def _store_snapshot(self, document: Document) -> None:
@@ -486,7 +517,3 @@ def _not_an_update(error: BadUpdateError) -> RpcError:
 def _state(document: Document) -> dict[str, Any]:
     """What an error says of the document, so that its sender can send what fits."""
     return {"state_vector": b64encode(document.doc.get_state()).decode(), "sequence": document.sequence}
-
-
-def _now() -> int:
-    return round(time.time() * 1000)

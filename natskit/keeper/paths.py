@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from natskit import json_text
 from natskit.errors import StateError
@@ -43,6 +43,16 @@ class Limits:
     """With their histories and the names of versions."""
 
 
+@dataclass(frozen=True)
+class Retention:
+    """How much of the history of documents stays."""
+
+    days: int = 0
+    """After so many days it is thinned out; 0: never."""
+    keep: Literal["minute", "hour"] = "minute"
+    """Of each of these, one version stays."""
+
+
 @dataclass
 class Entry:
     """A document of a project."""
@@ -64,18 +74,25 @@ class Paths:
 
     documents: dict[str, Entry] = field(default_factory=dict)
     gone: list[str] = field(default_factory=list)
+    retention: Retention | None = None
+    """``None``: that of the platform."""
+    left_out: set[str] = field(default_factory=set)
+    """Those that the project's agent does not keep the same as a file, because it has as many as it may."""
 
     @classmethod
     def read(cls, content: bytes) -> Paths:
         """The paths in a message."""
         raw: Any = json_text.read(content) if content else {}
         entries = {document: Entry(*entry) for document, entry in raw.get("documents", {}).items()}
-        return cls(entries, list(raw.get("gone", [])))
+        retention = Retention(*raw["retention"]) if raw.get("retention") else None
+        return cls(entries, list(raw.get("gone", [])), retention, set(raw.get("left_out", [])) & entries.keys())
 
     def write(self) -> bytes:
         """The message."""
         entries = {d: [e.path, e.created, e.by, e.reserved, e.names] for d, e in self.documents.items()}
-        return json_text.write({"documents": entries, "gone": self.gone})
+        left_out = {"left_out": sorted(self.left_out & entries.keys())} if self.left_out else {}
+        retention = {"retention": [self.retention.days, self.retention.keep]} if self.retention else {}
+        return json_text.write({"documents": entries, "gone": self.gone} | retention | left_out)
 
     def find(self, path: str) -> str | None:
         """The id of the document with a path."""

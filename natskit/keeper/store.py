@@ -8,6 +8,8 @@ from __future__ import annotations
 import base64
 import json
 import zlib
+from collections import OrderedDict
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -21,6 +23,7 @@ from natskit.bus.jetstream import MESSAGE_NOT_FOUND, JetStreamError, api
 from natskit.bus.permissions import DOCUMENT_SHARDS, DOCUMENT_STREAMS
 from natskit.bus.request_many import request_many
 from natskit.errors import StateError
+from natskit.keeper import thinned
 from natskit.rpc import RpcError
 
 PUT_SECONDS = 5.0
@@ -28,6 +31,10 @@ READ_SECONDS = 10.0
 STALL_SECONDS = 2.0
 BATCH = 1000
 BATCH_BYTES = 8 * 1024**2
+PAGES = 8
+"""Pages of thinned history read at a time."""
+MOST_INDEXES = 1000
+"""Documents whose pages a keeper knows the places of."""
 _WRONG_LAST_SEQUENCE = (10071, 10164)
 _NO_ROOM = (10047, 10077, 10023)
 _NONE, _END = "404", "204"
@@ -59,6 +66,11 @@ class Place:
         return f"{kind}.{self.shard}.{self.project}.{self.document}"
 
     @property
+    def pages(self) -> str:
+        """The subject of its thinned history."""
+        return f"{self.subject('snap')}.thin.pages"
+
+    @property
     def paths(self) -> str:
         """The subject of the paths of the project's documents."""
         return f"map.{self.shard}.{self.project}"
@@ -69,6 +81,8 @@ class Store:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        self._pages: OrderedDict[Place, list[tuple[int, int]]] = OrderedDict()
+        """Of documents whose history was thinned out: after which sequence each page goes on, and its own."""
 
     @property
     def max_payload(self) -> int:
@@ -104,7 +118,83 @@ class Store:
     async def updates(self, place: Place, after: int, limit: int = BATCH) -> tuple[list[Update], bool]:
         """At most ``limit`` updates after a sequence, oldest first, and whether there are more."""
         messages, more = await self._batch(place, place.subject("doc"), after, limit)
-        return [decode(message.data, message.headers) for message in messages], more
+        found = [decode(message.data, message.headers) for message in messages]
+        last = after
+        for number, update in enumerate(found):
+            if update.previous > last:  # what is between was thinned out
+                old = await self._thinned(place, last, update.previous, limit - number)
+                if not old:
+                    raise StateError("the document's history could not be read; try again")
+                if old[-1].sequence < update.previous:
+                    return [*found[:number], *old], True
+                found = [*found[:number], *old, *found[number:]]
+                return found[:limit], more or len(found) > limit
+            last = update.sequence
+        return found, more
+
+    async def first_update(self, place: Place) -> Update | None:
+        """The oldest update that was not thinned out."""
+        messages, _ = await self._batch(place, place.subject("doc"), 0, 1)
+        return decode(messages[0].data, messages[0].headers) if messages else None
+
+    async def _thinned(self, place: Place, after: int, until: int, limit: int) -> list[Update]:
+        """At most ``limit`` merged updates after a sequence, up to another one, oldest first."""
+        found: list[Update] = []
+        async for update in self._all_thinned(place, after):
+            if update.sequence > until or len(found) >= limit:
+                break
+            found.append(update)
+        return found
+
+    async def _all_thinned(self, place: Place, after: int) -> AsyncIterator[Update]:
+        known = self._pages.setdefault(place, [])
+        self._pages.move_to_end(place)
+        while len(self._pages) > MOST_INDEXES:
+            self._pages.popitem(last=False)
+        own = max((own for begin, own in known if begin <= after), default=1) - 1
+        more = True
+        while more:
+            pages, more = await self._batch(place, place.pages, own, PAGES)
+            for page in pages:
+                own = _sequence(page)
+                begin, end = thinned.bounds(page.data)
+                if not known or begin > known[-1][0]:
+                    known.append((begin, own))
+                for update in thinned.read(page.data) if end > after else ():
+                    if update.sequence > after:
+                        yield update
+
+    def forget_pages(self) -> None:
+        """The streams may have been restored from a backup."""
+        self._pages.clear()
+
+    async def purge_until(self, place: Place, until: int) -> None:
+        """Remove the updates up to a sequence from the disks, which are in pages, and all but the newest snapshot of
+        that time. Raises :class:`StateError`."""
+        await self._purge_before(place, place.subject("doc"), until + 1)
+        if (found := await self.snapshot(place, until)) is not None:
+            own, head = found
+            parts: list[int] = json.loads(head)["parts"]
+            await self._purge_before(place, place.subject("snap"), own)
+            await self._purge_before(place, f"{place.subject('snap')}.*", min([own, *parts]))
+
+    async def _purge_before(self, place: Place, subject: str, sequence: int) -> None:
+        await api(self.connection, f"STREAM.PURGE.{place.stream}", {"filter": subject, "seq": sequence})
+
+    async def projects(self) -> list[str]:
+        """The projects that have documents. Raises :class:`StateError`."""
+        found: set[str] = set()
+        for shard, stream in enumerate(DOCUMENT_STREAMS):
+            offset, total = 0, 1
+            while offset < total:
+                question = {"subjects_filter": f"map.{shard}.*", "offset": offset}
+                answer = await api(self.connection, f"STREAM.INFO.{stream}", question)
+                subjects = answer["state"].get("subjects") or {}
+                found |= {subject.split(".")[2] for subject in subjects}
+                total, offset = int(answer.get("total", 0)), offset + len(subjects)
+                if not subjects:
+                    break
+        return sorted(found - {"-"})
 
     async def marks(self, place: Place) -> list[bytes]:
         """The names of versions, as they were stored."""
@@ -137,7 +227,14 @@ class Store:
         if time is not None:
             question["up_to_time"] = datetime.fromtimestamp(time / 1000, UTC).isoformat().replace("+00:00", "Z")
         found = await self._ask(place, question)
-        return _sequence(found[-1]) if found else 0
+        if found or (sequence is None and time is None):
+            return _sequence(found[-1]) if found else 0
+        last = 0
+        async for update in self._all_thinned(place, 0):
+            if (sequence is not None and update.sequence > sequence) or (time is not None and update.time > time):
+                break
+            last = update.sequence
+        return last
 
     async def newest(self, place: Place, subject: str) -> tuple[int, bytes]:
         """The sequence and the content of a subject's newest message, by the stream's leader; ``(0, b"")`` if none."""
@@ -151,19 +248,30 @@ class Store:
         return int(message["seq"]), base64.b64decode(message.get("data", ""))
 
     async def purge(self, place: Place) -> None:
-        """Remove all messages of a document from the disks. Raises :class:`StateError`."""
-        for subject in (*(place.subject(kind) for kind in ("mark", "snap", "doc")), place.subject("snap") + ".>"):
+        """Remove all messages of a document from the disks. Raises :class:`StateError`.
+
+        The updates first: who stores a snapshot or a name meanwhile looks afterwards whether there still are any.
+        """
+        for subject in (*(place.subject(kind) for kind in ("doc", "mark", "snap")), place.subject("snap") + ".>"):
             await api(self.connection, f"STREAM.PURGE.{place.stream}", {"filter": subject})
 
-    async def purge_project(self, project: str) -> None:
-        """Remove all messages of a project from the disks, its paths last. Raises :class:`StateError`."""
+    async def purge_project(self, project: str) -> bool:
+        """Remove all messages of a project from the disks, its paths last; returns whether there were any.
+
+        Raises :class:`StateError`.
+        """
         place = Place(project, "-")
-        subjects = [f"{kind}.{place.shard}.{project}.>" for kind in ("mark", "snap", "doc")]
+        subjects = [f"{kind}.{place.shard}.{project}.>" for kind in ("doc", "mark", "snap")]
+        purged = 0
         for subject in (*subjects, place.paths):
-            await api(self.connection, f"STREAM.PURGE.{place.stream}", {"filter": subject})
+            answer = await api(self.connection, f"STREAM.PURGE.{place.stream}", {"filter": subject})
+            purged += int(answer.get("purged", 0))
+        if not purged:
+            return False
         # nats-server forgets the time of the newest message if that is purged and nothing is written after it. One
         # message a stream stays, of no project.
         await self.put(f"map.{place.shard}.-", b"", None, replace=True)
+        return True
 
     async def _batch(self, place: Place, subject: str, after: int, limit: int) -> tuple[list[Msg], bool]:
         messages: list[Msg] = []

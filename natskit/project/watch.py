@@ -142,6 +142,15 @@ class Watches:
                 self._close_if_idle()
         return {"watch": watch.watch, "seq": watch.seq, "seconds": self._lease}
 
+    async def leave(self, watch: str) -> None:
+        """Watch a folder no more, for nobody."""
+        async with self._turn:
+            for number, known in list(self._watches.items()):
+                if known.watch == watch:
+                    self._drop(number)
+                    _libc.inotify_rm_watch(self._inotify, number)
+            self._close_if_idle()
+
     def close(self) -> None:
         """Watch nothing any more."""
         for watch in self._watches.values():

@@ -14,10 +14,14 @@ import pytest
 from pycrdt import Doc, Text
 
 from natskit.bus.connection import Connection
+from natskit.bus.credentials import CredsText
 from natskit.bus.document_record import Update, decode
 from natskit.bus.jetstream import api
 from natskit.bus.permissions import DOCUMENT_STREAMS
 from natskit.bus.yjs_format import read_vector
+from natskit.client import Client
+from natskit.keeper.paths import Limits, Paths, change
+from natskit.keeper.store import Store
 from natskit.rpc import RpcError, encode_request
 from tests.hub.site import Site, call
 from tests.keeper.writer import Copy, Person, encoded, opened, person, project_of
@@ -359,7 +363,7 @@ async def test_paths(site: Site) -> None:
     alice = await person(site)
     project = await project_of(alice)
     one, two = await opened(alice, project, "one.md", "1"), await opened(alice, project, "b/two.md", "2")
-    assert [d["path"] for d in await alice.ask(project, "-", "list")] == ["b/two.md", "one.md"]
+    assert {d["path"] for d in await alice.ask(project, "-", "list")} == {"b/two.md", "one.md"}
     await alice.ask(project, one.document, "rename", path="a/eins.md")
     assert (await alice.ask(project, "-", "open", path="a/eins.md"))["document_id"] == one.document
     with pytest.raises(RpcError, match=r"has a document 'a/eins\.md' already"):
@@ -370,6 +374,29 @@ async def test_paths(site: Site) -> None:
         with pytest.raises(RpcError) as refused:
             await alice.ask(project, "-", "open", path=path, create=True)
         assert refused.value.kind == "invalid_params"
+
+
+async def test_a_list_that_is_larger_than_a_message_comes_in_pages(site: Site) -> None:
+    """3,500 documents with long paths, also for who asks by the Python client."""
+    alice = await person(site)
+    project = await project_of(alice)
+    store = Store(await site.connect("keeper", site.identity.creds("DOCS", "keeper")))
+    made = {str(uuid.uuid4()): f"{number:04}/" + "long/" * 30 for number in range(3500)}
+
+    def add(all_: Paths) -> None:
+        for document, path in made.items():
+            all_.add(document, f"{path}x.md", alice.account, 0, Limits(3500, 2**40))
+
+    await change(store, project, add)
+    found, pages = dict[str, str](), 0
+    while page := await alice.ask(project, "-", "list", after=max(found, default="")):
+        found |= {row["document_id"]: row["path"] for row in page}
+        pages += 1
+    assert pages > 1
+    assert found == {document: f"{path}x.md" for document, path in made.items()}
+    url = f"nats://127.0.0.1:{site.nats_port}"
+    async with await Client.admin(url, CredsText(site.identity.creds("PLATFORM", "admin"))) as client:
+        assert [row["path"] for row in await client.list_documents(project)] == sorted(found.values())
 
 
 async def test_ten_make_the_same_document_at_once(site: Site) -> None:

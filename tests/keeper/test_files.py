@@ -5,109 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import json
 import random
 import stat
 import subprocess
-import sys
 from base64 import b64decode
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nats.errors
 import pytest
-import pytest_asyncio
 from pycrdt import Doc, Text
 
 from natskit.bus.connection import Connection
-from natskit.bus.credentials import CredsText
-from natskit.client import Client
 from natskit.document import Document
 from natskit.project.bound import record
 from natskit.project.bound.text_merge import MIDDLE, MINE, THEIRS
 from natskit.rpc import RpcError, encode_request
 from tests.hub.site import Site, call
-from tests.keeper.writer import Person, encoded, opened, person, project_of
+from tests.keeper.running import Place
+from tests.keeper.writer import encoded, opened, person, project_of
 from tests.kit.wait import eventually
-
-
-@dataclass
-class Place:
-    """A project that runs, its owner, and its files."""
-
-    client: Client
-    owner: Person
-    project: str
-    home: Path
-
-    async def stop(self) -> None:
-        await self.client.call_hub("stop_project", project_id=self.project)
-
-    async def start(self) -> None:
-        await self.client.call_hub("start_project", project_id=self.project, wait=60)
-
-    def file(self, path: str) -> Path:
-        return self.home / path
-
-    async def reads(self, path: str, wanted: str | bytes) -> None:
-        """Wait until a file has this content."""
-        data = wanted.encode() if isinstance(wanted, str) else wanted
-        await eventually(lambda: self.file(path).read_bytes() == data, f"{path} reads {wanted!r}", 30)
-
-    async def rows(self, document: str) -> list[list[Any]]:
-        return list((await self.owner.ask(self.project, document, "history"))["rows"])
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def runner(site: Site) -> AsyncIterator[Path]:
-    """The folder of a runner."""
-    folder = site.root / "runner"
-    folder.mkdir(mode=0o700)
-    creds = folder / "runner.creds"
-    creds.touch(0o600)
-    creds.write_text(site.runner_creds)
-    program = {
-        "runner_id": site.runner_id,
-        "name": "local",
-        "nats": {"urls": [f"nats://127.0.0.1:{site.nats_port}"]},
-        "creds": str(creds),
-        "directory": str(folder),
-    }
-    (folder / "runner.json").write_text(json.dumps(program))
-    process = start_runner(folder)
-    yield folder
-    process.terminate()
-    process.wait(30)
-    print((folder / "runner.log").read_text()[-8000:])
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(site: Site) -> AsyncIterator[Client]:
-    url = f"nats://127.0.0.1:{site.nats_port}"
-    async with await Client.admin(url, CredsText(site.identity.creds("PLATFORM", "admin"))) as client:
-        yield client
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def place(site: Site, runner: Path, client: Client) -> Place:
-    async def is_alive() -> bool:
-        status = await client.call_hub("status")
-        return bool(status["runners"] and status["runners"][0]["alive"])
-
-    await eventually(is_alive, "the runner is alive", 60)
-    owner = await person(site)
-    project = await project_of(owner)
-    made = Place(client, owner, project, runner / "projects" / project / "home")
-    await made.start()
-    return made
-
-
-def start_runner(folder: Path) -> subprocess.Popen[bytes]:
-    with (folder / "runner.log").open("ab") as log:
-        command = [sys.executable, "-m", "natskit.runner", "--settings", str(folder / "runner.json")]
-        return subprocess.Popen(command, stdout=log, stderr=log)
 
 
 def digest_of(file: Path) -> str:
@@ -251,9 +169,6 @@ async def test_what_is_no_text_is_refused(place: Place) -> None:
         place.file("picture.png").write_text("mended\n")
         await eventually(lambda: not doc.file_problem and "mended" in str(doc.text), "all is well again", 30)
         assert "typed again" in str(doc.text)
-    async with place.client.document(place.project, "notes.ipynb", create=True) as doc:
-        await eventually(lambda: "is a notebook" in doc.file_problem, "the reason", 30)
-        assert not place.file("notes.ipynb").exists()
     async with place.client.document(place.project, "long.txt", create=True, text="x" * 300_000) as doc:
         await place.reads("long.txt", "x" * 300_000)
         doc.edit("x" * 600_000)

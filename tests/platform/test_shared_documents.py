@@ -462,3 +462,75 @@ def test_the_page_of_the_tutorial(browser: Browser, site: LocalSite, tmp_path: P
     expect(first).to_have_title("Notes: saved")
     for page in pages:
         page.context.close()
+
+
+def test_a_file_is_edited_together_from_the_tree(ann: Seat, bob: Seat, site: LocalSite, world: World) -> None:
+    """The button makes the document of the selected file, and opens the one that is there."""
+    site.natskit("exec", world.names["p"], "--", "sh", "-c", "echo from the tree > tree.txt")
+    for seat in (ann, bob):
+        together = seat.page.locator("#edit-together")
+        expect(together).to_be_disabled()
+        seat.page.click("#refresh-files")
+        seat.page.click("#files button:text-is('tree.txt')")
+        expect(together).to_be_enabled()
+        together.click()
+        expect(seat.page.locator("#document-path")).to_have_value("tree.txt")
+        seat.shows("from the tree\n")
+    ann.type_at("Control+End", "by ann")
+    bob.shows("from the tree\nby ann")
+
+
+NOTEBOOK = """{
+ "cells": [
+  {"cell_type": "code", "execution_count": 3, "id": "one", "metadata": {"big": 12345678901234567890},
+   "outputs": [{"name": "stdout", "output_type": "stream", "text": ["42\\\\n"]}], "source": ["print(42)"]},
+  {"cell_type": "markdown", "id": "two", "metadata": {}, "source": ["# Title"]}
+ ],
+ "metadata": {"kernelspec": {"name": "python3", "display_name": "Python"}}, "nbformat": 4, "nbformat_minor": 5
+}
+"""
+SOURCES = """() => [...document.querySelectorAll(".cell-source")].map((place) =>
+  [...place.shadowRoot.querySelectorAll(".cm-line")].map((line) => {
+    const copy = line.cloneNode(true);
+    for (const cursor of copy.querySelectorAll(".cm-ySelectionCaret")) cursor.remove();
+    return copy.textContent;
+  }).join("\\n"))"""
+
+
+def test_a_notebook_is_shown_as_cells(ann: Seat, bob: Seat, site: LocalSite, world: World) -> None:
+    """Two edit the sources of its cells, outputs are text, a cell is added, and the history brings back the first."""
+    project = world.names["p"]
+    site.natskit("exec", project, "--", "sh", "-c", f"printf '%b' '{NOTEBOOK}' > cells.ipynb")
+
+    def shows(*sources: str) -> None:
+        both = ann.page, bob.page
+        wait_for(lambda: all(page.evaluate(SOURCES) == list(sources) for page in both), f"both see {sources}")
+
+    ann.create("cells.ipynb")
+    bob.open("cells.ipynb")
+    shows("print(42)", "# Title")
+    expect(ann.page.locator(".cell-outputs").first).to_have_text("42\n")
+    expect(ann.page.locator(".cells h4")).to_have_text(["Cell 1 (code) [3]", "Cell 2 (text)"])
+    ann.page.click(".cell-source >> nth=0 >> .cm-content")
+    ann.page.keyboard.press("Control+End")
+    ann.page.keyboard.type("\nprint(43)")
+    bob.page.click(".cell-source >> nth=1 >> .cm-content")
+    bob.page.keyboard.press("Control+End")
+    bob.page.keyboard.type("!")
+    shows("print(42)\nprint(43)", "# Title!")
+    ann.page.click("text=Add a text cell")
+    ann.page.keyboard.type("new")
+    shows("print(42)\nprint(43)", "# Title!", "new")
+    wait_for(lambda: "new" in site.natskit("exec", project, "--", "cat", "cells.ipynb").stdout, "the file has the cell")
+    file = site.natskit("exec", project, "--", "cat", "cells.ipynb").stdout
+    assert '"metadata": {"big": 12345678901234567890},\n   "outputs"' in file
+    ann.page.locator(".cells li").nth(2).get_by_role("button", name="Remove").click()
+    shows("print(42)\nprint(43)", "# Title!")
+    ann.page.click("#document-history")
+    slider = ann.page.locator("#history-at")
+    expect(slider).to_be_focused()
+    slider.fill("2")  # the first is the empty document, the second the file
+    expect(ann.page.locator("#history-text")).to_contain_text("# Cell 1 (code) [3]\nprint(42)\n# Output\n42")
+    expect(ann.page.locator("#history-text")).not_to_contain_text("print(43)")
+    ann.page.click("#history-restore")
+    shows("print(42)", "# Title")

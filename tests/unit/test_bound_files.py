@@ -32,18 +32,18 @@ def home(tmp_path: Path) -> Home:
 
 @given(FILES)
 def test_what_is_not_edited_stays(data: bytes) -> None:
-    assert bytes_of(text_of("f", data), data) == data
+    assert bytes_of("f", text_of("f", data), data) == data
 
 
 @given(FILES, st.text("ab\n", max_size=10))
 def test_each_text_comes_back(data: bytes, text: str) -> None:
-    assert text_of("f", bytes_of(text, data)) == text
+    assert text_of("f", bytes_of("f", text, data)) == text
 
 
 def test_line_endings_stay() -> None:
-    assert bytes_of("a\nnew\nb\n", b"a\r\nb\r\n") == b"a\r\nnew\r\nb\r\n"
-    assert bytes_of("a\nB\nc\nd", MARK + b"a\nb\r\nc\r\n") == MARK + b"a\nB\r\nc\r\nd"
-    assert bytes_of("a\n", b"") == b"a\n"
+    assert bytes_of("f", "a\nnew\nb\n", b"a\r\nb\r\n") == b"a\r\nnew\r\nb\r\n"
+    assert bytes_of("f", "a\nB\nc\nd", MARK + b"a\nb\r\nc\r\n") == MARK + b"a\nB\r\nc\r\nd"
+    assert bytes_of("f", "a\n", b"") == b"a\n"
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ class Bindings:
         while True:
             self._list.clear()
             try:
-                self._take_list(await self.ask("-", "list"))
+                await self._take_list(await self._listed())
             except NatskitError as error:
                 log.debug("the documents of the project are not known yet: %s", error)
                 with contextlib.suppress(TimeoutError):
@@ -118,14 +118,21 @@ class Bindings:
             await self._watch_folders()
             await self._list.wait()
 
-    def _take_list(self, documents: list[dict[str, Any]]) -> None:
-        paths = {each["document_id"]: each["path"] for each in documents}
+    async def _listed(self) -> dict[str, str]:
+        """The paths of all documents by their ids. They come in pages. Raises :class:`NatskitError`."""
+        paths: dict[str, str] = {}
+        while page := await self.ask("-", "list", after=max(paths, default="")):
+            paths |= {each["document_id"]: each["path"] for each in page}
+        return paths
+
+    async def _take_list(self, paths: dict[str, str]) -> None:
         for document in self._bound.keys() - paths.keys():
             self._bound.pop(document).close()
         for document in self._entries.keys() - paths.keys():
             del self._entries[document]
             self._is_remembered = False
         # Those that were bound before come first, so that a limit that is reached leaves out the new ones.
+        left_out: list[str] = []
         for document in sorted(paths, key=lambda document: (document not in self._entries, paths[document])):
             if (bound := self._bound.get(document)) is not None:
                 bound.was_moved(paths[document])
@@ -134,8 +141,10 @@ class Bindings:
                 bound = self._bound[document] = Bound(self, document, paths[document], entry)
                 bound.look(0)
             else:
-                log.warning("document %s is not kept in its file: the project has %d already", document, self._most)
-                break
+                left_out.append(document)
+        if left_out:
+            log.warning("%d documents are not kept in their files: the project has %d", len(left_out), self._most)
+        await self.ask("-", "leave_out", documents=left_out)
 
     async def _on_change(self, _: Msg) -> None:
         self._list.set()
@@ -166,9 +175,13 @@ class Bindings:
                 bound.look(0)
 
     async def _watch_folders(self) -> None:
-        """Watch the folders of all bound documents, as many as can be watched."""
-        wanted = {bound.path.rpartition("/")[0] for bound in self._bound.values()} - {*self._folders.values()}
-        for folder in sorted(wanted):
+        """Watch the folders of all bound documents, as many as can be watched, and no others any more."""
+        wanted = {bound.path.rpartition("/")[0] for bound in self._bound.values()}
+        for watch, folder in list(self._folders.items()):
+            if folder not in wanted:
+                self._folders.pop(watch, None)
+                await self._watches.leave(watch)
+        for folder in sorted(wanted - {*self._folders.values()}):
             try:
                 state = await self._watches.renew(self.home, folder or ".", DISK)
             except RpcError as error:

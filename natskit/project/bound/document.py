@@ -18,9 +18,9 @@ from typing import Any, Protocol
 from natskit.errors import AnswerLostError, ConnectionLostError
 from natskit.project import tree
 from natskit.project.bound import record, text_file
+from natskit.project.bound.pace import SHOWN_SECONDS, Pace, again
 from natskit.project.bound.record import Entry
 from natskit.project.bound.text_file import TextFile
-from natskit.project.bound.text_merge import merge
 from natskit.project.content import version_of
 from natskit.project.files import Home
 from natskit.rpc import RpcError
@@ -41,6 +41,7 @@ MOST_OLDER = 5
 """How often to look again at a document that is older than its file."""
 MOST_TURNS = 8
 AGAIN_SECONDS = 2.0
+"""After how long to look again at what changes all the time, or at a replica that lags."""
 ATTEMPTS = 3
 RECENT_SECONDS = 5.0
 """How long a program may take from reading a file to replacing it, so that what was written meanwhile is not lost."""
@@ -51,7 +52,7 @@ PASSING = ("unavailable", "internal_error", "timeout")
 """Errors after which to try again."""
 
 Problem = dict[str, str]
-"""Why document and file are not the same: ``kind`` (``removed`` or ``refused``) and ``message``."""
+"""Why document and file are not the same: ``kind`` (``removed``, ``refused`` or ``slow``) and ``message``."""
 
 
 class Project(Protocol):
@@ -102,7 +103,8 @@ class Bound:
             self._base = Base(None, entry.sequence, entry.sha256, entry.version, is_fresh=False)
         self._client, self._number = _new_client(), 0
         self._missing_since = 0.0
-        self._waits = self._older = 0
+        self._waits = self._older = self._failures = 0
+        self._pace = Pace()
         self._first = 0.0
         """When the first change came that is not in the file yet."""
         self._due: asyncio.TimerHandle | None = None
@@ -161,10 +163,15 @@ class Bound:
         self._working = None
         if not task.cancelled() and task.exception() is not None:
             log.error("document %s and its file", self.document, exc_info=task.exception())
-            self.look(AGAIN_SECONDS)
+            self._look_again()
         if self._again:
             self._again = False
             self.look(0)
+
+    @property
+    def _kind(self) -> dict[str, Any]:
+        """What keepers have to know of the text that is asked for."""
+        return {"notebook": True} if text_file.is_notebook(self.path) else {}
 
     # ---- the comparison
 
@@ -173,18 +180,24 @@ class Bound:
             await self._follow_path()
             for _ in range(MOST_TURNS):
                 if await self._turn():
+                    self._failures = 0
                     return
             self.look(AGAIN_SECONDS)
         except ConnectionLostError as error:
             log.debug("document %s: %s", self.document, error)
-            self.look(AGAIN_SECONDS)
+            self._look_again()
         except RpcError as error:
             if error.kind in PASSING or "retry_after" in error.data:
-                self.look(AGAIN_SECONDS)
+                self._look_again(float(error.data.get("retry_after", 0)))
             elif error.kind == "not_found":  # the document was deleted, and the event comes
                 log.debug("document %s: %s", self.document, error)
             else:
                 await self._say("refused", str(error))
+
+    def _look_again(self, asked: float = 0.0) -> None:
+        """Look again after a pause that grows while no keeper answers."""
+        self._failures += 1
+        self.look(again(self._failures, asked))
 
     async def _turn(self) -> bool:
         """Compare once. Returns whether there is nothing more to do now."""
@@ -194,9 +207,15 @@ class Bound:
             return True
         base = self._base
         is_old = base is not None and file is not None and file.version == base.version
-        found = await self._project.ask(self.document, "text", known=base.sequence if base and is_old else 0)
+        if base is not None and file is not None and not is_old and (pause := self._pace.wait(time.time())):
+            await self._say_how_slow(pause)
+            self.look(pause)
+            return True
+        found = await self._project.ask(
+            self.document, "text", known=base.sequence if base and is_old else 0, **self._kind
+        )
         if found["text"] is None:
-            await self._say()
+            await self._say_in_step()
             return True
         if file is None:
             return await self._without_file(found["text"], found["sequence"])
@@ -239,7 +258,7 @@ class Bound:
         """Document and file are the same."""
         self._replace_base(Base(text, sequence, _digest(text), version))
         self._project.note(self.document, Entry(self.path, sequence, _digest(text), version))
-        await self._say()
+        await self._say_in_step()
         return True
 
     async def _without_file(self, text: str, sequence: int) -> bool:
@@ -263,7 +282,7 @@ class Bound:
         return await self._write(text, sequence, file.data)
 
     async def _write(self, text: str, sequence: int, before: bytes | None) -> bool:
-        data = text_file.bytes_of(text, before or b"")
+        data = text_file.bytes_of(self.path, text, before or b"")
         if len(data) > text_file.MOST_BYTES:
             raise RpcError(
                 "limit",
@@ -286,9 +305,9 @@ class Bound:
                 if base.is_fresh and read.is_fresh and read.sequence:
                     await self._edit(read.sequence, read.text or "", file.text)
                 else:
-                    await self._edit(sequence, mine, merge(read.text, mine, file.text))
+                    await self._edit(sequence, mine, text_file.merged(self.path, read.text, mine, file.text))
             else:
-                await self._edit(sequence, mine, merge(None, mine, file.text))
+                await self._edit(sequence, mine, text_file.merged(self.path, None, mine, file.text))
         except (RpcError, ConnectionLostError) as error:
             # It may be stored: the same by a new client would be there twice, and a merge finds it.
             self._client, self._number = _new_client(), 0
@@ -297,6 +316,8 @@ class Bound:
                 return
             raise
         self._replace_base(Base(file.text, 0, _digest(file.text), file.version))
+        if base is not None:  # the first time is no change
+            self._pace.took(time.time(), _size_of_changes(mine, file.text))
 
     def _replace_base(self, base: Base) -> None:
         now = time.time()
@@ -319,7 +340,7 @@ class Bound:
         if base is None or base.text is not None or not base.sequence:
             return base.text if base is not None else None
         try:
-            found = await self._project.ask(self.document, "text", sequence=base.sequence)
+            found = await self._project.ask(self.document, "text", sequence=base.sequence, **self._kind)
         except RpcError as error:
             if error.kind in PASSING:
                 raise
@@ -335,7 +356,7 @@ class Bound:
         if not made:
             return
         self._number += 1
-        params = {"sequence": sequence, "sha256": _digest(old), "changes": made}
+        params = {"sequence": sequence, "sha256": _digest(old), "changes": made, **self._kind}
         for attempt in range(ATTEMPTS):
             try:
                 await self._project.ask(self.document, "edit", **params, client=self._client, number=self._number)
@@ -358,9 +379,26 @@ class Bound:
                 self._base = None  # of another file
             log.debug("the file of document %s stays: %s", self.document, error)
 
+    async def _say_in_step(self) -> None:
+        """Document and file are the same, perhaps only until the program writes again that never ends."""
+        pause = self._pace.wait(time.time())
+        if pause > SHOWN_SECONDS:
+            await self._say_how_slow(pause)
+            self.look(pause)
+        else:
+            await self._say()
+
+    async def _say_how_slow(self, pause: float) -> None:
+        if pause > SHOWN_SECONDS:
+            await self._say(
+                "slow",
+                f"a program writes the file {self.path} again and again: its changes come into the document after "
+                "pauses, and so does what is typed come into the file",
+            )
+
     async def _say(self, kind: str = "", message: str = "") -> None:
         problem = {"kind": kind, "message": message} if kind else None
-        if problem is not None and self._base is not None:
+        if problem is not None and kind != "slow" and self._base is not None:
             self._base = replace(self._base, is_fresh=False)  # from now on they go different ways
         if problem != self.problem:
             self.problem = problem
@@ -378,8 +416,6 @@ def _move(home: Home, old: str, new: str) -> None:
 
 def _check_kind(path: str) -> None:
     """Raises :class:`RpcError` for files that no document is kept the same as."""
-    if path.endswith(".ipynb"):
-        raise RpcError("invalid_state", f"{path[:200]} is a notebook, which is not kept the same as its file")
     if path.startswith(f"{record.FOLDER}/"):
         raise RpcError("invalid_state", f"{path[:200]} is natskit's own")
 

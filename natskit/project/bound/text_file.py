@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from natskit import notebook_text
+from natskit.project.bound.text_merge import merge
 from natskit.project.content import (
     NEW_FILE_MODE,
     PLAIN,
@@ -48,7 +50,8 @@ class TextFile:
     text: str
     """Its lines end with ``\\n``."""
     modified: float
-    """When it was written, in seconds since 1970."""
+    """When it was written or put at its path, in seconds since 1970. A program may set the time of the last write:
+    ``mv`` and ``cp -p`` leave that of an older copy (``st_ctime`` of inode(7) is the kernel's own)."""
 
     @property
     def version(self) -> str:
@@ -69,25 +72,51 @@ def read(home: Home, path: str) -> TextFile | None:
         raise
     if len(data) > MOST_BYTES:
         raise RpcError("limit", f"{shown(path)} has more than {MOST_BYTES:,} bytes, the most of a file with a document")
-    return TextFile(data, text_of(path, data), status.st_mtime)
+    return TextFile(data, text_of(path, data), status.st_ctime)
+
+
+def is_notebook(path: str) -> bool:
+    """Whether a file is a notebook, whose document has cells."""
+    return path.endswith(".ipynb")
 
 
 def text_of(path: str, data: bytes) -> str:
-    """The text in the bytes of a file. Raises :class:`RpcError` if there is none."""
+    """The text in the bytes of a file; of a notebook, that of its cells (:mod:`natskit.notebook_text`).
+
+    Raises :class:`RpcError` if there is none.
+    """
     if b"\0" in data:
         raise RpcError("invalid_state", f"{shown(path)} is binary: it has NUL bytes")
     try:
+        if is_notebook(path):
+            text = notebook_text.text_of(notebook_text.parse(data.removeprefix(MARK).decode(), shown(path)))
+            text.encode()  # JSON may have half a surrogate pair
+            return text
         return _END.sub(b"\n", data.removeprefix(MARK)).decode()
     except UnicodeDecodeError as error:
         raise RpcError("invalid_state", f"{shown(path)} is not text in UTF-8 (byte {error.start})") from None
+    except UnicodeEncodeError:
+        raise RpcError("invalid_state", f"{shown(path)} has half a surrogate pair, which has no UTF-8") from None
 
 
-def bytes_of(text: str, before: bytes) -> bytes:
+def merged(path: str, base: str | None, mine: str, theirs: str) -> str:
+    """The texts of a document and of its file in one (:func:`natskit.project.bound.text_merge.merge`)."""
+    if not is_notebook(path):
+        return merge(base, mine, theirs)
+    old, a, b = ((text and notebook_text.parse(text, shown(path))) or None for text in (base, mine, theirs))
+    return notebook_text.text_of(notebook_text.merge(old, a or {}, b or {}, merge))
+
+
+def bytes_of(path: str, text: str, before: bytes) -> bytes:
     """The bytes of a text, in a file that had other bytes: each line keeps its ending.
 
-    A new line gets the ending that most lines have. A byte order mark stays.
+    A new line gets the ending that most lines have. A byte order mark stays. A notebook keeps, byte for byte, what is
+    the same in its cells. Raises :class:`RpcError` if a notebook's text is none.
     """
     mark = MARK if before.startswith(MARK) else b""
+    if is_notebook(path):
+        old = before.removeprefix(MARK).decode()
+        return mark + notebook_text.patched(old, notebook_text.parse(text, shown(path))).encode()
     ends = [found[0] for found in _END.finditer(before)]
     kinds = set(ends)
     if kinds <= {b"\n"}:

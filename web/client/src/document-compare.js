@@ -85,10 +85,10 @@ function authorsOf(updates) {
   const inserters = new Map();
   /** @type {Map<number, Run<string>[]>} */
   const deleters = new Map();
-  for (const { author, update } of updates) {
+  for (const { author, update, owners } of updates) {
     const { structs, ds } = Y.decodeUpdate(update);
     for (const { id, length } of structs) {
-      put(inserters, id.client, { clock: id.clock, end: id.clock + length, value: author });
+      put(inserters, id.client, { clock: id.clock, end: id.clock + length, value: owners?.[id.client] ?? author });
     }
     for (const [client, ranges] of ds.clients) {
       for (const { clock, len } of ranges) put(deleters, client, { clock, end: clock + len, value: author });

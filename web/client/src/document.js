@@ -39,6 +39,7 @@ export { SharedDocument };
  * @property {string} path
  * @property {number} created milliseconds since 1970
  * @property {string} by the account that made it
+ * @property {boolean} left_out whether it is not kept the same as a file, because the project has as many as it may
  */
 
 /**
@@ -51,6 +52,8 @@ export { SharedDocument };
  * @property {number} number which update of that copy it is
  * @property {number} time milliseconds since 1970
  * @property {Uint8Array} update
+ * @property {Record<string, string>} [owners] of an old update merged of those of several authors: who inserted, by Yjs
+ *   client id; `author` is `several` then
  */
 
 /**
@@ -78,6 +81,7 @@ export { SharedDocument };
  * @property {string} document_id
  * @property {string} path
  * @property {number} sequence
+ * @property {boolean} left_out as in a {@link DocumentEntry}
  * @property {Uint8Array} state_vector
  * @property {Uint8Array} update
  */
@@ -126,7 +130,13 @@ export class ProjectDocuments {
 
   /** @returns {Promise<DocumentEntry[]>} sorted by path; rejects with a {@link NatskitError} */
   async list() {
-    return await this.#ask("-", "list", {});
+    /** @type {DocumentEntry[]} */
+    const entries = [];
+    while (true) {
+      const page = await this.#ask("-", "list", { after: entries.at(-1)?.document_id ?? "" });
+      if (page.length === 0) return entries.sort((a, b) => (a.path < b.path ? -1 : 1));
+      entries.push(...page);
+    }
   }
 
   /**
@@ -166,8 +176,9 @@ export class ProjectDocuments {
   }
 
   /**
-   * Call `listener` when a document is created, renamed or deleted, or when a version is named.
-   * @param {(change: {document_id: string, path: string, change: "created" | "renamed" | "deleted" | "named"}) => void} listener
+   * Call `listener` when a document is created, renamed or deleted, when a version is named, or when a document is left
+   * out of those that are kept the same as files, or taken in again.
+   * @param {(change: {document_id: string, path: string, change: "created" | "renamed" | "deleted" | "named" | "left_out" | "taken_in"}) => void} listener
    * @returns {() => void} removes the listener
    */
   onChanged(listener) {
@@ -255,7 +266,7 @@ export class ProjectDocuments {
     for (let beginnings = 0; beginnings < MOST_BEGINNINGS; beginnings++) {
       const first = await this.#ask(documentId, method, params);
       const parts = [fromBase64(first.update)];
-      const { document_id, path, sequence, sha256, state_vector } = first;
+      const { document_id, path, left_out, sequence, sha256, state_vector } = first;
       const same = { ...(method === "open" ? { state_vector: params.state_vector ?? "" } : {}), sequence };
       for (let part = 1; part < first.parts; part++) {
         const next = await this.#ask(document_id, method, { ...same, part });
@@ -264,7 +275,7 @@ export class ProjectDocuments {
       }
       if (parts.length !== first.parts) continue; // it has changed meanwhile
       const update = new Uint8Array(await new Blob(/** @type {BlobPart[]} */ (parts)).arrayBuffer());
-      return { document_id, path, sequence, state_vector: fromBase64(state_vector), update };
+      return { document_id, path, left_out, sequence, state_vector: fromBase64(state_vector), update };
     }
     throw new NatskitError("unavailable", "the document changes faster than it can be read: try again");
   }

@@ -114,6 +114,8 @@ export class SharedDocument {
     this.documentId = "";
     /** The path at the moment. */
     this.path = "";
+    /** Whether the document is not kept the same as a file, because the project has as many of those as it may. */
+    this.leftOut = false;
     this.#identify = identify;
   }
 
@@ -167,6 +169,7 @@ export class SharedDocument {
     const opened = await this.#documents.fetchState(documentId || "-", "open", params);
     this.documentId = opened.document_id;
     this.path = opened.path;
+    this.leftOut = opened.left_out;
     Y.applyUpdate(this.doc, opened.update, this);
     this.#sequence = opened.sequence;
     await this.#inherit(opened.state_vector);
@@ -473,7 +476,8 @@ export class SharedDocument {
   #renamed({ document_id, path, change }) {
     if (document_id !== this.documentId) return;
     if (change === "deleted") return this.#fail(new NatskitError("not_found", "the document was deleted"));
-    this.path = path;
+    if (change === "left_out" || change === "taken_in") this.leftOut = change === "left_out";
+    if (path) this.path = path; // a version that was named says none
     this.#tell();
   }
 

@@ -40,6 +40,7 @@ const files = new Files(
   () => client,
   () => find(selected),
   (draft) => void restoreDraft(draft),
+  (path) => void documents.openPath(path),
 );
 const documents = new Documents(
   () => client,

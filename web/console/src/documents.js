@@ -7,6 +7,7 @@ import { NatskitError } from "@natskit/client";
 import { documentsOf, forgetUnsent, unsentOf } from "@natskit/client/document";
 import * as drafts from "./drafts.js";
 import { History } from "./history.js";
+import { isNotebook } from "./notebook-text.js";
 import { ask, element, guard, typedOver, visible } from "./page.js";
 import { DISK, People } from "./people.js";
 
@@ -16,6 +17,10 @@ import { DISK, People } from "./people.js";
 
 /** How long the preview may lag behind, in milliseconds. */
 const PREVIEW_AFTER = 150;
+
+/** What people read of a document that has no file because of a limit. */
+const LEFT_OUT =
+  "This document is not kept the same as a file: the project keeps as many as it may (runner_project_documents).";
 
 export class Documents {
   #client;
@@ -105,7 +110,7 @@ export class Documents {
       const entries = await this.#service().list();
       if (project !== this.#shown) return;
       element("documents").replaceChildren(
-        ...entries.map(({ document_id, path }) => {
+        ...entries.map(({ document_id, path, left_out }) => {
           const item = document.createElement("li");
           const button = document.createElement("button");
           button.type = "button";
@@ -113,7 +118,7 @@ export class Documents {
           button.dataset.documentId = document_id;
           button.setAttribute("aria-current", String(document_id === this.#shared?.documentId));
           button.addEventListener("click", () => void this.#open({ documentId: document_id }));
-          item.append(button);
+          item.append(button, ...(left_out ? [note("no file", LEFT_OUT)] : []));
           return item;
         }),
       );
@@ -128,6 +133,13 @@ export class Documents {
     await this.#list();
   }
 
+  /** Edit a file together with others: open the document at its path, and make it if there is none. @param {string} path */
+  async openPath(path) {
+    await this.#open({ path, create: true });
+    await this.#list();
+    element("documents-heading").scrollIntoView();
+  }
+
   /** @param {{path?: string, documentId?: string, create?: boolean}} which */
   async #open(which) {
     const project = this.#project();
@@ -136,7 +148,7 @@ export class Documents {
     let done = false;
     await guard("documents-error", async () => {
       const service = this.#service();
-      const { openEditor } = await import("./editor.js");
+      const [{ openEditor }, { openNotebook }] = await Promise.all([import("./editor.js"), import("./notebook.js")]);
       const shared = await service.open(which, { identify: (author) => this.#people.identify(author) });
       if (turn !== this.#turn || project?.project_id !== this.#shown) return await shared.close();
       if (shared.text.length !== shared.text.toString().length) {
@@ -145,7 +157,12 @@ export class Documents {
       }
       this.#shared = shared;
       element("document").hidden = false;
-      this.#editor = openEditor(element("document-text"), shared, `Text of ${visible(shared.path)}`);
+      const cells = isNotebook(shared.doc, shared.path);
+      element("document-text").hidden = cells;
+      element("document-cells").hidden = !cells;
+      this.#editor = cells
+        ? openNotebook(element("document-cells"), shared, `Cells of ${visible(shared.path)}`)
+        : openEditor(element("document-text"), shared, `Text of ${visible(shared.path)}`);
       shared.onState((state) => this.#draw(shared, state));
       shared.awareness.on("change", () => this.#drawPeople(shared));
       shared.doc.on("update", () => this.#previewSoon());
@@ -172,6 +189,7 @@ export class Documents {
     this.#togglePreview(false);
     element("document").hidden = true;
     element("document-text").hidden = false;
+    element("document-cells").hidden = true;
     element("document-error").textContent = "";
     element("document-file").textContent = "";
     this.#mark();
@@ -195,6 +213,7 @@ export class Documents {
     if (path.dataset.of !== shared.path) void this.#editor?.setPath(shared.path);
     path.dataset.of = shared.path;
     this.#drawPath();
+    this.#drawFile(shared);
     if (kind !== "failed" || !error) return;
     element("document-error").textContent = error.message;
     this.#editor?.setReadOnly(true);
@@ -232,8 +251,7 @@ export class Documents {
     if (shared !== this.#shared) return;
     const own = this.#client().session.account_id;
     const states = [...shared.awareness.getStates()];
-    const disk = states.find(([, { author }]) => author === DISK)?.[1];
-    element("document-file").textContent = String(disk?.file?.message ?? "");
+    this.#drawFile(shared);
     const authors = new Set(
       states
         .filter(([, { author }]) => author !== DISK)
@@ -247,6 +265,12 @@ export class Documents {
         return item;
       }),
     );
+  }
+
+  /** Say why the document and its file are not the same. @param {SharedDocument} shared */
+  #drawFile(shared) {
+    const disk = [...shared.awareness.getStates().values()].find(({ author }) => author === DISK);
+    element("document-file").textContent = String(disk?.file?.message ?? (shared.leftOut ? LEFT_OUT : ""));
   }
 
   #drawPath() {
@@ -276,7 +300,9 @@ export class Documents {
   #toggleHistory(open) {
     const shared = this.#shared;
     this.#press("document-history", open);
-    element("document-text").hidden = open;
+    const cells = element("document-cells").childElementCount > 0;
+    element("document-text").hidden = open || cells;
+    element("document-cells").hidden = open || !cells;
     if (open && shared) return void this.#history.open(this.#service(), shared);
     this.#history.close();
     this.#editor?.focus();
@@ -314,6 +340,14 @@ export class Documents {
   #service() {
     return documentsOf(this.#client(), this.#shown);
   }
+}
+
+/** A note beside a document in the list. @param {string} text @param {string} reason */
+function note(text, reason) {
+  const made = document.createElement("small");
+  made.textContent = ` ${text}`;
+  made.title = reason;
+  return made;
 }
 
 /** @param {string} id */

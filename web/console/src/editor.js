@@ -29,7 +29,10 @@ import { yCollab, yUndoManagerKeymap } from "y-codemirror.next";
 import { UndoManager } from "yjs";
 import "./strict-styles.js"; // y-codemirror.next sets the style attribute of cursors
 
-/** @typedef {import("@natskit/client/document").SharedDocument} SharedDocument */
+/**
+ * A shared text, and who else has it open.
+ * @typedef {Pick<import("@natskit/client/document").SharedDocument, "text" | "awareness">} SharedText
+ */
 
 /** The colours of the page, which follow its light or dark scheme. */
 const THEME = EditorView.theme({
@@ -68,7 +71,7 @@ const COLORS = HighlightStyle.define(
 /**
  * An editor of a shared document.
  * @param {HTMLElement} box an empty element
- * @param {SharedDocument} shared
+ * @param {SharedText} shared
  * @param {string} label for screen readers
  */
 export function openEditor(box, shared, label) {

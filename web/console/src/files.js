@@ -47,8 +47,9 @@ export class Files {
    * @param {() => import("@natskit/client").Client} client
    * @param {() => {project_id: string, title: string} | undefined} project the selected one
    * @param {(draft: drafts.Draft) => void} take called with the draft that the person chose
+   * @param {(path: string) => void} together opens the document of a file
    */
-  constructor(client, project, take) {
+  constructor(client, project, take, together) {
     this.#client = client;
     this.#project = project;
     this.#take = take;
@@ -57,6 +58,7 @@ export class Files {
       project,
       (path) => void this.open(path),
       (from, to) => this.#moved(from, to),
+      together,
     );
     const path = element("file-path", HTMLInputElement);
     element("open-button").addEventListener("click", () => void this.open(this.#chosen()));

@@ -30,6 +30,7 @@ export class Folder {
   #project;
   #open;
   #moved;
+  #together;
   #tree;
   #uploads;
   #trash;
@@ -41,12 +42,14 @@ export class Folder {
    * @param {() => {project_id: string, title: string} | undefined} project the selected one
    * @param {(path: string) => void} open opens a file in the editor
    * @param {(from: string, to: string) => void} moved is called when a file or a folder has another path
+   * @param {(path: string) => void} together opens the document of a file
    */
-  constructor(client, project, open, moved) {
+  constructor(client, project, open, moved, together) {
     this.#client = client;
     this.#project = project;
     this.#open = open;
     this.#moved = moved;
+    this.#together = together;
     this.#tree = new Tree(element("files"), {
       page: (path, after, limit) => this.#page(path, after, limit),
       stat: (path) => this.#call("stat", { path }),
@@ -111,6 +114,10 @@ export class Folder {
     click("rename-file", () => this.#rename());
     click("move-file", () => this.#askWhere());
     click("download-file", () => this.#download());
+    click("edit-together", () => {
+      const { selected } = this.#tree;
+      if (selected) this.#together(selected.path);
+    });
     click("trash-file", () => this.#throwAway());
     click("open-trash", () => this.#trash.open());
     click("preview-close", () => element("preview-dialog", HTMLDialogElement).close());
@@ -393,6 +400,7 @@ export class Folder {
       element(id, HTMLButtonElement).disabled = !this.#running || selected === undefined;
     }
     const isZip = selected === undefined || selected.folder === selected;
+    element("edit-together", HTMLButtonElement).disabled = !this.#running || isZip;
     element("download-file").textContent = isZip ? "Download as zip" : "Download";
   }
 }

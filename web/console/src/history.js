@@ -1,6 +1,7 @@
 /** Time travel: look at any moment of a document, see who changed what, and bring a moment back. */
 
 import { compare } from "@natskit/client/document";
+import { textOf } from "./notebook-text.js";
 import { element, guard, listItem, visible } from "./page.js";
 
 /** @typedef {import("@natskit/client/document").ProjectDocuments} ProjectDocuments */
@@ -110,7 +111,7 @@ export class History {
     await guard("history-error", async () => {
       const pieces = comparing
         ? await this.#changes(Math.min(since, until), Math.max(since, until))
-        : [same((await this.#moment(until)).getText("text").toString())];
+        : [same(textAt(await this.#moment(until)))];
       if (turn === this.#turn) this.#draw(pieces);
     });
   }
@@ -121,7 +122,8 @@ export class History {
     const updates = [];
     const stored = this.#service().updates(this.#id(), this.#sequence(since), this.#sequence(until));
     for await (const update of stored) updates.push(update);
-    return compare(before, after, updates);
+    const pieces = compare(before, after, updates);
+    return pieces.length > 0 ? pieces : [same(textAt(after))]; // of a notebook, the text at the second moment
   }
 
   /** @param {number} index @returns {Promise<import("yjs").Doc>} */
@@ -252,6 +254,11 @@ export class History {
   #onClick(button, action) {
     element(button).addEventListener("click", () => void guard("history-error", action, button));
   }
+}
+
+/** What a document reads as. @param {import("yjs").Doc} doc */
+function textAt(doc) {
+  return doc.getText("text").toString() || textOf(doc);
 }
 
 /** @param {string} text @returns {import("@natskit/client/document").Piece} */

@@ -6,6 +6,9 @@ const COLORS = ["#2456d6", "#b3261e", "#14804a", "#8a3ffc", "#a15c00", "#00707a"
 /** The author of changes that came from the files of the project. */
 export const DISK = "disk";
 
+/** The author of an old part of a history that was merged of those of several. */
+const SEVERAL = "several";
+
 export class People {
   #project;
   /** @type {string[]} */
@@ -20,6 +23,7 @@ export class People {
   name(author) {
     if (author === "admin") return "an operator";
     if (author === DISK) return "the project’s disk";
+    if (author === SEVERAL) return "several people";
     const person = this.#project()?.collaborators.find(({ account_id }) => account_id === author);
     return person?.email ?? "a former member";
   }
