@@ -48,12 +48,14 @@ class StreamEntry(_Model):
 
 
 class FilesEntry(_Model):
-    """The files of the projects of one runner: a snapshot in the target's repository."""
+    """The files of the projects of one runner: a snapshot in the runner's own repository in the target."""
 
     runner: str
+    name: str
+    """The runner's name, for people."""
     taken: AwareDatetime
     snapshot: str
-    """restic's id."""
+    """restic's id, or its first digits."""
     files: int
     size: int
     """Bytes of all files."""
@@ -64,7 +66,7 @@ class FilesEntry(_Model):
 class Manifest(_Model):
     """A complete backup."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     name: str
     natskit: str
     platform: str
