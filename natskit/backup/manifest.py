@@ -54,12 +54,12 @@ class FilesEntry(_Model):
     name: str
     """The runner's name, for people."""
     taken: AwareDatetime
-    snapshot: str
-    """restic's id, or its first digits."""
-    files: int
-    size: int
+    snapshot: str = ""
+    """restic's id, or its first digits. Empty if the runner had no projects."""
+    files: int = 0
+    size: int = 0
     """Bytes of all files."""
-    torn: list[str]
+    torn: list[str] = []
     """Files that changed each time restic read them: their contents may be mixtures of two states."""
 
 

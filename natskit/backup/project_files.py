@@ -1,8 +1,8 @@
 """A restic repository (restic.net) with the files of one runner's projects, as the control machine reads it.
 
-Snapshots are made and restored on the runner's host (:mod:`natskit.backup.runner_files`). Here they are checked, listed,
-taken apart and forgotten. Data is deduplicated and encrypted. Each runner has a repository and a password of its own: a
-host that somebody has taken over cannot read the files of another one.
+Snapshots are made and restored on the runner's host (:mod:`natskit.backup.runner_files`). Here they are checked,
+listed, taken apart and forgotten. Data is deduplicated and encrypted. Each runner has a repository and a password of
+its own: a host that somebody has taken over cannot read the files of another one.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def extract(
 ) -> None:
     """Make ``place`` as a file or folder of a project was in a backup. Raises :class:`BackupError` if it has none."""
     for entry in entries:
-        if Repository(target, key, entry.runner).extract(entry, project_id, path, place):
+        if entry.snapshot and Repository(target, key, entry.runner).extract(entry, project_id, path, place):
             return
     what = f"no {path} of project {project_id}" if path else f"no files of project {project_id}"
     raise BackupError(f"the backup has {what}: `natskit backup list` names the others")

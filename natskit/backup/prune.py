@@ -33,5 +33,5 @@ def prune(target: Target, key: BackupKey, *, keep: int, keep_days: float, now: d
             repository = Repository(target, key, runner)
             repository.ensure()
             entries = (entry for manifest in kept for entry in manifest.files or ())
-            repository.keep_only({entry.snapshot for entry in entries if entry.runner == runner})
+            repository.keep_only({entry.snapshot for entry in entries if entry.runner == runner and entry.snapshot})
         return removed

@@ -1,8 +1,9 @@
 """Backups in storage that rclone (rclone.org) reaches: another host over SSH, S3-compatible storage, and many others.
 
-The target is written ``rclone:REMOTE:PATH``. REMOTE is a section of rclone's configuration file, which holds the credentials
-and only its owner may read. A folder of this machine holds the manifests of all backups, and the streams of a backup while
-it is made, verified or restored. A backup is complete when its manifest is there, which is written last.
+The target is written ``rclone:REMOTE:PATH``. REMOTE is a section of rclone's configuration file, which holds the
+credentials and which only its owner may read. A folder of this machine holds the manifests of all backups, and the
+streams of a backup while it is made, verified or restored. A backup is complete when its manifest is there, which is
+written last.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class RemoteTarget(Target):
         found = _REMOTE.fullmatch(text.removeprefix(PREFIX))
         if found is None or not found[2].strip("/"):
             raise BackupError(
-                f"{text}: write rclone:REMOTE:PATH, with a remote of rclone's configuration file and a folder in it, such "
-                "as rclone:vault:natskit"
+                f"{text}: write rclone:REMOTE:PATH, with a remote of rclone's configuration file and a folder in it, "
+                "such as rclone:vault:natskit"
             )
         if shutil.which("rclone") is None:
             raise BackupError("rclone is not installed, and it reaches the target: run `apt-get install rclone`")

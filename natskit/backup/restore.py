@@ -165,7 +165,11 @@ async def restore_files(
     All hosts get the files beside those that they have, then each puts them in their places. Raises
     :class:`BackupError`; before all hosts have the files, nothing has changed.
     """
-    runners = [(RunnerFiles(client, target, key, Runner(entry.runner, entry.name)), entry) for entry in entries]
+    runners = [
+        (RunnerFiles(client, target, key, Runner(entry.runner, entry.name)), entry)
+        for entry in entries
+        if entry.snapshot
+    ]
     try:
         for runner, entry in runners:
             await runner.stage(entry, project_id)

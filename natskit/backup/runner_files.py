@@ -1,9 +1,10 @@
 """The files of projects on the hosts of runners: backed up and restored by restic there, through this machine.
 
-restic runs where the files are, so a later backup reads only the times of files that have not changed, and sends what is
-new, encrypted. It has no way to the target but the bytes that it gives to this machine over NATS, which needs nothing
-but the connection that the platform has anyway. Here ``rclone serve restic --stdio --append-only`` takes them, and writes
-to the target: a host that somebody has taken over can neither read the files of other hosts nor remove a backup.
+restic runs where the files are, so a later backup reads only the times of files that have not changed, and sends what
+is new, encrypted. It has no way to the target but the bytes that it gives to this machine over NATS, which needs
+nothing but the connection that the platform has anyway. Here ``rclone serve restic --stdio --append-only`` takes them,
+and writes to the target: a host that somebody has taken over can neither read the files of other hosts nor remove a
+backup.
 
 A file that changes while restic reads it is stored as a mixture of both states, and restic succeeds. So :meth:`take`
 compares size and time of each file afterwards, takes another snapshot if some differ, and names those that changed each
@@ -74,9 +75,11 @@ class RunnerFiles:
         await asyncio.to_thread(self.repository.ensure)
         for attempt in range(ATTEMPTS):
             made = await self._job("take", runner_id=self.runner.runner_id, name=name, rate=self._rate)
+            if made is None:
+                return FilesEntry(runner=self.runner.runner_id, name=self.runner.name, taken=taken)
             snapshot = str(made["snapshot"])
             try:
-                found = await self._job("compare", snapshot=snapshot)
+                found = await self._job("compare", snapshot=snapshot) or {}
             except BaseException:
                 await asyncio.to_thread(self.repository.forget, snapshot)
                 raise
@@ -92,15 +95,18 @@ class RunnerFiles:
                     torn=found["torn"],
                 )
             await asyncio.to_thread(self.repository.forget, snapshot)
-        raise BackupError(
-            f"runner {self.runner.name}: restic cannot read {', '.join(made['unread'][:3])}: see their owner and mode"
-        )
+        named = ", ".join(left[:3])
+        raise BackupError(f"runner {self.runner.name}: restic cannot read {named}: see their owner and mode")
 
     async def stage(self, entry: FilesEntry, project_id: str | None = None) -> None:
         """Restore the projects of a snapshot, or one of them, beside those that are there. Raises
         :class:`BackupError`."""
         await asyncio.to_thread(self.repository.ensure)
-        await self._job("stage", snapshot=entry.snapshot, size=entry.size, project_id=project_id)
+        await self._job("stage", snapshot=entry.snapshot, size=0 if project_id else entry.size, project_id=project_id)
+
+    async def holds(self, project_id: str) -> bool:
+        """Whether the files of a project are on this host."""
+        return bool((await self._ask("holds", project_id=project_id))[0])
 
     async def running(self, project_ids: list[str] | None = None) -> list[str]:
         """Of these projects, or of all that are staged, those that run."""
@@ -116,10 +122,13 @@ class RunnerFiles:
 
     # ----
 
-    async def _job(self, method: str, **params: Any) -> dict[str, Any]:
-        """Run restic on the runner's host. Returns what it found. Raises :class:`BackupError`."""
+    async def _job(self, method: str, **params: Any) -> dict[str, Any] | None:
+        """Run restic on the runner's host. Returns what it found; ``None`` if there is nothing to do. Raises
+        :class:`BackupError`."""
         job_id = str(uuid.uuid4())
-        await self._ask(method, job_id=job_id, password=self._password, wait=STAGE_SECONDS, **params)
+        begun, _ = await self._ask(method, job_id=job_id, password=self._password, wait=STAGE_SECONDS, **params)
+        if begun.get("is_empty"):
+            return None
         try:
             async with self._serving() as rclone:
                 await self._carry(rclone, job_id)
@@ -196,7 +205,7 @@ class RunnerFiles:
     async def _ask(
         self, method: str, *, wait: float = WAIT_SECONDS, data: bytes = b"", **params: Any
     ) -> tuple[Any, memoryview]:
-        """Ask the runner, until it answers or was not heard for a while. Raises :class:`BackupError`, which names it."""
+        """Ask the runner, until it answers or was not heard for a while. Raises :class:`BackupError` with its name."""
         begun = time.monotonic()
         while True:
             try:

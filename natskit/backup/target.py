@@ -77,7 +77,7 @@ class Target:
 
     @contextmanager
     def fetched(self, name: str | None) -> Iterator[Path]:
-        """The folder of a backup, by default of the newest one, with all of its content. Raises :class:`BackupError`."""
+        """The folder of a backup, by default of the newest, with all of its content. Raises :class:`BackupError`."""
         yield self.folder(name)
 
     def verified(self, folder: Path) -> None:

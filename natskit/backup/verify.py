@@ -84,6 +84,9 @@ def _check_files(target: Target, manifest: Manifest, key: BackupKey, say: Say) -
         return 0
     total = 0
     for entry in manifest.files:
+        if not entry.snapshot:
+            say(f"runner {entry.name}: had no projects")
+            continue
         repository = Repository(target, key, entry.runner)
         repository.check()
         files = repository.count(entry)

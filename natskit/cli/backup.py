@@ -197,23 +197,31 @@ def verify(directory: str, place: str, name: str | None, as_json: bool) -> None:
 @click.option(
     "--stream", "label", metavar="ACCOUNT/STREAM", help="Restore this stream alone, such as PLATFORM/KV_accounts."
 )
+@click.option("--project", metavar="PROJECT", help="Restore the files of this project alone: an id or a title.")
 @click.option("--without-files", is_flag=True, help="Leave out the files of projects.")
 @click.option("--overwrite", is_flag=True, help="Replace what the platform has.")
 @click.pass_obj
 def restore(
-    directory: str, place: str, name: str | None, label: str | None, without_files: bool, overwrite: bool
+    directory: str,
+    place: str,
+    name: str | None,
+    label: str | None,
+    project: str | None,
+    without_files: bool,
+    overwrite: bool,
 ) -> None:
-    """Restore a platform from a backup [default: the newest], or one of its streams.
+    """Restore a platform from a backup [default: the newest], one of its streams, or the files of one project.
 
     On a control machine without the platform's identity, this restores the identity and the inventory. Deploy then, and
     run the command again: it restores the streams and the files of projects into the empty platform.
 
     Nobody can use the platform until the command has compared everything with the backup. Then its programs reconnect
-    by themselves.
+    by themselves. With --project, everybody goes on, and the project must be stopped.
 
     \b
     Examples:
       natskit --platform ~/bus/platform backup restore --target /srv/backup
+      natskit backup restore --target /srv/backup --project "My project" --overwrite
       natskit backup restore --target /srv/backup --stream PLATFORM/KV_accounts --overwrite
     """
     from natskit.backup.restore import Restoration, restore_control
@@ -229,6 +237,13 @@ def restore(
         )
         return
     platform = Platform.find(directory)
+    if project is not None:
+        if label is not None or without_files:
+            raise BackupError("--project restores files, and nothing else: leave out --stream and --without-files")
+        if not overwrite:
+            raise BackupError(f"the files of {project} would be replaced: add --overwrite, and take a backup before")
+        _restore_project(directory, platform, target, name, project)
+        return
     if "memory" in platform["resolvers"].values():
         raise BackupError("nats_resolver is memory: a NATS account cannot be closed then; use full, and deploy")
     restoration = Restoration(_site(platform), target, name, label)
@@ -238,8 +253,8 @@ def restore(
         known = {runner.runner_id for runner in _runners(directory, ())}
         if unknown := [entry.name for entry in restoration.files if entry.runner not in known]:
             raise BackupError(
-                f"this platform has no runner {', '.join(unknown)}, whose files are in the backup: deploy the inventory "
-                "of the backup, or add --without-files"
+                f"this platform has no runner {', '.join(unknown)}, whose files are in the backup: deploy the "
+                "inventory of the backup, or add --without-files"
             )
     if not overwrite:
         _refuse_filled(directory, platform, label)
@@ -312,6 +327,39 @@ def prune(directory: str, place: str, keep: int, keep_days: float) -> None:
     if removed:
         note(directory, f"backup prune: {', '.join(removed)}")
     click.echo("\n".join(f"{name} is removed." for name in removed) or "Nothing is old enough to be removed.")
+
+
+def _restore_project(directory: str, platform: Platform, target: Target, name: str | None, project: str) -> None:
+    from natskit.backup.restore import restore_files
+    from natskit.backup.runner_files import RunnerFiles
+    from natskit.backup.sealing import BackupKey
+    from natskit.backup.verify import trusted
+    from natskit.cli.project import find_project
+
+    key = BackupKey.load(Path(platform["identity"]))
+    runners = _runners(directory, ())
+
+    async def restore(client: Client) -> str:
+        found = await find_project(client, project)
+        with target.locked():
+            manifest = trusted(target.folder(name), key)
+            holders = [
+                runner.runner_id
+                for runner in runners
+                if await RunnerFiles(client, target, key, runner).holds(found["project_id"])
+            ]
+            entries = [entry for entry in manifest.files or () if not holders or entry.runner in holders]
+            if not entries:
+                raise BackupError(
+                    f"the backup {manifest.name} has no files of the runner that the project is on: get them with "
+                    "`natskit backup files`, and put them back with `natskit cp`"
+                )
+            await restore_files(client, target, key, entries, lambda _: None, found["project_id"])
+        return f"{found['title']!r} has the files of the backup {manifest.name}"
+
+    done = with_client(directory, restore)
+    note(directory, f"backup restore: {done}")
+    click.echo(f"{done}. Start it with: natskit project start")
 
 
 def _remember(platform: Platform, target: Target) -> None:

@@ -1,8 +1,8 @@
 """``runners.{runner_id}.backup``: the methods by which the control machine backs up and restores the files of projects.
 
 Only the control machine may publish there. It begins a job, which is one run of restic on this host
-(:mod:`natskit.runner.backup_job`), carries restic's bytes to the target and back, and reads the result. A runner has one
-job at a time. Restored files wait beside the projects until ``settle`` puts them in their places at once.
+(:mod:`natskit.runner.backup_job`), carries restic's bytes to the target and back, and reads the result. A runner has
+one job at a time. Restored files wait beside the projects until ``settle`` puts them in their places.
 """
 
 from __future__ import annotations
@@ -83,6 +83,9 @@ class Backups:
         self._job = BackupJob(self._program.directory / "backup", self._read)
         try:
             await self._job.start(self._program.python, password, words, cwd)
+        except OSError as error:
+            await self.end()
+            raise RpcError("invalid_state", f"restic cannot be started for {cwd}: {error}") from None
         except BaseException:
             await self.end()
             raise
@@ -182,20 +185,25 @@ backup_methods: Methods[BackupCall] = Methods()
 @backup_methods.method("size")
 async def size(call: BackupCall) -> int:
     """Bytes of all files of all projects, as a copy without holes has them."""
-    return await asyncio.to_thread(_size_of, call.backups.top)
+    backups = call.backups
+    if not backups.top.is_dir():
+        raise RpcError("invalid_state", f"{backups.top} is not there: is the disk with the homes mounted?")
+    return await asyncio.to_thread(_size_of, backups.top)
 
 
 @backup_methods.method("take")
 async def take(call: BackupCall, job_id: Id, password: str, runner_id: Id, name: str, rate: Number) -> dict[str, Any]:
-    """Begin a snapshot of all projects. ``rate`` is in KiB a second; 0 for no limit."""
+    """Begin a snapshot of all projects, if there are any. ``rate`` is in KiB a second; 0 for no limit."""
     top = call.backups.top
+    if not any(call.backups.project_in(one) for one in await asyncio.to_thread(os.listdir, top)):
+        return {"is_empty": True}  # restic refuses to make an empty snapshot
     left_out = [f"{top}/.*", f"{top}/*/.home.*", *(f"{top}/*/{own}" for own in OF_THE_RUNNER)]
     if call.backups.with_systemd:
         left_out = [f"{top}/.*"]
     words = ["backup", "--tag", name, "--host", runner_id, "--one-file-system", "--limit-upload", str(rate)]
     words += [word for pattern in left_out for word in ("--exclude", pattern)]
     await call.backups.begin(job_id, password, [*words, "."], top)
-    return {}
+    return {"is_empty": False}
 
 
 @backup_methods.method("compare")
@@ -272,6 +280,12 @@ async def running(call: BackupCall, project_ids: list[Id] | None) -> list[str]:
     return sorted(one for one in wanted if call.backups.project(one).state not in ("stopped", "failed"))
 
 
+@backup_methods.method("holds")
+async def holds(call: BackupCall, project_id: Id) -> bool:
+    """Whether the files of a project are here."""
+    return call.backups.project(project_id).home.exists()
+
+
 @backup_methods.method("settle")
 async def settle(call: BackupCall) -> list[str]:
     """Put each restored project in its place, and remove the files that were there. Returns their ids.
@@ -289,9 +303,7 @@ async def settle(call: BackupCall) -> list[str]:
             await project.stop()  # one that failed would be started again
             try:
                 project.make_place()
-                if os.path.lexists(project.home):
-                    project.home.rename(backups.stage / f"old-{project_id}")
-                home.rename(project.home)
+                await asyncio.to_thread(_replace, project.home, home, backups.stage / f"old-{project_id}")
             except OSError as error:
                 raise RpcError("invalid_state", f"{project.home} cannot be replaced: {error.strerror}") from None
     await _discard(backups)
@@ -303,6 +315,19 @@ async def discard(call: BackupCall) -> dict[str, Any]:
     """Remove restored files that are not in their places."""
     await _discard(call.backups)
     return {}
+
+
+def _replace(home: Path, new: Path, old: Path) -> None:
+    """Give a project new files, or leave it as it is. Raises :class:`OSError`."""
+    was_there = os.path.lexists(home)
+    if was_there:
+        home.rename(old)
+    try:
+        new.rename(home)
+    except OSError:
+        if was_there:
+            old.rename(home)
+        raise
 
 
 async def _discard(backups: Backups) -> None:

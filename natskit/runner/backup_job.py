@@ -1,9 +1,9 @@
 """One run of restic on a runner's host, whose repository is where the control machine keeps its backups.
 
-restic believes that it speaks with ``rclone serve restic --stdio``: HTTP/2 over standard input and output. In its place it
-starts :mod:`natskit.runner.backup_relay`, and this module gives these bytes to the control machine, which starts the real
-rclone. So this host has no way to the target but through that rclone, which only adds and reads, and no credentials of it.
-The control machine reads and writes at positions that it counts: a repeated request changes nothing.
+restic believes that it speaks with ``rclone serve restic --stdio``: HTTP/2 over standard input and output. In its place
+it starts :mod:`natskit.runner.backup_relay`, and this module gives these bytes to the control machine, which starts the
+real rclone. So this host has no way to the target but through that rclone, which only adds and reads, and no
+credentials of it. The control machine numbers what it reads and writes: a repeated request changes nothing.
 """
 
 from __future__ import annotations
