@@ -24,6 +24,7 @@ from natskit.identity.files import check_private
 
 PREFIX = "rclone:"
 _REMOTE = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.+@ -]*):([^:]*)")
+_PATIENCE = ("--contimeout", "20s", "--timeout", "120s", "--low-level-retries", "5")
 _NOT_FOUND = (3, 4)
 """rclone's exit codes for a folder or a file that is not there."""
 
@@ -137,7 +138,7 @@ class RemoteTarget(Target):
 
     def _run(self, *words: str, if_missing: str | None = None) -> str:
         done = subprocess.run(
-            ["rclone", *words],
+            ["rclone", *_PATIENCE, *words],
             env=os.environ | self.environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -47,6 +47,7 @@ class BackupJob:
         """``folder`` is made, and removed at the end."""
         self._folder, self._read = folder, read
         self._process: asyncio.subprocess.Process | None = None
+        self._server: asyncio.Server | None = None
         self._streams: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = (
             asyncio.get_running_loop().create_future()
         )
@@ -134,7 +135,8 @@ class BackupJob:
         if self._streams.done() and not self._streams.cancelled():
             self._streams.result()[1].close()
         self._streams.cancel()
-        self._server.close()
+        if self._server is not None:
+            self._server.close()
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
     # ----

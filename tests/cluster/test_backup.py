@@ -83,7 +83,7 @@ def test_a_host_that_cannot_take_part_is_named_and_nothing_is_left(
     done = backup("create", check=False)
     assert done.returncode == 1
     assert "restic is not installed on this host: run `apt-get install restic` there" in done.stderr
-    assert f"runner {cluster.name}-runner-" in done.stderr
+    assert "runner runner-" in done.stderr
     assert not list(backup.target.glob("*Z*"))
     install_restic(cluster)
     cluster.sh(RUNNERS[1], "systemctl stop natskit-runner")
@@ -92,7 +92,7 @@ def test_a_host_that_cannot_take_part_is_named_and_nothing_is_left(
     finally:
         cluster.sh(RUNNERS[1], "systemctl start natskit-runner")
     assert done.returncode == 1
-    assert f"runner {cluster.name}-{RUNNERS[1]} does not answer" in done.stderr
+    assert f"runner {RUNNERS[1]} does not answer" in done.stderr
     assert not list(backup.target.glob("*Z*"))
     cluster.natskit("ready", "--timeout", "100")
 
@@ -102,7 +102,7 @@ def test_files_of_both_hosts_are_taken_while_projects_run(
 ) -> None:
     said = backup("create").stdout
     for machine, project_id in projects.items():
-        assert f"runner {cluster.name}-{machine}: " in said
+        assert f"runner {machine}: " in said
         assert f"{instance_of(project_id)}/busy was written each time it was read" in said
         assert project_shell(project_id, "pgrep -fc 'date' >/dev/null; cat file").stdout == f"from {machine}\n"
         assert cluster.sh(machine, "ls -A /var/lib/natskit/runner").stdout.split().count("backup") == 0

@@ -286,6 +286,7 @@ async def test_a_host_that_fails_is_named_and_leaves_nothing(site: Site, tmp_pat
     ):
         one.write(PROJECT, "file", "content")
         with_files = dataclasses.replace(source(site), client=one.client, runners=(one.runner, two.runner))
+        far = two.write(PROJECT.replace("a", "b"), "file", "content")
         in_the_way = tmp_path / "other" / "backup"
         in_the_way.write_text("")
         with pytest.raises(BackupError, match=r"^runner two: restic cannot be started"):
@@ -294,11 +295,14 @@ async def test_a_host_that_fails_is_named_and_leaves_nothing(site: Site, tmp_pat
         assert json.loads(Repository(target, key, RUNNER)._run("snapshots")) == [], "the other host's part is gone, too"
         in_the_way.unlink()
         manifest = await create.create(with_files, target, lambda _: None)
+        assert [(entry.name, entry.files) for entry in manifest.files or ()] == [("one", 1), ("two", 1)]
+        shutil.rmtree(far.parents[1])
+        manifest = await create.create(with_files, target, lambda _: None)
         assert [(entry.name, entry.files) for entry in manifest.files or ()] == [("one", 1), ("two", 0)]
         two.projects.rmdir()
         with pytest.raises(BackupError, match=r"^runner two: .*projects is not there"):
             await create.create(with_files, target, lambda _: None)
-        assert target.names() == [manifest.name]
+        assert len(target.names()) == 2
 
 
 async def test_a_host_reaches_no_repository_but_its_own_and_removes_nothing(site: Site, tmp_path: Path) -> None:

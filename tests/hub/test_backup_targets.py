@@ -78,8 +78,9 @@ def configured(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: str) ->
 def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder in which the server keeps what it is given."""
     folder, port = tmp_path / "storage", free_port()
-    (folder / "bucket").mkdir(parents=True)
+    folder.mkdir()
     if request.param == "ssh":
+        (folder / "bucket").mkdir()
         hidden = subprocess.run(["rclone", "obscure", "-"], input=SECRET, capture_output=True, text=True, check=True)
         command = ["rclone", "serve", "sftp", str(folder), "--addr", f"127.0.0.1:{port}", "--user", USER]
         command += ["--dir-cache-time", "1ms"]  # a test puts something there behind its back
@@ -97,9 +98,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
             )
             yield folder / "bucket"
         return
-    (tmp_path / "sidecar").mkdir()
-    command = [str(tool_path("versitygw")), "--port", f"127.0.0.1:{port}", "posix"]
-    command += ["--sidecar", str(tmp_path / "sidecar"), str(folder)]
+    command = [str(tool_path("versitygw")), "--port", f"127.0.0.1:{port}", "posix", str(folder)]
     with running(*command, port=port, ROOT_ACCESS_KEY=USER, ROOT_SECRET_KEY=SECRET):
         configured(
             tmp_path,
@@ -111,6 +110,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
             endpoint=f"http://127.0.0.1:{port}",
             region="us-east-1",
         )
+        subprocess.run(["rclone", "mkdir", "vault:bucket"], check=True)
         yield folder / "bucket"
 
 
