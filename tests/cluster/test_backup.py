@@ -50,16 +50,24 @@ def backup(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def projects(cluster: Cluster, world: World) -> dict[str, str]:
-    """A running project on each host, by machine."""
+def projects(cluster: Cluster, world: World, project_shell: Shell) -> dict[str, str]:
+    """A running project with files on each host, by machine. It writes one of them all the time."""
     found: dict[str, str] = {}
     for number in range(4):
         project_id = cluster.natskit_json("project", "create", world.email_a, f"Backed up {number}")["project_id"]
         cluster.natskit("project", "start", project_id)
         found.setdefault(cluster.machine_of(project_id), project_id)
         if len(found) == len(RUNNERS):
-            return found
-    raise AssertionError(f"all projects are on one machine: {found}")
+            break
+    assert len(found) == len(RUNNERS), f"all projects are on one machine: {found}"
+    for machine, project_id in found.items():
+        done = project_shell(
+            project_id,
+            f"echo from {machine} > file; mkdir -p a/b; head -c 3000000 /dev/urandom > a/b/big; ln -s file link; "
+            "chmod 640 file; printf x > $(printf '\\377'); (while :; do date +%N > busy; done) >/dev/null 2>&1 &",
+        )
+        assert done.returncode == 0, done
+    return found
 
 
 def install_restic(cluster: Cluster) -> None:
@@ -71,15 +79,9 @@ def install_restic(cluster: Cluster) -> None:
 
 
 def test_a_host_that_cannot_take_part_is_named_and_nothing_is_left(
-    cluster: Cluster, backup: Backups, projects: dict[str, str], project_shell: Shell
+    cluster: Cluster, backup: Backups, projects: dict[str, str]
 ) -> None:
-    for machine, project_id in projects.items():
-        done = project_shell(
-            project_id,
-            f"echo from {machine} > file; mkdir -p a/b; head -c 3000000 /dev/urandom > a/b/big; ln -s file link; "
-            "chmod 640 file; printf x > $(printf '\\377'); (while :; do date +%N >> busy; done) >/dev/null 2>&1 &",
-        )
-        assert done.returncode == 0, done
+    assert len(projects) == len(RUNNERS)
     done = backup("create", check=False)
     assert done.returncode == 1
     assert "restic is not installed on this host: run `apt-get install restic` there" in done.stderr
@@ -100,6 +102,7 @@ def test_a_host_that_cannot_take_part_is_named_and_nothing_is_left(
 def test_files_of_both_hosts_are_taken_while_projects_run(
     cluster: Cluster, backup: Backups, projects: dict[str, str], project_shell: Shell
 ) -> None:
+    install_restic(cluster)
     said = backup("create").stdout
     for machine, project_id in projects.items():
         assert f"runner {machine}: " in said
