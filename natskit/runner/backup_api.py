@@ -76,7 +76,7 @@ class Backups:
 
     async def begin(self, job_id: str, password: str, words: list[str], cwd: Path) -> None:
         """Start restic. Ends a job that the control machine has left. Raises :class:`RpcError`."""
-        if self._job is not None and not self._job.is_abandoned and self._job_id != job_id:
+        if self._job is not None and self._job.is_running and self._job_id != job_id:
             raise RpcError("conflict", "another command backs up or restores the files of this runner")
         await self.end()
         self._found, self._job_id = _Found(), job_id

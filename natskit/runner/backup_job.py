@@ -48,6 +48,7 @@ class BackupJob:
         self._folder, self._read = folder, read
         self._process: asyncio.subprocess.Process | None = None
         self._server: asyncio.Server | None = None
+        self._watch: asyncio.Task[None] | None = None
         self._streams: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = (
             asyncio.get_running_loop().create_future()
         )
@@ -63,9 +64,9 @@ class BackupJob:
         """Its other messages."""
 
     @property
-    def is_abandoned(self) -> bool:
-        """Whether the control machine has not asked for long."""
-        return time.monotonic() - self.asked_at > IDLE_SECONDS
+    def is_running(self) -> bool:
+        """Whether restic runs. It is ended when the control machine has not asked for :data:`IDLE_SECONDS`."""
+        return self._process is not None and self._process.returncode is None
 
     async def start(self, python: Path, password: str, words: Sequence[str], cwd: Path) -> None:
         """Start restic. Raises :class:`RpcError`."""
@@ -94,6 +95,7 @@ class BackupJob:
         finally:
             os.close(secret)
         self._tasks = [asyncio.ensure_future(self._follow()), asyncio.ensure_future(self._follow_errors())]
+        self._watch = asyncio.ensure_future(self._end_if_left())
 
     async def read(self, number: int, most: int) -> tuple[bytes, bool]:
         """What restic has written, up to ``most`` bytes, and whether there will be no more."""
@@ -103,7 +105,7 @@ class BackupJob:
                 if number != self._sent[0] + 1:
                     raise RpcError("conflict", "another command has read of this backup")
                 data = await self._next(most)
-                self._sent = (number, data, not data and self._has_ended)
+                self._sent = (number, data, not data and not self.is_running)
             return self._sent[1], self._sent[2]
 
     async def write(self, number: int, data: memoryview) -> None:
@@ -127,11 +129,10 @@ class BackupJob:
 
     async def end(self) -> None:
         """End restic, and remove the folder."""
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        if self._process is not None:
+            self._kill()
             await self._process.wait()
-        await cancel(self._tasks)
+        await cancel([*self._tasks, *([self._watch] if self._watch is not None else [])])
         if self._streams.done() and not self._streams.cancelled():
             self._streams.result()[1].close()
         self._streams.cancel()
@@ -141,9 +142,19 @@ class BackupJob:
 
     # ----
 
-    @property
-    def _has_ended(self) -> bool:
-        return self._process is not None and self._process.returncode is not None
+    async def _end_if_left(self) -> None:
+        """End restic if the control machine has died, or does not reach this host any more."""
+        while True:
+            left = self.asked_at + IDLE_SECONDS - time.monotonic()
+            if left <= 0:
+                break
+            await asyncio.sleep(left)
+        self._kill()
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _next(self, most: int) -> bytes:
         assert self._process is not None

@@ -42,6 +42,8 @@ from natskit.errors import BackupError, ConnectionLostError, IdentityError
 from natskit.identity import passphrase, vault
 from natskit.identity.backup import unfinished_restore
 from natskit.identity.identity import Identity
+from natskit.rpc import RpcError
+from natskit.runner import backup_job
 from natskit.runner.backup_api import Backups
 from tests.hub.backup_runner import served
 from tests.hub.site import Site, call
@@ -326,6 +328,26 @@ async def test_a_host_reaches_no_repository_but_its_own_and_removes_nothing(site
             with pytest.raises(BackupError, match="runner one: restic ended with 1"):
                 await files.take("again")
     assert len(json.loads(files.repository._run("snapshots"))) == 1
+
+
+async def test_restic_ends_when_the_control_machine_is_gone(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = BackupKey.ensure(site.identity.directory).repository_password(RUNNER)
+    async with served(site, RUNNER, "one", tmp_path / "runner") as one:
+        one.write(PROJECT, "file", "content")
+
+        async def begin(job_id: str) -> None:
+            asked = {"job_id": job_id, "password": key, "runner_id": RUNNER, "name": "n", "rate": 0}
+            await one.client.call_runner(RUNNER, "take", asked, service="backup")
+
+        await begin(PROJECT)
+        with pytest.raises(RpcError, match="another command backs up or restores"):
+            await begin(RUNNER)
+        monkeypatch.setattr(backup_job, "IDLE_SECONDS", 0.5)
+        await begin(PROJECT)  # the same command may begin again
+        await eventually(lambda: not one.backups.job(PROJECT).is_running, "the end of restic")
+        await begin(RUNNER)
 
 
 async def test_only_what_has_changed_is_sent_again(site: Site, tmp_path: Path) -> None:
