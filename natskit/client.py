@@ -195,14 +195,22 @@ class Client:
         return await self._call(f"projects.{project_id}.api", method, params, wait)
 
     async def call_runner(
-        self, runner_id: str, method: str, params: dict[str, Any], data: bytes = b"", *, wait: float = CALL_SECONDS
+        self,
+        runner_id: str,
+        method: str,
+        params: dict[str, Any],
+        data: bytes = b"",
+        *,
+        wait: float = CALL_SECONDS,
+        service: str = "move",
     ) -> tuple[Any, memoryview]:
-        """Call a method of a runner that moves a project, with data after the request. Only the operator may.
+        """Call a method of a runner that moves or backs up projects, with data after the request. Only the operator
+        may. ``service`` is ``move`` or ``backup``.
 
         Returns the result, and the data after it. Raises the errors of :meth:`call_project`.
         """
         check_id(runner_id, "runner_id")
-        return await self._exchange(f"runners.{runner_id}.move", method, params, data, wait)
+        return await self._exchange(f"runners.{runner_id}.{service}", method, params, data, wait)
 
     async def call_documents(
         self, project_id: str, method: str, *, document: str = "-", wait: float = CALL_SECONDS, **params: Any

@@ -103,6 +103,14 @@ ELSEWHERE = {
         {"natskit backup files", "natskit cp"},
         test="tests/platform/test_backup.py::test_a_file_of_a_project_comes_back",
     ),
+    "docs/how-to/back-up.md#Keep backups on another host or in S3": Elsewhere(
+        {"natskit backup create"},
+        test="tests/hub/test_backup_targets.py::test_a_backup_is_taken_verified_and_restored",
+    ),
+    "docs/how-to/back-up.md#Restore the files of one project": Elsewhere(
+        {"natskit project stop", "natskit backup restore"},
+        test="tests/platform/test_backup.py::test_a_file_of_a_project_comes_back",
+    ),
     "docs/how-to/back-up.md#Restore one bucket": Elsewhere(
         {"natskit backup restore"}, test="tests/platform/test_backup.py::test_back_to_a_backup_and_one_bucket"
     ),

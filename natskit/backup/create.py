@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,10 +17,11 @@ from natskit import __version__
 from natskit.backup import sealing, stream_snapshot
 from natskit.backup.manifest import FilesEntry, Manifest, StreamEntry
 from natskit.backup.platform_streams import Site, accounts, bytes_of, in_order
-from natskit.backup.project_files import Repository, size_of
+from natskit.backup.runner_files import Runner, RunnerFiles
 from natskit.backup.sealing import BackupKey
 from natskit.backup.target import Target, name_of
 from natskit.bus.permissions import TAKE_BACKUP
+from natskit.client import Client
 from natskit.errors import BackupError
 from natskit.identity.backup import backup as back_up_identity
 from natskit.identity.identity import Identity
@@ -39,8 +41,12 @@ class Source:
     url: str
     inventory: tuple[Path, ...]
     """The inventory, its settings, and the files that they name: files and folders of this machine."""
-    projects: dict[str, Path] | None
-    """The folder with all projects of a runner on this machine, by the runner's id; ``None``: without files."""
+    client: Client | None
+    """The operator's connection; ``None``: without the files of projects."""
+    runners: tuple[Runner, ...] = ()
+    """Those whose projects' files the backup contains."""
+    rate: int = 0
+    """The most that each runner sends, in KiB a second; 0 for no limit."""
     but: frozenset[str] = frozenset()
     """Public keys of NATS accounts whose streams the backup leaves out."""
 
@@ -48,54 +54,70 @@ class Source:
 async def create(source: Source, target: Target, say: Say) -> Manifest:
     """Take a backup. Removes it after an error. Raises :class:`BackupError` and other natskit errors."""
     target.create()
-    with target.locked(), ExitStack() as stack:
+    with target.locked():
         started = datetime.now(UTC)
         key = BackupKey.ensure(source.site.identity)
         identity = Identity.load(source.site.identity)
-        repository = None
-        if source.projects is not None:
-            repository = stack.enter_context(Repository(target.repository, key.repository_password))
         names = await accounts(source.site, identity, source.but)
-        await _check_space(source, target, identity, names, repository)
+        client = source.client
+        runners = [RunnerFiles(client, target, key, one, source.rate) for one in source.runners if client]
+        await _check_space(source, target, identity, names, runners)
         try:
-            folder = stack.enter_context(target.arising(started))
-            back_up_identity(source.site.identity, folder / "identity.age")
-            inventory = await sealing.seal(folder, "inventory.age", _tar(source.inventory), key)
-            streams = []
-            for name in names:
-                streams += await _take_streams(source.site, identity, name, folder, key, say)
-            files = _take_files(source, repository, name_of(folder), say) if repository is not None else None
-            manifest = Manifest(
-                name=name_of(folder),
-                natskit=__version__,
-                platform=identity.operator_public_key,
-                url=source.url,
-                started=started,
-                finished=datetime.now(UTC),
-                identity=sealing.measured(folder, "identity.age"),
-                inventory=inventory,
-                streams=streams,
-                files=files,
-            )
-            manifest.write(folder, key)
+            async with _kept_if_complete() as taken:
+                with target.arising(started) as folder:
+                    back_up_identity(source.site.identity, folder / "identity.age")
+                    inventory = await sealing.seal(folder, "inventory.age", _tar(source.inventory), key)
+                    streams = []
+                    for name in names:
+                        streams += await _take_streams(source.site, identity, name, folder, key, say)
+                    for runner in runners:
+                        taken.append((runner, await _take_files(runner, name_of(folder), say)))
+                    manifest = Manifest(
+                        name=name_of(folder),
+                        natskit=__version__,
+                        platform=identity.operator_public_key,
+                        url=source.url,
+                        started=started,
+                        finished=datetime.now(UTC),
+                        identity=sealing.measured(folder, "identity.age"),
+                        inventory=inventory,
+                        streams=streams,
+                        files=[entry for _, entry in taken] if client is not None else None,
+                    )
+                    manifest.write(folder, key)
         except OSError as error:
             raise BackupError(
-                f"the backup was not finished, and nothing of it is left: {error.filename or target.directory}: "
+                f"the backup was not finished, and nothing of it is left: {error.filename or target.place}: "
                 f"{error.strerror}"
             ) from None
         return manifest
 
 
+@asynccontextmanager
+async def _kept_if_complete() -> AsyncIterator[list[tuple[RunnerFiles, FilesEntry]]]:
+    """Forgets the snapshots in the list after an error. Their parts go with the next prune."""
+    taken: list[tuple[RunnerFiles, FilesEntry]] = []
+    try:
+        yield taken
+    except BaseException:
+        for runner, entry in taken:
+            with suppress(BackupError, OSError):  # what went wrong first is what is said
+                await asyncio.to_thread(runner.repository.forget, entry.snapshot)
+        raise
+
+
 async def _check_space(
-    source: Source, target: Target, identity: Identity, names: Sequence[str], repository: Repository | None
+    source: Source, target: Target, identity: Identity, names: Sequence[str], runners: Sequence[RunnerFiles]
 ) -> None:
     """Check that the disk has room for the backup. Raises :class:`BackupError`."""
     needed = RESERVE_BYTES
     for name in names:
         async with source.site.as_user(name, identity, TAKE_BACKUP) as connection:
             needed += bytes_of(await stream_snapshot.streams(connection))
-    if repository is not None and not repository.exists:  # later, restic adds what has changed
-        needed += size_of(list((source.projects or {}).values()))
+    for runner in runners:
+        size = await runner.size()  # also says whether the runner answers, before anything is written
+        if target.keeps_files and runner.runner.runner_id not in target.repositories:  # later, restic adds what is new
+            needed += size
     free = shutil.disk_usage(target.directory).free
     if needed > free:
         raise BackupError(
@@ -127,16 +149,12 @@ async def _take_streams(
     return found
 
 
-def _take_files(source: Source, repository: Repository, name: str, say: Say) -> list[FilesEntry]:
-    found = []
-    repository.ensure()
-    for runner, projects in (source.projects or {}).items():
-        entry = repository.take(name, runner, projects)
-        say(f"runner {runner}: {entry.files} files, {entry.size} bytes")
-        for path in entry.torn:
-            say(f"runner {runner}: {path} was written each time it was read; its copy may be a mixture")
-        found.append(entry)
-    return found
+async def _take_files(runner: RunnerFiles, name: str, say: Say) -> FilesEntry:
+    entry = await runner.take(name)
+    say(f"runner {entry.name}: {entry.files} files, {entry.size} bytes")
+    for path in entry.torn:
+        say(f"runner {entry.name}: {path} was written each time it was read; its copy may be a mixture")
+    return entry
 
 
 def _tar(paths: Sequence[Path]) -> bytes:

@@ -48,23 +48,25 @@ class StreamEntry(_Model):
 
 
 class FilesEntry(_Model):
-    """The files of the projects of one runner: a snapshot in the target's repository."""
+    """The files of the projects of one runner: a snapshot in the runner's own repository in the target."""
 
     runner: str
+    name: str
+    """The runner's name, for people."""
     taken: AwareDatetime
-    snapshot: str
-    """restic's id."""
-    files: int
-    size: int
+    snapshot: str = ""
+    """restic's id, or its first digits. Empty if the runner had no projects."""
+    files: int = 0
+    size: int = 0
     """Bytes of all files."""
-    torn: list[str]
+    torn: list[str] = []
     """Files that changed each time restic read them: their contents may be mixtures of two states."""
 
 
 class Manifest(_Model):
     """A complete backup."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     name: str
     natskit: str
     platform: str

@@ -29,8 +29,9 @@ def prune(target: Target, key: BackupKey, *, keep: int, keep_days: float, now: d
         for name in removed:
             target.remove(name)
         kept = [manifest for manifest in manifests if manifest.name not in removed]
-        if target.repository.exists():
-            repository = Repository(target.repository, key.repository_password)
+        for runner in target.repositories:
+            repository = Repository(target, key, runner)
             repository.ensure()
-            repository.keep_only({entry.snapshot for manifest in kept for entry in manifest.files or ()})
+            entries = (entry for manifest in kept for entry in manifest.files or ())
+            repository.keep_only({entry.snapshot for entry in entries if entry.runner == runner and entry.snapshot})
         return removed

@@ -47,9 +47,7 @@ class Record(BaseModel):
                 verified.append(found.finished)
         if not begun:
             return None
-        return cls(
-            target=str(target.directory), backups=len(begun), begun=max(begun), verified=max(verified, default=None)
-        )
+        return cls(target=target.place, backups=len(begun), begun=max(begun), verified=max(verified, default=None))
 
     @classmethod
     def read(cls, platform: Path) -> Record | None:

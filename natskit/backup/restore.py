@@ -13,19 +13,20 @@ import shutil
 import tarfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from natskit.backup import restored_stream, sealing, stream_snapshot
 from natskit.backup.manifest import FilesEntry, Manifest, StreamEntry
 from natskit.backup.platform_streams import Site
-from natskit.backup.project_files import Repository, running
+from natskit.backup.runner_files import Runner, RunnerFiles
 from natskit.backup.sealing import BackupKey
 from natskit.backup.target import Target
 from natskit.backup.verify import trusted
 from natskit.bus.jetstream import api
 from natskit.bus.permissions import RESTORE_BACKUP
+from natskit.client import Client
 from natskit.errors import BackupError, NatskitError
 from natskit.identity import backup as identity_backup
 from natskit.identity import claims
@@ -46,25 +47,25 @@ async def restore_control(target: Target, name: str | None, platform: Path) -> P
 
     Neither may exist. Raises :class:`BackupError` and :class:`IdentityError`, and then leaves neither.
     """
-    folder = target.folder(name)
-    manifest = Manifest.read(folder)
     inventory = platform / INVENTORY
     identity_backup.refuse_filled(inventory)
-    for sealed in (manifest.identity, manifest.inventory):
-        sealing.check(folder, sealed)
-    identity_backup.restore(folder / manifest.identity.file, platform / "identity")
-    try:
-        key = BackupKey.load(platform / "identity")
-        manifest.authenticate(folder, key)
-        content = await sealing.opened(folder, manifest.inventory, key)
-        with (
-            identity_backup.arising(inventory, lambda _: None) as made,
-            tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive,
-        ):
-            archive.extractall(made, filter="data")
-    except BaseException:
-        shutil.rmtree(platform / "identity")
-        raise
+    with target.fetched(name) as folder:
+        manifest = Manifest.read(folder)
+        for sealed in (manifest.identity, manifest.inventory):
+            sealing.check(folder, sealed)
+        identity_backup.restore(folder / manifest.identity.file, platform / "identity")
+        try:
+            key = BackupKey.load(platform / "identity")
+            manifest.authenticate(folder, key)
+            content = await sealing.opened(folder, manifest.inventory, key)
+            with (
+                identity_backup.arising(inventory, lambda _: None) as made,
+                tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive,
+            ):
+                archive.extractall(made, filter="data")
+        except BaseException:
+            shutil.rmtree(platform / "identity")
+            raise
     return inventory
 
 
@@ -89,25 +90,22 @@ class Restoration:
             raise BackupError(f"{self._folder} has no stream {label}: it has {names}")
         self.files = (self.manifest.files or []) if label is None else []
 
-    async def run(self, projects: dict[str, Path], say: Say) -> None:
-        """Close the platform, restore, compare, open it again. Raises :class:`NatskitError`."""
-        with self._target.locked():
-            for entry in self.files:
-                if found := sorted(running(projects[entry.runner])):
-                    raise BackupError(
-                        f"projects run whose files would be replaced: stop them with `natskit project stop {found[0]}`"
-                        + (f", and {', '.join(found[1:])}" if found[1:] else "")
-                    )
-            for stream in self.streams:  # before anything is deleted
+    async def run(self, client: Client | None, say: Say) -> None:
+        """Close the platform, restore, compare, open it again. Raises :class:`NatskitError`.
+
+        ``client`` is the operator's connection to the runners, and is needed for files alone. They are put in their
+        places first, and then the platform is closed: while it is closed, no runner can be reached.
+        """
+        with self._target.locked(), self._target.fetched(self.manifest.name):
+            for stream in self.streams:  # before anything is changed
                 await asyncio.to_thread(sealing.check, self._folder, stream.content)
-            if self.files:
-                await asyncio.to_thread(Repository(self._target.repository, self._key.repository_password).check)
+            if client is not None:
+                await restore_files(client, self._target, self._key, self.files, say)
             accounts = sorted({stream.account for stream in self.streams})
             async with self._site.resolvers(self._identity) as servers, self._closed(servers, accounts):
                 for account in accounts:
                     mine = [stream for stream in self.streams if stream.account == account]
                     await self._restore_streams(account, mine, say)
-                self._restore_files(self.files, projects, say)
 
     @asynccontextmanager
     async def _closed(self, servers: Servers, accounts: Sequence[str]) -> AsyncIterator[None]:
@@ -153,9 +151,42 @@ class Restoration:
         copies = min(int(entry.config["num_replicas"]), len(self._site.names))
         return existing.get(entry.name, entry.config | {"num_replicas": copies})
 
-    def _restore_files(self, entries: Sequence[FilesEntry], projects: dict[str, Path], say: Say) -> None:
-        if entries:
-            repository = Repository(self._target.repository, self._key.repository_password)
-            for entry in entries:
-                repository.restore(entry, projects[entry.runner])
-                say(f"runner {entry.runner}: {entry.files} files")
+
+async def restore_files(
+    client: Client,
+    target: Target,
+    key: BackupKey,
+    entries: Sequence[FilesEntry],
+    say: Say,
+    project_id: str | None = None,
+) -> None:
+    """Restore the files of projects, or of one project, on the hosts of their runners.
+
+    All hosts get the files beside those that they have, then each puts them in their places. Raises
+    :class:`BackupError`; before all hosts have the files, nothing has changed.
+    """
+    runners = [
+        (RunnerFiles(client, target, key, Runner(entry.runner, entry.name)), entry)
+        for entry in entries
+        if entry.snapshot
+    ]
+    try:
+        for runner, entry in runners:
+            await runner.stage(entry, project_id)
+            if found := await runner.running():
+                raise BackupError(
+                    f"projects run whose files would be replaced: stop them with `natskit project stop {found[0]}`"
+                    + (f", and {', '.join(found[1:])}" if found[1:] else "")
+                )
+    except BaseException:
+        for runner, _ in runners:
+            with suppress(NatskitError):
+                await runner.discard()
+        raise
+    settled = 0
+    for runner, entry in runners:
+        found = await runner.settle()
+        settled += len(found)
+        say(f"runner {entry.name}: {len(found)} projects")
+    if project_id is not None and not settled:
+        raise BackupError(f"the backup has no files of project {project_id}: `natskit backup list` names the others")

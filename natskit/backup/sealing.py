@@ -70,10 +70,9 @@ class BackupKey:
             raise BackupError(f"{identity} has no key of backups: this platform has made none yet")
         return cls(vault.read(path).decode().strip())
 
-    @property
-    def repository_password(self) -> str:
-        """The password of the repository of files."""
-        return self._derived(b"repository").hex()
+    def repository_password(self, runner: str) -> str:
+        """The password of the repository with the files of a runner. That runner's host learns it, and no other's."""
+        return self._derived(b"repository " + runner.encode()).hex()
 
     def mac(self, content: bytes) -> str:
         """The authentication code of a manifest: age alone does not say who encrypted a file."""

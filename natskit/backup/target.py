@@ -1,4 +1,5 @@
-"""The folder that holds the backups of a platform. Only its owner may read it (mode 0700).
+"""The place that holds the backups of a platform: a folder of this machine that only its owner may read (mode 0700), or
+storage that rclone reaches (:mod:`natskit.backup.remote_target`), with the same content.
 
 ===========================  ======================================================================
 ``NAME/``                    a complete backup; its name is the time of its start, in UTC
@@ -7,7 +8,7 @@
 ``NAME/identity.age``        the identity, as `natskit identity backup` writes it
 ``NAME/inventory.age``       the inventory, its settings, and the files that they name
 ``NAME/streams/ACCOUNT/``    one file for each stream
-``files/``                   restic's repository with the files of projects, of all backups
+``files/RUNNER/``            restic's repository with the files of a runner's projects, of all backups
 ``.unfinished-NAME/``        a run that has not ended, or was killed: the next run removes it
 ===========================  ======================================================================
 """
@@ -23,11 +24,11 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from natskit.backup.manifest import MANIFEST, Manifest
+from natskit.backup.manifest import Manifest
 from natskit.errors import BackupError, IdentityError
 from natskit.identity.files import check_private, make_private, sync_directory
 
-_NAME = re.compile(r"\d{4}-\d\d-\d\dT\d{6}Z(-\d+)?")
+NAME = re.compile(r"\d{4}-\d\d-\d\dT\d{6}Z(-\d+)?")
 _UNFINISHED = ".unfinished-"
 _LOCK = ".backup.lock"  # an identity has a .lock of its own
 FILES = "files"
@@ -45,10 +46,42 @@ class Target:
             except IdentityError as error:
                 raise BackupError(f"a folder for backups must be private: {error}") from None
 
+    keeps_files = True
+    """Whether the files of projects are on this machine's disk."""
+
     @property
-    def repository(self) -> Path:
-        """restic's repository."""
-        return self.directory / FILES
+    def place(self) -> str:
+        """Where it is, for people."""
+        return str(self.directory)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What restic and rclone need besides this process's environment."""
+        return {"RCLONE_CONFIG": os.devnull}
+
+    @property
+    def repositories(self) -> list[str]:
+        """The runners whose files are here."""
+        try:
+            return sorted(os.listdir(self.directory / FILES))
+        except FileNotFoundError:
+            return []
+
+    def repository(self, runner: str) -> str:
+        """restic's name of the repository with the files of a runner."""
+        return str(self.directory / FILES / runner)
+
+    def served(self, runner: str) -> str:
+        """rclone's name of that repository."""
+        return self.repository(runner)
+
+    @contextmanager
+    def fetched(self, name: str | None) -> Iterator[Path]:
+        """The folder of a backup, by default of the newest, with all of its content. Raises :class:`BackupError`."""
+        yield self.folder(name)
+
+    def verified(self, folder: Path) -> None:
+        """Called when a verification has been written into the folder of a backup."""
 
     def create(self) -> None:
         """Make the folder, unless it exists. Raises :class:`BackupError`."""
@@ -72,7 +105,7 @@ class Target:
         except OSError:
             os.close(fd)
             raise BackupError(
-                f"another backup, verification or prune uses {self.directory}: wait until it has ended"
+                f"another backup, verification or prune uses {self.place}: wait until it has ended"
             ) from None
         try:
             for left in self.directory.glob(f"{_UNFINISHED}*"):
@@ -84,7 +117,7 @@ class Target:
     def names(self) -> list[str]:
         """The complete backups, oldest first. Raises :class:`BackupError` if there is no such folder."""
         try:
-            found = [entry.name for entry in self.directory.iterdir() if _NAME.fullmatch(entry.name)]
+            found = [entry.name for entry in self.directory.iterdir() if NAME.fullmatch(entry.name)]
         except OSError as error:
             raise BackupError(f"{self.directory}: {error.strerror}: name the folder of the backups") from None
         return sorted(found, key=_order)
@@ -93,9 +126,9 @@ class Target:
         """The folder of a backup, by default of the newest one. Raises :class:`BackupError`."""
         names = self.names()
         if not names:
-            raise BackupError(f"there is no backup in {self.directory}: make one with `natskit backup create`")
+            raise BackupError(f"there is no backup in {self.place}: make one with `natskit backup create`")
         if name is not None and name not in names:
-            raise BackupError(f"there is no backup {name[:40]!r} in {self.directory}: `natskit backup list` names them")
+            raise BackupError(f"there is no backup {name[:40]!r} in {self.place}: `natskit backup list` names them")
         return self.directory / (name or names[-1])
 
     @contextmanager
@@ -106,12 +139,17 @@ class Target:
         try:
             yield folder
             Manifest.read(folder)
-            for inner, _, _ in os.walk(folder):
-                sync_directory(Path(inner))
-            folder.rename(self.directory / folder.name.removeprefix(_UNFINISHED))
-            sync_directory(self.directory)
+            self._complete(folder, name_of(folder))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _complete(self, folder: Path, name: str) -> None:
+        """Give a finished backup its name."""
+        os.sync()  # rclone has not waited until the disk has the files of projects
+        for inner, _, _ in os.walk(folder):
+            sync_directory(Path(inner))
+        folder.rename(self.directory / name)
+        sync_directory(self.directory)
 
     def _free_name(self, started: datetime) -> str:
         name = f"{started:%Y-%m-%dT%H%M%SZ}"
@@ -140,11 +178,6 @@ class Target:
 def name_of(folder: Path) -> str:
     """The name of a backup whose folder may not be finished yet."""
     return folder.name.removeprefix(_UNFINISHED)
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether the backup has a manifest."""
-    return (folder / MANIFEST).exists()
 
 
 def _order(name: str) -> tuple[str, int]:

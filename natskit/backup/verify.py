@@ -27,8 +27,7 @@ async def verify(target: Target, name: str | None, identity: Path, say: Say) -> 
     Its streams are restored into a nats-server of their own on this machine. ``identity`` is the platform's, which has
     the key. Raises :class:`BackupError` and other natskit errors at the first difference.
     """
-    with target.locked(), target.scratch() as scratch:
-        folder = target.folder(name)
+    with target.locked(), target.scratch() as scratch, target.fetched(name) as folder:
         began, now = time.monotonic(), datetime.now(UTC)
         key = BackupKey.load(identity)
         manifest = trusted(folder, key)
@@ -39,7 +38,7 @@ async def verify(target: Target, name: str | None, identity: Path, say: Say) -> 
         say("identity: opens with the passphrase")
         await sealing.opened(folder, manifest.inventory, key)
         await _check_streams(folder, manifest, key, scratch, say)
-        files = _check_files(target, manifest, key, say)
+        files = await asyncio.to_thread(_check_files, target, manifest, key, say)
         found = Verification(
             finished=datetime.now(UTC),
             age_seconds=(now - manifest.started).total_seconds(),
@@ -49,6 +48,7 @@ async def verify(target: Target, name: str | None, identity: Path, say: Say) -> 
             files=files,
         )
         found.write(folder)
+        target.verified(folder)
         return found
 
 
@@ -82,10 +82,14 @@ def _check_files(target: Target, manifest: Manifest, key: BackupKey, say: Say) -
     if manifest.files is None:
         say("files of projects: none, the backup was taken without them")
         return 0
-    repository, total = Repository(target.repository, key.repository_password), 0
-    repository.check()
+    total = 0
     for entry in manifest.files:
+        if not entry.snapshot:
+            say(f"runner {entry.name}: had no projects")
+            continue
+        repository = Repository(target, key, entry.runner)
+        repository.check()
         files = repository.count(entry)
-        say(f"runner {entry.runner}: {files} files, all hashes are right")
+        say(f"runner {entry.name}: {files} files, all hashes are right")
         total += files
     return total

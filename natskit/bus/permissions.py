@@ -257,6 +257,7 @@ SCOPES: Mapping[Role, Permissions] = {
             "projects.*.api",
             "projects.*.streams.*",
             "runners.*.move",
+            "runners.*.backup",
             "docs.admin.>",
             *_MAKE_STREAMS,
             f"$JS.API.DIRECT.GET.{AUDIT_STREAM}",

@@ -14,6 +14,7 @@ import click
 from natskit.cli.platform import (
     PATIENCE,
     Platform,
+    call_hub,
     json_option,
     list_hub,
     metrics_folder,
@@ -25,7 +26,9 @@ from natskit.cli.platform import (
 from natskit.errors import BackupError, NatskitError
 
 if TYPE_CHECKING:
+    from natskit.backup.manifest import Manifest
     from natskit.backup.platform_streams import Site
+    from natskit.backup.runner_files import Runner
     from natskit.backup.target import Target
     from natskit.client import Client
 
@@ -42,12 +45,11 @@ def backup() -> None:
 def _target_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--target",
-        "target_folder",
+        "place",
         required=True,
         envvar="NATSKIT_BACKUP_TARGET",
-        metavar="DIR",
-        type=click.Path(path_type=Path),
-        help="The folder with all backups [env: NATSKIT_BACKUP_TARGET].",
+        metavar="TARGET",
+        help="The folder with all backups, or rclone:REMOTE:PATH [env: NATSKIT_BACKUP_TARGET].",
     )(command)
 
 
@@ -58,6 +60,12 @@ _name_argument = click.argument("name", metavar="[NAME]", required=False)
 @_target_option
 @click.option("--without-files", is_flag=True, help="Leave out the files of projects.")
 @click.option(
+    "--without-runner", "absent", multiple=True, metavar="NAME", help="Leave out the files of projects on this runner."
+)
+@click.option(
+    "--rate", default=0, type=click.IntRange(min=0), metavar="KIB", help="Send at most KIB a second of files [0: all]."
+)
+@click.option(
     "--without-account",
     "without",
     multiple=True,
@@ -66,7 +74,15 @@ _name_argument = click.argument("name", metavar="[NAME]", required=False)
 )
 @json_option
 @click.pass_obj
-def create(directory: str, target_folder: Path, without_files: bool, without: tuple[str, ...], as_json: bool) -> None:
+def create(
+    directory: str,
+    place: str,
+    without_files: bool,
+    absent: tuple[str, ...],
+    rate: int,
+    without: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Take a backup while the platform serves. If it fails, it removes what it has written.
 
     The backup contains every write that was acknowledged before the command began.
@@ -80,28 +96,35 @@ def create(directory: str, target_folder: Path, without_files: bool, without: tu
     from natskit.backup.create import create as take
 
     platform = Platform.find(directory)
-    _refuse_inside(platform, target_folder)
-    source = Source(
-        site=_site(platform),
-        url=platform["url"],
-        inventory=tuple(_inventory(platform)),
-        projects=None if without_files else _projects(platform),
-        but=frozenset(without),
-    )
-    target = _target(target_folder)
-    made = asyncio.run(take(source, target, _say(as_json)))
+    _refuse_inside(platform, place)
+    target = _target(place)
+    runners = () if without_files else tuple(_runners(directory, absent))
+
+    async def run(client: Client | None) -> Manifest:
+        source = Source(
+            site=_site(platform),
+            url=platform["url"],
+            inventory=tuple(_inventory(platform)),
+            client=client,
+            runners=runners,
+            rate=rate,
+            but=frozenset(without),
+        )
+        return await take(source, target, _say(as_json))
+
+    made = asyncio.run(run(None)) if without_files else with_client(directory, run)
     _remember(platform, target)
     note(directory, f"backup create: {made.name}")
     if as_json:
         show_json(made.model_dump(mode="json", exclude={"mac"}))
     else:
-        click.echo(f"{target_folder / made.name} is complete. Check it with: natskit backup verify {made.name}")
+        click.echo(f"{target.place}/{made.name} is complete. Check it with: natskit backup verify {made.name}")
 
 
 @backup.command("list")
 @_target_option
 @json_option
-def list_backups(target_folder: Path, as_json: bool) -> None:
+def list_backups(place: str, as_json: bool) -> None:
     """List the backups, oldest first, and when each was last verified. Needs no passphrase.
 
     \b
@@ -110,7 +133,7 @@ def list_backups(target_folder: Path, as_json: bool) -> None:
     """
     from natskit.backup.manifest import Manifest, Verification, age_of
 
-    target, now = _target(target_folder), datetime.now(UTC)
+    target, now = _target(place), datetime.now(UTC)
     rows: list[list[str]] = []
     records: list[dict[str, Any]] = []
     for name in target.names():
@@ -136,7 +159,7 @@ def list_backups(target_folder: Path, as_json: bool) -> None:
         show_json(records)
     else:
         columns = ["backup", "begun", "streams", "messages", "files", "verified"]
-        show_table(columns, rows, f"There is no backup in {target_folder}.")
+        show_table(columns, rows, f"There is no backup in {target.place}.")
 
 
 @backup.command()
@@ -144,7 +167,7 @@ def list_backups(target_folder: Path, as_json: bool) -> None:
 @_name_argument
 @json_option
 @click.pass_obj
-def verify(directory: str, target_folder: Path, name: str | None, as_json: bool) -> None:
+def verify(directory: str, place: str, name: str | None, as_json: bool) -> None:
     """Verify a backup [default: the newest]: check every hash, restore its streams, compare them.
 
     Restores the streams into a separate nats-server on this machine. Prints how old the data is, and how long the
@@ -156,7 +179,7 @@ def verify(directory: str, target_folder: Path, name: str | None, as_json: bool)
     """
     from natskit.backup.verify import verify as check
 
-    platform, target = Platform.find(directory), _target(target_folder)
+    platform, target = Platform.find(directory), _target(place)
     found = asyncio.run(check(target, name, Path(platform["identity"]), _say(as_json)))
     _remember(platform, target)
     if as_json:
@@ -174,29 +197,37 @@ def verify(directory: str, target_folder: Path, name: str | None, as_json: bool)
 @click.option(
     "--stream", "label", metavar="ACCOUNT/STREAM", help="Restore this stream alone, such as PLATFORM/KV_accounts."
 )
+@click.option("--project", metavar="PROJECT", help="Restore the files of this project alone: an id or a title.")
 @click.option("--without-files", is_flag=True, help="Leave out the files of projects.")
 @click.option("--overwrite", is_flag=True, help="Replace what the platform has.")
 @click.pass_obj
 def restore(
-    directory: str, target_folder: Path, name: str | None, label: str | None, without_files: bool, overwrite: bool
+    directory: str,
+    place: str,
+    name: str | None,
+    label: str | None,
+    project: str | None,
+    without_files: bool,
+    overwrite: bool,
 ) -> None:
-    """Restore a platform from a backup [default: the newest], or one of its streams.
+    """Restore a platform from a backup [default: the newest], one of its streams, or the files of one project.
 
     On a control machine without the platform's identity, this restores the identity and the inventory. Deploy then, and
     run the command again: it restores the streams and the files of projects into the empty platform.
 
     Nobody can use the platform until the command has compared everything with the backup. Then its programs reconnect
-    by themselves.
+    by themselves. With --project, everybody goes on, and the project must be stopped.
 
     \b
     Examples:
       natskit --platform ~/bus/platform backup restore --target /srv/backup
+      natskit backup restore --target /srv/backup --project "My project" --overwrite
       natskit backup restore --target /srv/backup --stream PLATFORM/KV_accounts --overwrite
     """
     from natskit.backup.restore import Restoration, restore_control
     from natskit.identity.identity import INDEX
 
-    target, control = _target(target_folder), Path(directory)
+    target, control = _target(place), Path(directory)
     if not (control / "identity" / INDEX).exists():
         inventory = asyncio.run(restore_control(target, name, control))
         click.echo(
@@ -206,20 +237,31 @@ def restore(
         )
         return
     platform = Platform.find(directory)
+    if project is not None:
+        if label is not None or without_files:
+            raise BackupError("--project restores files, and nothing else: leave out --stream and --without-files")
+        if not overwrite:
+            raise BackupError(f"the files of {project} would be replaced: add --overwrite, and take a backup before")
+        _restore_project(directory, platform, target, name, project)
+        return
     if "memory" in platform["resolvers"].values():
         raise BackupError("nats_resolver is memory: a NATS account cannot be closed then; use full, and deploy")
     restoration = Restoration(_site(platform), target, name, label)
     if without_files:
         restoration.files = []
-    projects = _projects(platform) if restoration.files else {}
-    if unknown := [entry.runner for entry in restoration.files if entry.runner not in projects]:
-        raise BackupError(
-            f"this platform has no runner {', '.join(unknown)}, whose files are in the backup: deploy the inventory of "
-            "the backup, or add --without-files"
-        )
+    if restoration.files:
+        known = {runner.runner_id for runner in _runners(directory, ())}
+        if unknown := [entry.name for entry in restoration.files if entry.runner not in known]:
+            raise BackupError(
+                f"this platform has no runner {', '.join(unknown)}, whose files are in the backup: deploy the "
+                "inventory of the backup, or add --without-files"
+            )
     if not overwrite:
         _refuse_filled(directory, platform, label)
-    asyncio.run(restoration.run(projects, click.echo))
+    if restoration.files:
+        with_client(directory, lambda client: restoration.run(client, click.echo))
+    else:
+        asyncio.run(restoration.run(None, click.echo))
     note(directory, f"backup restore: {restoration.manifest.name}" + (f", {label}" if label else ""))
     click.echo("The platform is open again. Check it with: natskit ready")
 
@@ -229,11 +271,11 @@ def restore(
 @click.argument("project")
 @click.argument("path", default="")
 @click.option(
-    "--to", "place", required=True, metavar="NEW", type=click.Path(path_type=Path), help="The file or folder to make."
+    "--to", "new", required=True, metavar="NEW", type=click.Path(path_type=Path), help="The file or folder to make."
 )
 @click.option("--from", "name", metavar="NAME", help="The backup [default: the newest].")
 @click.pass_obj
-def files(directory: str, target_folder: Path, project: str, path: str, place: Path, name: str | None) -> None:
+def files(directory: str, place: str, project: str, path: str, new: Path, name: str | None) -> None:
     """Get a file or a folder of a project out of a backup; without PATH, all files of the project.
 
     The command changes nothing on the platform: `natskit cp` puts into the project what you want to have back. PROJECT
@@ -244,12 +286,12 @@ def files(directory: str, target_folder: Path, project: str, path: str, place: P
       natskit backup files "My project" notes.md --to /tmp/notes.md
       natskit backup files 6c1f8c0a-… --to /tmp/all --from 2026-11-29T133510Z
     """
-    from natskit.backup.project_files import Repository
+    from natskit.backup.project_files import extract
     from natskit.backup.sealing import BackupKey
     from natskit.backup.verify import trusted
     from natskit.cli.project import ID, find_project
 
-    platform, target = Platform.find(directory), _target(target_folder)
+    platform, target = Platform.find(directory), _target(place)
     key = BackupKey.load(Path(platform["identity"]))
     manifest = trusted(target.folder(name), key)
     if not manifest.files:
@@ -259,8 +301,8 @@ def files(directory: str, target_folder: Path, project: str, path: str, place: P
         return str((await find_project(client, project))["project_id"])
 
     project_id = project if ID.fullmatch(project) else with_client(directory, find)
-    Repository(target.repository, key.repository_password).extract(manifest.files, project_id, path, place)
-    click.echo(f"{place} is as it was in the backup {manifest.name}. Put it back with: natskit cp")
+    extract(target, key, manifest.files, project_id, path, new)
+    click.echo(f"{new} is as it was in the backup {manifest.name}. Put it back with: natskit cp")
 
 
 @backup.command()
@@ -268,7 +310,7 @@ def files(directory: str, target_folder: Path, project: str, path: str, place: P
 @click.option("--keep", required=True, type=click.IntRange(min=1), metavar="N", help="Keep the newest N.")
 @click.option("--keep-days", default=0.0, type=click.FloatRange(min=0), metavar="D", help="Keep those of D days, too.")
 @click.pass_obj
-def prune(directory: str, target_folder: Path, keep: int, keep_days: float) -> None:
+def prune(directory: str, place: str, keep: int, keep_days: float) -> None:
     """Remove old backups, and the files of projects that only these held.
 
     \b
@@ -278,13 +320,46 @@ def prune(directory: str, target_folder: Path, keep: int, keep_days: float) -> N
     from natskit.backup.prune import prune as remove
     from natskit.backup.sealing import BackupKey
 
-    platform, target = Platform.find(directory), _target(target_folder)
+    platform, target = Platform.find(directory), _target(place)
     key = BackupKey.load(Path(platform["identity"]))
     removed = remove(target, key, keep=keep, keep_days=keep_days, now=datetime.now(UTC))
     _remember(platform, target)
     if removed:
         note(directory, f"backup prune: {', '.join(removed)}")
     click.echo("\n".join(f"{name} is removed." for name in removed) or "Nothing is old enough to be removed.")
+
+
+def _restore_project(directory: str, platform: Platform, target: Target, name: str | None, project: str) -> None:
+    from natskit.backup.restore import restore_files
+    from natskit.backup.runner_files import RunnerFiles
+    from natskit.backup.sealing import BackupKey
+    from natskit.backup.verify import trusted
+    from natskit.cli.project import find_project
+
+    key = BackupKey.load(Path(platform["identity"]))
+    runners = _runners(directory, ())
+
+    async def restore(client: Client) -> str:
+        found = await find_project(client, project)
+        with target.locked():
+            manifest = trusted(target.folder(name), key)
+            holders = [
+                runner.runner_id
+                for runner in runners
+                if await RunnerFiles(client, target, key, runner).holds(found["project_id"])
+            ]
+            entries = [entry for entry in manifest.files or () if not holders or entry.runner in holders]
+            if not entries:
+                raise BackupError(
+                    f"the backup {manifest.name} has no files of the runner that the project is on: get them with "
+                    "`natskit backup files`, and put them back with `natskit cp`"
+                )
+            await restore_files(client, target, key, entries, lambda _: None, found["project_id"])
+        return f"{found['title']!r} has the files of the backup {manifest.name}"
+
+    done = with_client(directory, restore)
+    note(directory, f"backup restore: {done}")
+    click.echo(f"{done}. Start it with: natskit project start")
 
 
 def _remember(platform: Platform, target: Target) -> None:
@@ -298,24 +373,28 @@ def _remember(platform: Platform, target: Target) -> None:
         click.echo(f"not recorded: {error.filename}: {error.strerror}", err=True)
 
 
-def _refuse_inside(platform: Platform, folder: Path) -> None:
+def _refuse_inside(platform: Platform, place: str) -> None:
     """Raise :class:`BackupError` for a target that is lost together with the platform."""
+    from natskit.backup.remote_target import PREFIX
+
+    if place.startswith(PREFIX):
+        return
     local = platform.content.get("supervisor_socket")
     places = [platform.directory, Path(platform["identity"]), *([Path(local).parents[1]] if local else [])]
-    inside = next((place for place in places if folder.resolve().is_relative_to(place.resolve())), None)
+    inside = next((own for own in places if Path(place).resolve().is_relative_to(own.resolve())), None)
     if inside is not None:
         raise BackupError(
-            f"{folder} is in {inside}, the platform's own folder, and would be lost with it: choose a folder on "
+            f"{place} is in {inside}, the platform's own folder, and would be lost with it: choose a folder on "
             "another disk"
         )
 
 
-def _target(folder: Path) -> Target:
-    from natskit.backup.target import Target
+def _target(place: str) -> Target:
+    from natskit.backup.remote_target import target_of
 
     # A run that is told to end removes what it has begun.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    return Target(folder)
+    return target_of(place)
 
 
 def _say(as_json: bool) -> Callable[[str], None]:
@@ -333,15 +412,15 @@ def _site(platform: Platform) -> Site:
     )
 
 
-def _projects(platform: Platform) -> dict[str, Path]:
-    """The folders of the projects. Raises :class:`BackupError` for runners on other hosts."""
-    found = platform.content.get("projects")
-    if found is None:
-        raise BackupError(
-            "the files of projects are on other hosts, where natskit cannot back them up yet: add --without-files, and "
-            "back up /var/lib/private/natskit-project of these hosts"
-        )
-    return {runner: Path(folder) for runner, folder in found.items()}
+def _runners(directory: str, absent: tuple[str, ...]) -> list[Runner]:
+    """The runners of the platform. Raises :class:`BackupError` if one of ``absent`` is unknown."""
+    from natskit.backup.runner_files import Runner
+
+    found = [Runner(row["runner_id"], row["name"]) for row in call_hub(directory, "runner_list")]
+    names = [runner.name for runner in found]
+    if unknown := [name for name in absent if name not in names]:
+        raise BackupError(f"there is no runner {unknown[0]}: `natskit runner list` names {', '.join(names)}")
+    return [runner for runner in found if runner.name not in absent]
 
 
 def _inventory(platform: Platform) -> list[Path]:

@@ -68,9 +68,7 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @schedule.command("backup")
-@click.option(
-    "--target", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The folder with all backups."
-)
+@click.option("--target", required=True, metavar="TARGET", help="The folder with all backups, or rclone:REMOTE:PATH.")
 @click.option("--at", default="02:30", show_default=True, metavar="HH:MM", help="When, every day.")
 @click.option("--verify-on", default="Sun", show_default=True, metavar="DAY", help="The day of the verification.")
 @click.option("--keep", default=7, show_default=True, type=click.IntRange(min=1), help="Keep the newest N.")
@@ -82,7 +80,7 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.pass_obj
 def schedule_backup(
     directory: str,
-    target: Path,
+    target: str,
     at: str,
     verify_on: str,
     keep: int,
@@ -108,9 +106,11 @@ def schedule_backup(
         raise SettingsError(f"--verify-on {verify_on}: write one of {', '.join(days)}")
     if not os.environ.get(COMMAND):
         raise SettingsError(f"{COMMAND} is not set: set it to a command that prints the passphrase, which timers need")
-    if not without_files and platform.content.get("projects") is None:
-        raise SettingsError("the files of projects are on other hosts: add --without-files")
-    environment = {COMMAND: os.environ[COMMAND], "NATSKIT_BACKUP_TARGET": str(target.absolute())} | _metrics()
+    is_remote = target.startswith("rclone:")
+    place = target if is_remote else str(Path(target).absolute())
+    environment = {COMMAND: os.environ[COMMAND], "NATSKIT_BACKUP_TARGET": place} | _metrics()
+    if is_remote and os.environ.get("RCLONE_CONFIG"):
+        environment["RCLONE_CONFIG"] = os.environ["RCLONE_CONFIG"]
     backup = [*_natskit(platform), "backup"]
     tasks = [
         Task(

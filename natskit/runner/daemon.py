@@ -24,6 +24,7 @@ from natskit.project.config import Id
 from natskit.rpc import Methods, RpcError
 from natskit.runner.agent_process import AgentProcess
 from natskit.runner.agent_unit import AgentUnit, units
+from natskit.runner.backup_api import BackupCall, Backups, backup_methods
 from natskit.runner.config import RunnerProgram
 from natskit.runner.disk import Disk
 from natskit.runner.metrics import keep_written
@@ -75,6 +76,7 @@ class Runner:
         self._starts = asyncio.Semaphore(STARTS_AT_ONCE)
         self.moves = Moves(self.project, self._call_hub, self._disk.check_room)
         """Gives and takes the files of projects that move."""
+        self.backups = Backups(program, self.project)
 
     async def start(self) -> None:
         """Connect, take orders, and keep the hubs informed."""
@@ -97,6 +99,7 @@ class Runner:
         self._connection.on_reconnect(self._register.set)
         await self._connection.subscribe(f"runners.{runner_id}.api", cb=self._on_request)
         await self._connection.subscribe(f"runners.{runner_id}.move", cb=self._on_move)
+        await self._connection.subscribe(f"runners.{runner_id}.backup", cb=self._on_backup)
         await self._connection.flush()
         self._register.set()
         for work in (self._keep_registered(), self._beat(), self._send_reports()):
@@ -105,6 +108,7 @@ class Runner:
     async def close(self) -> None:
         """Leave the agents: systemd keeps its units running; child processes end, and the next runner starts them."""
         await cancel(self._tasks)
+        await self.backups.end()
         await asyncio.gather(*(project.leave() for project in self._projects.values()))
         if self._connection is not None:
             await self._connection.close()
@@ -318,13 +322,27 @@ class Runner:
     async def _on_move(self, message: Msg) -> None:
         self._spawn(self._answer_move(message))
 
+    async def _on_backup(self, message: Msg) -> None:
+        self._spawn(self._answer_backup(message))
+
     async def _answer_move(self, message: Msg) -> None:
         if self._connection is None:
             return
         request, data = json_and_data(message)
         body, more = await self.moves.answer(request, data, self._connection.max_payload - HEADER_ROOM)
-        if body is not None and message.reply:
-            payload, headers = with_data(body, more)
+        await self._answer_with_data(message, body, more)
+
+    async def _answer_backup(self, message: Msg) -> None:
+        if self._connection is None:
+            return
+        request, data = json_and_data(message)
+        call = BackupCall(self.backups, data, self._connection.max_payload - HEADER_ROOM)
+        body = await backup_methods.answer(call, request, call.most)
+        await self._answer_with_data(message, body, call.answer_data)
+
+    async def _answer_with_data(self, message: Msg, body: bytes | None, data: bytes) -> None:
+        if self._connection is not None and body is not None and message.reply:
+            payload, headers = with_data(body, data)
             with contextlib.suppress(nats.errors.Error):
                 await self._connection.publish(message.reply, payload, headers=headers)
 

@@ -27,7 +27,8 @@ from natskit.backup.manifest import Manifest, Verification
 from natskit.backup.platform_streams import Site as RunningSite
 from natskit.backup.project_files import Repository
 from natskit.backup.record import Record
-from natskit.backup.restore import Restoration, restore_control
+from natskit.backup.restore import Restoration, restore_control, restore_files
+from natskit.backup.runner_files import RunnerFiles
 from natskit.backup.sealing import BackupKey
 from natskit.backup.target import Target
 from natskit.backup.trial_server import trial_server
@@ -41,12 +42,18 @@ from natskit.errors import BackupError, ConnectionLostError, IdentityError
 from natskit.identity import passphrase, vault
 from natskit.identity.backup import unfinished_restore
 from natskit.identity.identity import Identity
+from natskit.rpc import RpcError
+from natskit.runner import backup_job
+from natskit.runner.backup_api import Backups
+from tests.hub.backup_runner import served
 from tests.hub.site import Site, call
 from tests.kit.commands import run
 from tests.kit.wait import eventually
 
 WORD = "a long passphrase"
 SECRET = "only in the state"  # noqa: S105
+RUNNER, OTHER = (f"{number}0000000-0000-4000-8000-000000000000" for number in "12")
+PROJECT = "a0000000-0000-4000-8000-000000000000"
 NATSKIT = str(Path(sys.executable).with_name("natskit"))
 
 
@@ -201,7 +208,7 @@ async def test_damage_is_one_clear_error_and_changes_nothing(site: Site, tmp_pat
     with pytest.raises(BackupError, match=r"KV_accounts\.age is damaged: its SHA-256"):
         await verify(target, None, site.identity.directory, lambda _: None)
     with pytest.raises(BackupError, match=r"KV_accounts\.age is damaged: its SHA-256"):
-        await Restoration(running(site), target, None, None).run({}, lambda _: None)
+        await Restoration(running(site), target, None, None).run(None, lambda _: None)
     assert await states(site) == before
     said = command(site, target.directory, "verify", check=False)
     assert said.returncode == 1
@@ -254,22 +261,163 @@ async def test_space_is_looked_at_first(site: Site, tmp_path: Path, monkeypatch:
 async def test_a_run_that_fails_after_the_files_leaves_no_snapshot(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "projects" / "p").mkdir(parents=True)
-    (tmp_path / "projects" / "p" / "file").write_text("content")
     target = Target(tmp_path / "target")
-    with_files = dataclasses.replace(source(site), projects={"r": tmp_path / "projects"})
-    repository = Repository(target.repository, BackupKey.ensure(site.identity.directory).repository_password)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "manifest.json")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Manifest, "write", full)
-        with pytest.raises(BackupError, match="No space left"):
-            await create.create(with_files, target, lambda _: None)
-    assert json.loads(repository._run("snapshots")) == []
-    await create.create(with_files, target, lambda _: None)
+    async with served(site, RUNNER, "one", tmp_path / "runner") as one:
+        one.write(PROJECT, "file", "content")
+        with_files = dataclasses.replace(source(site), client=one.client, runners=(one.runner,))
+        repository = Repository(target, BackupKey.ensure(site.identity.directory), RUNNER)
+        with monkeypatch.context() as patched:
+            patched.setattr(Manifest, "write", full)
+            with pytest.raises(BackupError, match="No space left"):
+                await create.create(with_files, target, lambda _: None)
+        assert json.loads(repository._run("snapshots")) == []
+        await create.create(with_files, target, lambda _: None)
     assert len(json.loads(repository._run("snapshots"))) == 1
+
+
+async def test_a_host_that_fails_is_named_and_leaves_nothing(site: Site, tmp_path: Path) -> None:
+    target = Target(tmp_path / "target")
+    key = BackupKey.ensure(site.identity.directory)
+    async with (
+        served(site, RUNNER, "one", tmp_path / "runner") as one,
+        served(site, OTHER, "two", tmp_path / "other") as two,
+    ):
+        one.write(PROJECT, "file", "content")
+        with_files = dataclasses.replace(source(site), client=one.client, runners=(one.runner, two.runner))
+        far = two.write(PROJECT.replace("a", "b"), "file", "content")
+        in_the_way = tmp_path / "other" / "backup"
+        in_the_way.write_text("")
+        with pytest.raises(BackupError, match=r"^runner two: restic cannot be started"):
+            await create.create(with_files, target, lambda _: None)
+        assert left(target) == ["files"]
+        assert json.loads(Repository(target, key, RUNNER)._run("snapshots")) == [], "the other host's part is gone, too"
+        in_the_way.unlink()
+        manifest = await create.create(with_files, target, lambda _: None)
+        assert [(entry.name, entry.files) for entry in manifest.files or ()] == [("one", 1), ("two", 1)]
+        shutil.rmtree(far.parents[1])
+        manifest = await create.create(with_files, target, lambda _: None)
+        assert [(entry.name, entry.files) for entry in manifest.files or ()] == [("one", 1), ("two", 0)]
+        two.projects.rmdir()
+        with pytest.raises(BackupError, match=r"^runner two: .*projects is not there"):
+            await create.create(with_files, target, lambda _: None)
+        assert len(target.names()) == 2
+
+
+async def test_a_host_reaches_no_repository_but_its_own_and_removes_nothing(site: Site, tmp_path: Path) -> None:
+    """restic on a host that somebody has taken over, with all that the runner is given."""
+    target = Target(tmp_path / "target")
+    key = BackupKey.ensure(site.identity.directory)
+    assert key.repository_password(RUNNER) != key.repository_password(OTHER)
+    async with served(site, RUNNER, "one", tmp_path / "runner") as one:
+        one.write(PROJECT, "file", "content")
+        with_files = dataclasses.replace(source(site), client=one.client, runners=(one.runner,))
+        manifest = await create.create(with_files, target, lambda _: None)
+        (entry,) = manifest.files or []
+        begin = Backups.begin
+
+        async def hostile(self: Backups, job_id: str, password: str, _: list[str], cwd: Path) -> None:
+            await begin(self, job_id, password, ["forget", entry.snapshot], cwd)
+
+        files = RunnerFiles(one.client, target, key, one.runner)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Backups, "begin", hostile)
+            with pytest.raises(BackupError, match="runner one: restic ended with 1"):
+                await files.take("again")
+    assert len(json.loads(files.repository._run("snapshots"))) == 1
+
+
+async def test_restic_ends_when_the_control_machine_is_gone(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = BackupKey.ensure(site.identity.directory).repository_password(RUNNER)
+    async with served(site, RUNNER, "one", tmp_path / "runner") as one:
+        one.write(PROJECT, "file", "content")
+
+        async def begin(job_id: str) -> None:
+            asked = {"job_id": job_id, "password": key, "runner_id": RUNNER, "name": "n", "rate": 0}
+            await one.client.call_runner(RUNNER, "take", asked, service="backup")
+
+        await begin(PROJECT)
+        with pytest.raises(RpcError, match="another command backs up or restores"):
+            await begin(RUNNER)
+        monkeypatch.setattr(backup_job, "IDLE_SECONDS", 0.5)
+        await begin(PROJECT)  # the same command may begin again
+        await eventually(lambda: not one.backups.job(PROJECT).is_running, "the end of restic")
+        await begin(RUNNER)
+
+
+async def test_only_what_has_changed_is_sent_again(site: Site, tmp_path: Path) -> None:
+    target = Target(tmp_path / "target")
+    async with served(site, RUNNER, "one", tmp_path / "runner") as one:
+        for number in range(4):
+            one.write(PROJECT, f"file{number}", os.urandom(400_000).hex())
+        sent = 0
+        call = one.client.call_runner
+
+        async def counted(runner: str, method: str, *words: Any, **options: Any) -> tuple[Any, memoryview]:
+            nonlocal sent
+            answer, data = await call(runner, method, *words, **options)
+            sent += len(data)
+            return answer, data
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(one.client, "call_runner", counted)
+            with_files = dataclasses.replace(source(site), client=one.client, runners=(one.runner,))
+            await create.create(with_files, target, lambda _: None)
+            first, sent = sent, 0
+            one.write(PROJECT, "file1", "new")
+            manifest = await create.create(with_files, target, lambda _: None)
+    assert first > 1_600_000
+    assert sent < 100_000
+    assert [entry.files for entry in manifest.files or ()] == [4]
+
+
+async def test_files_come_back_all_or_none(site: Site, tmp_path: Path) -> None:
+    target, key = Target(tmp_path / "target"), BackupKey.ensure(site.identity.directory)
+    async with (
+        served(site, RUNNER, "one", tmp_path / "runner") as one,
+        served(site, OTHER, "two", tmp_path / "other") as two,
+    ):
+        second = PROJECT.replace("a", "b")
+        kept, also = one.write(PROJECT, "deep/file", "old"), one.write(second, "file", "old")
+        far = two.write(PROJECT.replace("a", "c"), "file", "old")
+        with_files = dataclasses.replace(source(site), client=one.client, runners=(one.runner, two.runner))
+        entries = (await create.create(with_files, target, lambda _: None)).files or []
+        for path in (kept, also, far):
+            path.write_text("new")
+        usage = shutil.disk_usage
+
+        def full(path: Path) -> Any:
+            return usage(path)._replace(free=0) if path == two.projects else usage(path)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(shutil, "disk_usage", full)  # the second host has no room
+            with pytest.raises(BackupError, match="runner two: the restored files need"):
+                await restore_files(one.client, target, key, entries, lambda _: None)
+        assert [path.read_text() for path in (kept, also, far)] == ["new"] * 3
+        assert not staged(tmp_path)
+
+        await restore_files(one.client, target, key, entries, lambda _: None, project_id=PROJECT)
+        assert [path.read_text() for path in (kept, also, far)] == ["old", "new", "new"]
+        one.backups.project(second).state = "running"
+        with pytest.raises(BackupError, match=f"natskit project stop {second}"):
+            await restore_files(one.client, target, key, entries, lambda _: None)
+        one.backups.project(second).state = "stopped"
+        await restore_files(one.client, target, key, entries, lambda _: None)
+        assert [path.read_text() for path in (kept, also, far)] == ["old"] * 3
+        nobody = "f0000000-0000-4000-8000-000000000000"
+        with pytest.raises(BackupError, match=f"no files of project {nobody}"):
+            await restore_files(one.client, target, key, entries, lambda _: None, project_id=nobody)
+    assert not staged(tmp_path)
+
+
+def staged(folder: Path) -> list[Path]:
+    """Restored files that wait to be put in their places."""
+    return list(folder.glob("*/projects/.restored"))
 
 
 def test_a_target_within_the_platform_is_refused(site: Site) -> None:
@@ -398,7 +546,7 @@ async def test_nobody_is_served_what_is_half_restored(
         patched.setattr(sealing, "check", lambda *_: None)
         broken.write_bytes(whole[:-1])
         with pytest.raises(BackupError, match="cannot be decrypted") as caught:
-            await Restoration(running(site), target, None, None).run({}, lambda _: None)
+            await Restoration(running(site), target, None, None).run(None, lambda _: None)
     assert "The platform is closed" in str(caught.value)
     assert f"--overwrite {target.folder(None).name}" in str(caught.value)
     assert not hub.is_connected
@@ -412,7 +560,7 @@ async def test_nobody_is_served_what_is_half_restored(
         names = {one["config"]["name"] for one in await stream_snapshot.streams(connection)}
     assert names == set(STREAMS) - {"KV_memberships"}, "no part of a stream is left"
     broken.write_bytes(whole)
-    await Restoration(running(site), target, None, None).run({}, lambda _: None)
+    await Restoration(running(site), target, None, None).run(None, lambda _: None)
     assert unfinished_restore(site.identity.directory) is None
     await site.healthy("hub-1")
     assert "half@example.org" in await emails(site)
@@ -425,10 +573,9 @@ async def test_a_bare_control_machine_gets_its_keys_and_inventory(site: Site, tm
     inventory = await restore_control(target, None, platform)
     restored = Identity.load(platform / "identity")
     assert restored.operator_public_key == site.identity.operator_public_key
-    assert (
-        BackupKey.load(platform / "identity").repository_password
-        == BackupKey.load(site.identity.directory).repository_password
-    )
+    assert BackupKey.load(platform / "identity").repository_password(RUNNER) == BackupKey.load(
+        site.identity.directory
+    ).repository_password(RUNNER)
     original = site.root / "inventory.py"
     assert (inventory / original.relative_to("/")).read_text() == original.read_text()
     with pytest.raises(IdentityError, match="is not empty"):

@@ -180,6 +180,7 @@ class Model:
             f"hub.runner.{r}",
             f"runners.{r}.api",
             f"runners.{r}.move",
+            f"runners.{r}.backup",
             "hub.admin",
             "$JS.API.STREAM.INFO.KV_accounts",
             "$KV.accounts.x",

@@ -1,4 +1,4 @@
-"""The real ``nats`` and ``nsc`` commands, if ``scripts/nats-tools`` could build them."""
+"""The real ``nats``, ``nsc`` and ``versitygw``, if ``scripts/nats-tools`` could build them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from tests.kit.commands import run
 _TOOLS = Path(__file__).parents[2] / ".tools"
 
 
-def needs(name: Literal["nats", "nsc"]) -> pytest.MarkDecorator:
+def needs(name: Literal["nats", "nsc", "versitygw"]) -> pytest.MarkDecorator:
     """A mark that skips tests if a command is missing, with the reason."""
-    return pytest.mark.skipif(not _path(name).exists(), reason=f"no {name}: {_why(name)}")
+    return pytest.mark.skipif(not tool_path(name).exists(), reason=f"no {name}: {_why(name)}")
 
 
-def _path(name: str) -> Path:
+def tool_path(name: str) -> Path:
+    """Where the command is, if it could be built."""
     return _TOOLS / "bin" / name
 
 
@@ -48,7 +49,7 @@ class Tool:
     def run(self, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run the command. With ``check``, fail if it fails."""
         return run(
-            [str(_path(self.name)), *self.arguments, *map(str, arguments)],
+            [str(tool_path(self.name)), *self.arguments, *map(str, arguments)],
             check=check,
             env=environment(self.home),
             cwd=self.home,

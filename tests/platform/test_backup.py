@@ -146,6 +146,11 @@ def test_a_file_of_a_project_comes_back(site: BackedUp) -> None:
     assert f"the backup has no files of project {nobody}" in refused(nobody, "--to", str(there))
     assert not list(site.root.parent.glob("*there*")), "nothing is left"
 
+    site.guide("Restore the files of one project")
+    again = ("sh", "-c", "cat notes.md a*/c/d")
+    assert site.natskit("exec", "My project", "--start", "--", *again).stdout == "first\nsecond\n"
+    site.natskit("exec", "Kept", "--", "true")  # others go on
+
     site.natskit("project", "delete", "My project", "--yes")
     site.natskit("backup", "files", project, "a [b]*", "--to", str(there))
     assert {path.name: path.read_text() for path in there.glob("c/*")} == {"d": "second\n"}

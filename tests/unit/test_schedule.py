@@ -17,7 +17,7 @@ from natskit.identity.passphrase import COMMAND
 @pytest.fixture
 def platform(tmp_path: Path) -> Path:
     """The folder of a platform, as far as a schedule needs it."""
-    content = {"identity": str(tmp_path / "identity"), "url": "https://localhost", "projects": {}}
+    content = {"identity": str(tmp_path / "identity"), "url": "https://localhost"}
     (tmp_path / "platform.json").write_text(json.dumps(content))
     return tmp_path
 

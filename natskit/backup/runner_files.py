@@ -1,0 +1,231 @@
+"""The files of projects on the hosts of runners: backed up and restored by restic there, through this machine.
+
+restic runs where the files are, so a later backup reads only the times of files that have not changed, and sends what
+is new, encrypted. It has no way to the target but the bytes that it gives to this machine over NATS, which needs
+nothing but the connection that the platform has anyway. Here ``rclone serve restic --stdio --append-only`` takes them,
+and writes to the target: a host that somebody has taken over can neither read the files of other hosts nor remove a
+backup.
+
+A file that changes while restic reads it is stored as a mixture of both states, and restic succeeds. So :meth:`take`
+compares size and time of each file afterwards, takes another snapshot if some differ, and names those that changed each
+time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from natskit.backup.manifest import FilesEntry
+from natskit.backup.project_files import Repository
+from natskit.backup.sealing import BackupKey
+from natskit.backup.target import Target
+from natskit.client import Client
+from natskit.errors import BackupError, ConnectionLostError, NatskitError
+from natskit.process.lifecycle import cancel, end_with_parent
+from natskit.rpc import RpcError
+
+ATTEMPTS = 3
+"""How often changing files are read."""
+PATIENCE_SECONDS = 60.0
+"""How long a runner may not answer, such as one that restarts its connection."""
+WAIT_SECONDS = 20.0
+RESULT_SECONDS = 60.0
+STAGE_SECONDS = 600.0
+"""The longest request removes what an earlier restore has left."""
+PAUSE_SECONDS = 0.5
+ROOM_BYTES = 4096
+"""Of a message, for all but the data."""
+PIECE_BYTES = 768 * 1024
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A runner whose files are backed up."""
+
+    runner_id: str
+    name: str
+
+
+class RunnerFiles:
+    """The files of one runner's projects, and their repository in a target."""
+
+    def __init__(self, client: Client, target: Target, key: BackupKey, runner: Runner, rate: int = 0) -> None:
+        """``rate`` is in KiB a second; 0 for no limit."""
+        self._client, self._target, self.runner, self._rate = client, target, runner, rate
+        self._password = key.repository_password(runner.runner_id)
+        self.repository = Repository(target, key, runner.runner_id)
+        self._part = min(PIECE_BYTES, client.connection.max_payload - ROOM_BYTES)
+
+    async def size(self) -> int:
+        """Bytes of all files."""
+        return int((await self._ask("size", wait=STAGE_SECONDS))[0])
+
+    async def take(self, name: str) -> FilesEntry:
+        """Back up all projects, some of which may run. Raises :class:`BackupError`."""
+        taken = datetime.now(UTC)
+        await asyncio.to_thread(self.repository.ensure)
+        for attempt in range(ATTEMPTS):
+            made = await self._job("take", runner_id=self.runner.runner_id, name=name, rate=self._rate)
+            if made is None:
+                return FilesEntry(runner=self.runner.runner_id, name=self.runner.name, taken=taken)
+            snapshot = str(made["snapshot"])
+            try:
+                found = await self._job("compare", snapshot=snapshot) or {}
+            except BaseException:
+                await asyncio.to_thread(self.repository.forget, snapshot)
+                raise
+            left = [*made["unread"], *found["torn"]]
+            if not left or (attempt == ATTEMPTS - 1 and not made["unread"]):
+                return FilesEntry(
+                    runner=self.runner.runner_id,
+                    name=self.runner.name,
+                    taken=taken,
+                    snapshot=snapshot,
+                    files=found["files"],
+                    size=found["size"],
+                    torn=found["torn"],
+                )
+            await asyncio.to_thread(self.repository.forget, snapshot)
+        named = ", ".join(left[:3])
+        raise BackupError(f"runner {self.runner.name}: restic cannot read {named}: see their owner and mode")
+
+    async def stage(self, entry: FilesEntry, project_id: str | None = None) -> None:
+        """Restore the projects of a snapshot, or one of them, beside those that are there. Raises
+        :class:`BackupError`."""
+        await asyncio.to_thread(self.repository.ensure)
+        await self._job("stage", snapshot=entry.snapshot, size=0 if project_id else entry.size, project_id=project_id)
+
+    async def holds(self, project_id: str) -> bool:
+        """Whether the files of a project are on this host."""
+        return bool((await self._ask("holds", project_id=project_id))[0])
+
+    async def running(self, project_ids: list[str] | None = None) -> list[str]:
+        """Of these projects, or of all that are staged, those that run."""
+        return list((await self._ask("running", project_ids=project_ids))[0])
+
+    async def settle(self) -> list[str]:
+        """Put what is staged in its place. Returns the projects. Raises :class:`BackupError` if one of them runs."""
+        return list((await self._ask("settle", wait=STAGE_SECONDS))[0])
+
+    async def discard(self) -> None:
+        """Remove what is staged."""
+        await self._ask("discard", wait=STAGE_SECONDS)
+
+    # ----
+
+    async def _job(self, method: str, **params: Any) -> dict[str, Any] | None:
+        """Run restic on the runner's host. Returns what it found; ``None`` if there is nothing to do. Raises
+        :class:`BackupError`."""
+        job_id = str(uuid.uuid4())
+        begun, _ = await self._ask(method, job_id=job_id, password=self._password, wait=STAGE_SECONDS, **params)
+        if begun.get("is_empty"):
+            return None
+        try:
+            async with self._serving() as rclone:
+                await self._carry(rclone, job_id)
+            found: dict[str, Any] = (await self._ask("result", job_id=job_id, wait=RESULT_SECONDS))[0]
+            return found
+        except BaseException:
+            with contextlib.suppress(NatskitError, TimeoutError):
+                await self._client.call_runner(
+                    self.runner.runner_id, "end", {"job_id": job_id}, wait=WAIT_SECONDS, service="backup"
+                )
+            raise
+
+    @asynccontextmanager
+    async def _serving(self) -> AsyncIterator[asyncio.subprocess.Process]:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *("rclone", "serve", "restic", "--stdio", "--append-only"),
+                self._target.served(self.runner.runner_id),
+                env=os.environ | self._target.environment,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                limit=self._part,
+                umask=0o077,
+                preexec_fn=end_with_parent,
+            )
+        except FileNotFoundError:
+            raise BackupError(
+                "rclone is not installed, and it writes the files of projects: run `apt-get install rclone`"
+            ) from None
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    async def _carry(self, rclone: asyncio.subprocess.Process, job_id: str) -> None:
+        """Carry bytes between restic and rclone until restic ends. Raises :class:`BackupError` if rclone ends first."""
+        assert rclone.stdin is not None
+        assert rclone.stdout is not None
+        assert rclone.stderr is not None
+        said = asyncio.ensure_future(_tail(rclone.stderr))
+        down = asyncio.ensure_future(self._downwards(rclone.stdin, job_id))
+        up = asyncio.ensure_future(self._upwards(rclone.stdout, job_id))
+        try:
+            await asyncio.wait({down, up}, return_when=asyncio.FIRST_COMPLETED)
+            if not down.done():
+                up.result()  # raises what ended it
+                raise BackupError(f"rclone in {self._target.place} ended: {await said}")
+            try:
+                down.result()
+            except ConnectionError:
+                raise BackupError(f"rclone in {self._target.place} ended: {await said}") from None
+        finally:
+            await cancel([down, up, said])
+
+    async def _downwards(self, to: asyncio.StreamWriter, job_id: str) -> None:
+        number = 0
+        while True:
+            answer, data = await self._ask("read", job_id=job_id, number=number)
+            number += 1
+            if answer["ended"]:
+                return
+            to.write(data)
+            await to.drain()
+
+    async def _upwards(self, source: asyncio.StreamReader, job_id: str) -> None:
+        number = 0
+        while data := await source.read(self._part):
+            await self._ask("write", data=data, job_id=job_id, number=number)
+            number += 1
+
+    async def _ask(
+        self, method: str, *, wait: float = WAIT_SECONDS, data: bytes = b"", **params: Any
+    ) -> tuple[Any, memoryview]:
+        """Ask the runner, until it answers or was not heard for a while. Raises :class:`BackupError` with its name."""
+        begun = time.monotonic()
+        while True:
+            try:
+                return await self._client.call_runner(
+                    self.runner.runner_id, method, params, data, wait=wait, service="backup"
+                )
+            except RpcError as error:
+                if error.kind not in ("unavailable", "timeout"):
+                    raise BackupError(f"runner {self.runner.name}: {error.message}") from None
+                said: NatskitError = error
+            except ConnectionLostError as error:
+                said = error
+            if time.monotonic() - begun > PATIENCE_SECONDS:
+                raise BackupError(f"runner {self.runner.name} does not answer: {said}") from None
+            await asyncio.sleep(PAUSE_SECONDS)
+
+
+async def _tail(stream: asyncio.StreamReader) -> str:
+    """The last lines of a stream, once it has ended."""
+    last: list[str] = []
+    while data := await stream.read(4096):
+        last = [*last, *data.decode(errors="replace").splitlines()][-3:]
+    return " ".join(line.strip() for line in last)[-500:]
