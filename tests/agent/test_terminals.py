@@ -147,8 +147,7 @@ async def test_coming_back_to_a_program_shows_what_it_shows(
     client: Client, project: Project, argv: list[str], shows: str, keys: str, then: str
 ) -> None:
     """A viewer that has seen everything and one that comes later see the same cells, cursor and modes."""
-    if shutil.which(argv[0]) is None:
-        pytest.skip(f"there is no {argv[0]} here")
+    assert shutil.which(argv[0]), f"there is no {argv[0]} here: run scripts/terminal-programs"
     (project.home / "text").write_text("".join(f"line {number} \t日本 é̂ end\n" for number in range(1, 301)))
     if argv[0] == "git":
         commit = "git init -q repo; cd repo; for n in $(seq 30); do git -c user.name=a -c user.email=a@b commit -q "
