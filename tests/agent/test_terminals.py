@@ -460,7 +460,7 @@ async def test_bad_input_gets_one_clear_error(client: Client, project: Project) 
     await refused("there is no terminal 'none'", "terminal.close", terminal="none")
     await refused("has no viewer 'x'", "terminal.resize", terminal="taken", viewer="x", columns=1, rows=1)
     for columns, rows, said in ((0, 24, "columns"), (100_000, 24, "columns"), (80, 0, "rows"), (80, 100_000, "rows")):
-        size = {"columns": columns, "rows": rows}
+        size: dict[str, Any] = {"columns": columns, "rows": rows}
         await refused(said, **size)
         await refused(said, "terminal.resize", terminal="taken", viewer="x", **size)
         await refused(said, "terminal.attach", terminal="taken", **size)
