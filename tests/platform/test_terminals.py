@@ -45,7 +45,7 @@ FOUND = 8
 """Lines with the word "line 1" that a screen shows at least, beside the one under the cursor."""
 FROZEN_SECONDS = 60.0
 BOTH_DRAW = tuple(name for name in SCREENS if name != "margins")
-"""In origin mode, xterm.js adds the upper margin to each relative movement, so the live screen is wrong there."""
+"""In origin mode the live screen is wrong: see findings/xterm-adds-the-margin-twice-in-origin-mode.sh."""
 SCREENSHOT = os.environ.get("NATSKIT_TERMINAL_SCREENSHOT")
 """Where to put the picture for the documentation."""
 CELLS = """() => [...document.querySelectorAll('.terminal:not([hidden]) .xterm-rows > div')].map((row) =>

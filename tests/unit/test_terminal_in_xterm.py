@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[2]
 DRAW = '. scripts/node && cd web && exec node "$1"'
 CUTS = 40
 ALIKE = [name for name in SCREENS if name != "margins"]
-"""In origin mode, xterm.js adds the upper margin to each relative movement, so the live screen is wrong there."""
+"""In origin mode the live screen is wrong: see findings/xterm-adds-the-margin-twice-in-origin-mode.sh."""
 
 
 def draw_with_xterm(streams: list[bytes]) -> list[dict[str, Any]]:
