@@ -61,6 +61,7 @@ check: lint js console .venv/docs ## Run the checks that take under two minutes:
 test: lint console .venv/docs ## Run all tests: unit, real servers, real browser, eight machines in Docker
 	@scripts/chromium
 	@scripts/restic
+	@scripts/terminal-programs
 	@scripts/prometheus
 	@scripts/tests $(TESTS)
 

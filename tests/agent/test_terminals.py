@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nats.aio.msg import Msg
 
 from natskit import rpc
+from natskit.bus.output_stream import frame_of
 from natskit.client import Client
 from natskit.rpc import RpcError
 from tests.kit.wait import eventually
@@ -42,11 +44,13 @@ for query, end in {queries}:
 termios.tcsetattr(0, termios.TCSADRAIN, old)
 import select
 print("more" if select.select([0], [], [], 0.2)[0] else "nothing more")
+open("asked", "w").close()
 """
 QUERIES = [
     ("\x1b[c", "c"),
     ("\x1b[6n", "R"),
     ("\x1b[?2004$p", "y"),
+    ("\x1b]10;?\x07", "\x07"),
     ("\x1b]11;?\x07", "\x07"),
     ("\x1b[>q", "\\"),
     ("\x1bP+q544e\x1b\\", "\\"),
@@ -143,8 +147,7 @@ async def test_coming_back_to_a_program_shows_what_it_shows(
     client: Client, project: Project, argv: list[str], shows: str, keys: str, then: str
 ) -> None:
     """A viewer that has seen everything and one that comes later see the same cells, cursor and modes."""
-    if shutil.which(argv[0]) is None:
-        pytest.skip(f"there is no {argv[0]} here")
+    assert shutil.which(argv[0]), f"there is no {argv[0]} here: run scripts/terminal-programs"
     (project.home / "text").write_text("".join(f"line {number} \t日本 é̂ end\n" for number in range(1, 301)))
     if argv[0] == "git":
         commit = "git init -q repo; cd repo; for n in $(seq 30); do git -c user.name=a -c user.email=a@b commit -q "
@@ -230,20 +233,18 @@ async def test_a_viewer_that_went_away_stops_counting(server: Server) -> None:
             assert (terminal.columns, terminal.rows) == (100, 30)
 
 
-async def ask(client: Client, project: Project, name: str) -> str:
-    (project.home / "ask.py").write_text(ASK.format(queries=QUERIES))
-    await create(client, project, name, "sh", "-c", "python3 ask.py; read end")
-    return name
-
-
 async def test_queries_are_answered_while_nobody_views(client: Client, project: Project) -> None:
-    await ask(client, project, "asks")
-    await asyncio.sleep(0)
+    """To the last one, of kitty's keyboard protocol, DA1 alone has an answer: no viewer could do what it asks for."""
+    (project.home / "ask.py").write_text(ASK.format(queries=QUERIES))
+    await create(client, project, "asks", "sh", "-c", "python3 ask.py; read end")
+    await eventually((project.home / "asked").exists, "the program has all answers")
+    assert (await client.call_project(project.project_id, "terminal.list"))[0]["viewers"] == []
     async with viewing(client, project.project_id, "asks") as seen:
         await seen.until("nothing more")
         said = seen.drawn.text()
-    for answer in (r"\x1b[?62;22c", "R'", r"\x1b[?2004;2$y", "rgb:1616", "libghostty", r"\x1bP0+r\x1b"):
+    for answer in (r"\x1b[?62;22c", "R'", r"\x1b[?2004;2$y", "rgb:d0d0", "rgb:1616", "libghostty", r"\x1bP0+r\x1b"):
         assert answer in said
+    assert said.count(r"\x1b[?62;22c") == 2
 
 
 async def test_exactly_one_answers_while_several_view(client: Client, project: Project) -> None:
@@ -275,6 +276,43 @@ async def test_a_flood_stalls_neither_keys_nor_other_viewers(client: Client, pro
         await eventually(lambda: slow.drawn.look()[:2] == seen.drawn.look()[:2], "both see the same")
         assert slow.screens > 1
     assert project.peak() - before < 48 * MIB
+
+
+async def test_a_viewer_that_never_acknowledges_delays_nobody(server: Server, client: Client, directory: Path) -> None:
+    """It gets what fits into its window, and nothing more, until the project gives it up."""
+    project = start_project(server, directory, reader_patience=10)
+    try:
+        await create(client, project, "flood")
+        subject, before = f"projects.{project.project_id}.api", project.rss()
+        inbox = client.connection.inbox_for(subject)
+        arrived: list[Msg] = []
+
+        async def keep(message: Msg) -> None:
+            arrived.append(message)
+
+        silent = await client.connection.subscribe(f"{inbox}.*", cb=keep)
+        request = rpc.encode_request("terminal.attach", {"terminal": "flood", "columns": 80, "rows": 24})
+        await client.connection.publish(subject, request, reply=f"{inbox}.0")
+        async with viewing(client, project.project_id, "flood") as seen:
+            await seen.type("yes | cat -n\n")
+            await eventually(lambda: len(seen.received) > 8 * MIB or seen.screens > 3, "much output arrives")
+            await seen.interrupt()
+            await seen.type("echo af''ter\n")
+            await seen.until("after")
+
+            async def is_alone() -> bool:
+                return len((await client.call_project(project.project_id, "terminal.list"))[0]["viewers"]) == 1
+
+            await eventually(is_alone, "the silent viewer is given up")
+            stream = next(message.reply for message in arrived if frame_of(message))
+            control = f"projects.{project.project_id}.streams.{stream.rpartition('.')[2]}"
+            await client.connection.publish(control, b'{"type": "resume", "seq": 0}', reply=f"{inbox}.0")
+            await eventually(lambda: b"nobody read its output for 10 s" in arrived[-1].data, "it is told why")
+        await silent.unsubscribe()
+        assert 256 * 1024 < sum(len(message.data) for message in arrived) < MIB
+        assert project.peak() - before < 48 * MIB
+    finally:
+        project.stop()
 
 
 async def test_what_is_typed_arrives_once_through_restarts_of_the_server(
@@ -400,8 +438,13 @@ async def test_a_daemon_outlives_the_end_of_its_shell(client: Client, project: P
     os.kill(pid, signal.SIGKILL)
 
 
+def open_files(project: Project) -> int:
+    return len(os.listdir(f"/proc/{project.process.pid}/fd"))
+
+
 async def test_bad_input_gets_one_clear_error(client: Client, project: Project) -> None:
     await create(client, project, "taken")
+    before = open_files(project)
 
     async def refused(said: str, method: str = "terminal.create", **params: Any) -> None:
         with pytest.raises(RpcError, match=said):
@@ -416,9 +459,15 @@ async def test_bad_input_gets_one_clear_error(client: Client, project: Project) 
     await refused("no_such", "terminal.create", cwd="no_such")
     await refused("there is no terminal 'none'", "terminal.close", terminal="none")
     await refused("has no viewer 'x'", "terminal.resize", terminal="taken", viewer="x", columns=1, rows=1)
+    for columns, rows, said in ((0, 24, "columns"), (100_000, 24, "columns"), (80, 0, "rows"), (80, 100_000, "rows")):
+        size: dict[str, Any] = {"columns": columns, "rows": rows}
+        await refused(said, **size)
+        await refused(said, "terminal.resize", terminal="taken", viewer="x", **size)
+        await refused(said, "terminal.attach", terminal="taken", **size)
     with pytest.raises(RpcError, match="there is no terminal 'none'"):
         async with viewing(client, project.project_id, "none"):
             pass
+    assert open_files(project) == before
     assert [found["terminal"] for found in await client.call_project(project.project_id, "terminal.list")] == ["taken"]
 
 

@@ -44,8 +44,8 @@ os.read(0, 1)
 FOUND = 8
 """Lines with the word "line 1" that a screen shows at least, beside the one under the cursor."""
 FROZEN_SECONDS = 60.0
-BOTH_DRAW = ("frame", "wrap")
-"""Screens that were seen to look the same in xterm.js and in the emulator: the others are compared in tests/unit."""
+BOTH_DRAW = tuple(name for name in SCREENS if name != "margins")
+"""In origin mode the live screen is wrong: see findings/xterm-adds-the-margin-twice-in-origin-mode.sh."""
 SCREENSHOT = os.environ.get("NATSKIT_TERMINAL_SCREENSHOT")
 """Where to put the picture for the documentation."""
 CELLS = """() => [...document.querySelectorAll('.terminal:not([hidden]) .xterm-rows > div')].map((row) =>
@@ -298,12 +298,24 @@ def differences(one: Page, other: Page) -> list[Any]:
         for each in (one, other):
             each.bring_to_front()
             each.locator("#terminal-search").focus()
-            looks.append(each.evaluate(CELLS))
+            looks.append([without_blanks(row) for row in each.evaluate(CELLS)])
         return looks[0] == looks[1]
 
     with contextlib.suppress(AssertionError):
         wait_for(are_alike, "both windows look the same", 10)
     return [pair for pair in zip(*looks, strict=False) if pair[0] != pair[1]]
+
+
+def without_blanks(row: list[str]) -> list[str]:
+    """A row without what shows nothing at its end: a cell that was erased looks as one that has a space."""
+    pieces = list(row)
+    while pieces and pieces[-1].rsplit("|", 3)[2] == "rgba(0, 0, 0, 0)":
+        text, *look = pieces[-1].rsplit("|", 3)
+        if text := text.replace("\xa0", " ").rstrip():
+            pieces[-1] = "|".join([text, *look])
+            break
+        pieces.pop()
+    return pieces
 
 
 def test_search_screen_reader_recording_and_sharing(

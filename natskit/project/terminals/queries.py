@@ -93,12 +93,13 @@ def with_clipboard(data: bytes) -> bytes:
 
 
 def _may_ask(data: bytes) -> bool:
-    return b"\x1b" in data or b"\x05" in data or b"\xc2\x9d" in data
+    # Python looks for one byte a hundred times as fast as for two.
+    return b"\x1b" in data or b"\x05" in data or (b"\x9d" in data and b"\xc2\x9d" in data)
 
 
 def _end(data: bytes) -> int:
     """Where an unfinished sequence at the end begins; the length of the data if there is none."""
-    string = data.rfind(b"\xc2\x9d")
+    string = data.rfind(b"\xc2\x9d") if b"\x9d" in data else -1
     escape = data.rfind(b"\x1b")
     before = data.rfind(b"\x1b", 0, escape) if escape == len(data) - 1 else -1
     for start in sorted((string, before, escape)):

@@ -130,8 +130,10 @@ class Screen:
         suit a larger terminal. Raises ``GhosttyError``.
         """
         frozen = self._freeze()
-        main, active, saved = frozen.thaw(), frozen.thaw(), frozen.thaw()
+        active = frozen.thaw()  # a copy has the whole scrollback: as few as possible
         alternate = active.get("active_screen", "GhosttyTerminalScreen") == lib.GHOSTTY_TERMINAL_SCREEN_ALTERNATE
+        main = frozen.thaw() if alternate else active
+        frozen.close()
         if alternate:
             main.feed(b"\x1b[?1049l")
         wrapped = scrollback != 0
@@ -142,6 +144,7 @@ class Screen:
         parts += [_history(main, scrollback), (Rows(main) if alternate else rows).draw(wrapped=wrapped)]
         active.feed(WIPE)
         extras = _format(active, _TERMINAL_EXTRAS, _SCREEN_EXTRAS)
+        style = _format(active, (), ("style",))
         if alternate:
             main.feed(WIPE)
             entered = _ALTERNATE.search(extras)
@@ -149,14 +152,13 @@ class Screen:
             parts.append(b"\x1b[m\x1b[2J" + USUAL_SETS)
             parts.append(rows.draw(wrapped=wrapped))
             extras = _ALTERNATE.sub(b"", extras)
-        saved.feed(b"\x1b8" + WIPE)
-        parts += [_format(saved, (), _CURSOR), b"\x1b7" + USUAL_SETS, self._at_last(extras)]
+            main.close()
+        active.feed(b"\x1b8" + WIPE)  # the saved cursor
+        parts += [_format(active, (), _CURSOR), b"\x1b7" + USUAL_SETS, self._at_last(extras)]
+        active.close()
         if self._terminal.get("cursor_pending_wrap", "bool"):
-            parts += [rows.again(*self._terminal.cursor), _format(active, (), ("style",))]
+            parts += [rows.again(*self._terminal.cursor), style]
         parts += [self._dynamic(), _unfinished(self._terminal), self._begun]
-        for copy in (main, active, saved):
-            copy.close()
-        frozen.close()
         return b"".join(parts)
 
     def _freeze(self) -> _Frozen:

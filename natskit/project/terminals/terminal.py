@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from natskit.bus.output_stream import FRAME_BYTES
 from natskit.project.config import UnattendedLimits
 from natskit.project.terminals.emulator_client import EmulatorClient, EmulatorGoneError, Port
 from natskit.project.terminals.program import Outcome, Program
@@ -18,8 +19,10 @@ from natskit.rpc import RpcError
 
 GATHER_SECONDS = 0.0015
 """How long output is gathered after some was sent. What follows silence, such as the echo of a key, does not wait."""
-GATHER_BYTES = 64 * 1024
-"""Output that is sent at once."""
+FLOOD_BYTES, FLOOD_SECONDS = 8 * 1024, 0.004
+"""After so much at once, it is gathered for longer: frames cost each hop the same time, however small they are."""
+GATHER_BYTES = FRAME_BYTES - 4 * 1024
+"""Output that is sent at once: a frame, without the 4 KiB that the kernel may give beyond it."""
 BEHIND_SECONDS = 0.01
 """How long a terminal waits for an emulator that has much to read."""
 COMMAND_CHARACTERS = 1000
@@ -74,6 +77,11 @@ class Terminal:
         self._read_timer: asyncio.TimerHandle | None = None
         self._reading = self._writing = False
         self._due = 0.0
+        self._gathered: list[bytes] = []
+        self._gathered_bytes = 0
+        self._gather_seconds = GATHER_SECONDS
+        self._pass_on_timer: asyncio.TimerHandle | None = None
+        self._passed_on = float("-inf")
         self._hung_up = asyncio.Event()
         self._fit_timer: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
@@ -241,6 +249,7 @@ class Terminal:
         self._stop_reading()
         if self._writing:
             self._loop.remove_writer(self.program.master)
+        self._pass_on()
         self._put(self._output.rest())
         self.outcome = self.program.result()
         await self.end_recording(self.outcome)
@@ -261,36 +270,59 @@ class Terminal:
         return True
 
     def _drain(self) -> None:
-        """Read the output that is there, and pass it on."""
+        """Read the output that is there."""
         self._read_timer = None
         if (self._emulator is not None and self._emulator.is_behind) or (
             self._recording is not None and self._recording.is_behind
         ):
             self._pause(BEHIND_SECONDS)
             return
-        parts, size = [], 0
-        while size < GATHER_BYTES:
-            data = self.program.read()
-            if not data:
-                break
-            parts.append(data)
+        size = 0
+        data: bytes | None = b""
+        while self._gathered_bytes < GATHER_BYTES and (data := self.program.read()):
+            self._gathered.append(data)
+            self._gathered_bytes += len(data)
             size += len(data)
-        if parts:
-            self._put(self._output.add(b"".join(parts)))
+        self._pass_on_in_time()
         if data is None:
             self._stop_reading()
             self._hung_up.set()
-        elif parts:
-            self._pause(self._pause_after(size))
+        elif (pause := self._pause_after(size)) > 0:
+            self._pause(pause)
         elif not self._reading:
             self._reading = True
             self._loop.add_reader(self.program.master, self._drain)
 
     def _pause_after(self, size: int) -> float:
+        """How long to read nothing, so that the program prints no faster than it may."""
         now = self._loop.time()
         self._due = max(self._due, now) + size / self._limits.output_rate
-        pause = GATHER_SECONDS if size < GATHER_BYTES else 0.0
-        return max(pause, self._due - now - GATHER_BYTES / self._limits.output_rate)
+        return self._due - now - GATHER_BYTES / self._limits.output_rate
+
+    def _pass_on_in_time(self) -> None:
+        """Pass on what fills a frame or follows silence, and the rest a moment later.
+
+        Meanwhile the terminal is read on: the kernel has room for 64 KiB, and a program that fills it stands still.
+        """
+        wait = self._passed_on + self._gather_seconds - self._loop.time()
+        if self._gathered_bytes >= GATHER_BYTES or wait <= 0:
+            self._pass_on()
+        elif self._gathered and self._pass_on_timer is None:
+            self._pass_on_timer = self._loop.call_later(wait, self._pass_on)
+
+    def _pass_on(self) -> None:
+        """Give the emulator, the viewers and the recording what was gathered."""
+        if self._pass_on_timer is not None:
+            self._pass_on_timer.cancel()
+            self._pass_on_timer = None
+        if not self._gathered:
+            return
+        data = b"".join(self._gathered)
+        self._gathered.clear()
+        self._gathered_bytes = 0
+        self._gather_seconds = FLOOD_SECONDS if len(data) > FLOOD_BYTES else GATHER_SECONDS
+        self._passed_on = self._loop.time()
+        self._put(self._output.add(data))
 
     def _pause(self, seconds: float) -> None:
         self._stop_reading()
@@ -359,6 +391,7 @@ class Terminal:
     def _set_size(self, columns: int, rows: int) -> None:
         assert self._emulator is not None
         assert self._port is not None
+        self._pass_on()  # what was printed at the old size
         self.columns, self.rows = columns, rows
         self._emulator.resize(self._port, columns, rows)
         if self._recording is not None:
