@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from tests.kit.pdfs import pdf
 from tests.kit.wait import wait_for
 from tests.platform.site import LocalSite, World
 from tests.platform.test_console import browser, context, open_project, page, sign_in  # noqa: F401
@@ -312,3 +313,77 @@ def test_downloads_and_pictures(page: Page, site: LocalSite, world: World, home:
     assert download.value.suggested_filename == "results.zip"
     with zipfile.ZipFile(download.value.path()) as zipped:
         assert zipped.read("results/inner/a") == b"a"
+
+
+HOSTILE_SCRIPT = "app.alert('ran'); app.launchURL('/api/session'); this.submitForm('/api/sign-out');"
+
+
+@pytest.mark.browser
+def test_a_pdf_is_shown_and_none_of_its_scripts_runs(
+    page: Page, site: LocalSite, world: World, home: Path, tmp_path: Path
+) -> None:
+    first, second = "Page one (of two)", "The other page"
+    (home / "paper.PDF").write_bytes(pdf(first, second, script=HOSTILE_SCRIPT, link="https://elsewhere.example/"))
+    (home / "broken.pdf").write_bytes(b"%PDF-1.7\n<script>alert(1)</script>")
+    (home / "empty.pdf").touch()
+    open_project(page, site, world)
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("request", lambda request: asked.append(request.url.removeprefix(site.url)))
+    row(page, "paper.PDF").click()
+    canvas = page.locator("#preview canvas")
+    expect(canvas).to_have_text(first)
+    expect(canvas).to_have_attribute("data-page", "1")
+    assert ink(canvas) > 500
+    expect(page.locator("#preview [role=status]")).to_have_text("Page 1 of 2")
+    expect(page.locator("#preview button:text-is('Previous page')")).to_be_disabled()
+    if directory := os.environ.get("NATSKIT_SCREENSHOTS"):
+        page.screenshot(path=f"{directory}/pdf.png")
+    canvas.click()  # on the link
+    page.keyboard.press("PageDown")
+    expect(canvas).to_have_attribute("data-page", "2")
+    expect(canvas).to_have_text(second)
+    page.click("#preview button:text-is('Previous page')")
+    expect(canvas).to_have_attribute("data-page", "1")
+    assert page.locator("#preview a").count() == 0
+    assert page.url == f"{site.url}/"
+    assert {address.split("/")[1] for address in asked} == {"pdfjs"}, asked
+    assert said == [], "the Content-Security-Policy refuses nothing that PDF.js needs"
+    page.click("#preview-close")
+    expect(canvas).to_have_count(0)
+    for name in ("broken.pdf", "empty.pdf"):
+        row(page, name).click()
+        expect(page.locator("#preview-error")).to_contain_text("cannot be shown")
+        page.click("#preview-close")
+
+
+def ink(canvas: Locator) -> int:
+    """How many pixels are dark."""
+    return int(
+        canvas.evaluate(
+            """(canvas) => {
+              const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+              let dark = 0;
+              for (let at = 0; at < data.length; at += 4) if (data[at + 3] > 128 && data[at] < 128) dark++;
+              return dark;
+            }"""
+        )
+    )
+
+
+@pytest.mark.browser
+def test_a_large_pdf_is_read_in_parts(page: Page, site: LocalSite, world: World, home: Path) -> None:
+    """Its tables are at its end, and most of it is one object that no page needs."""
+    data = pdf("Small", "Text")
+    table = data.index(b"xref\n")
+    padding = 300 * MIB
+    with (home / "large.pdf").open("wb") as file:
+        file.write(data[:table])
+        file.seek(table + padding)
+        file.write(data[table:].replace(b"startxref\n%d\n" % table, b"startxref\n%d\n" % (table + padding)))
+    open_project(page, site, world)
+    row(page, "large.pdf").click()
+    expect(page.locator("#preview canvas")).to_have_text("Small")
+    received = page.evaluate("performance.memory.totalJSHeapSize")
+    assert received < 200 * MIB
