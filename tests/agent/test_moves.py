@@ -475,7 +475,7 @@ async def test_a_disk_without_room_is_noticed_before_and_during_the_move(
     with mounted(folder, "size=10m,mode=700"):
         filler = folder / "filler"
         hook = Hook("Copying files", lambda: filler.write_bytes(b"x" * (6 << 20)))
-        with pytest.raises(RpcError, match="No space left on device: make room there, and repeat the command"):
+        with pytest.raises(RpcError, match="make room there, and repeat the command"):
             await mover(admin, project_id, hook).run("spare")
         assert facts(platform.home("local", project_id)) == before
         filler.unlink()
