@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 def pdf(*texts: str, script: str = "", link: str = "") -> bytes:
-    """A PDF with a page for each text. ``script`` is run by viewers that run the scripts of a PDF when it is opened, and
-    ``link`` is the address of a link on each page."""
+    """A PDF with a page for each text. Viewers that run scripts run ``script`` when they open it; ``link`` is the
+    address of a link on each page."""
     count = len(texts)
     kids = " ".join(f"{4 + 3 * number} 0 R" for number in range(count))
     action = f"/OpenAction<</S/JavaScript/JS({_quoted(script)})>>" if script else ""
