@@ -33,7 +33,7 @@ NATSKIT = str(Path(sys.executable).parent / "natskit")
 HTTP_AIM, CP_AIM, MEMORY_AIM = 0.5, 0.3, 100e6
 SYNC_AIM, AGAIN_AIM, PAGE_AIM, EVENT_AIM = 1000, 2.0, 0.2, 0.1
 METHOD = (
-    f"{SIZE // MIB:,} MiB of random bytes, by curl over HTTP/1.1 or the command, in turn with an nginx with one worker, "
+    f"{SIZE // MIB:,} MiB of random bytes, by curl over HTTP/1.1 or the command, in turn with an nginx of one worker, "
     "which sends the file by sendfile, and writes what it receives to the same disk"
 )
 
