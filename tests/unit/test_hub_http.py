@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import httpx
 import pytest
-
 from starlette.requests import Request
 
 from natskit import rpc
