@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import wave
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -294,16 +295,22 @@ def test_downloads_and_pictures(page: Page, site: LocalSite, world: World, home:
     name = os.fsdecode("ü #?%.bin".encode() + b"\xff")
     (home / name).write_bytes(b"bytes")
     (home / "pixel.png").write_bytes(PIXEL)
+    with wave.open(str(home / "second.wav"), "wb") as sound:
+        sound.setparams((1, 1, 8000, 8000, "NONE", ""))
+        sound.writeframes(bytes(8000))
     (home / "broken.png").write_bytes(b"<script>")
     (home / "results" / "inner").mkdir(parents=True)
     (home / "results" / "inner" / "a").write_text("a")
     open_project(page, site, world)
-    page.locator("#files button.file").last.focus()
+    page.locator("#files button.file", has_text="ü").focus()
     with page.expect_download() as download:
         page.click("#download-file")
     assert Path(download.value.path()).read_bytes() == b"bytes"
     row(page, "pixel.png").click()
     expect(page.locator("#preview img")).to_have_js_property("naturalWidth", 1)
+    page.click("#preview-close")
+    row(page, "second.wav").click()
+    expect(page.locator("#preview audio")).to_have_js_property("duration", 1)
     page.click("#preview-close")
     row(page, "broken.png").click()
     expect(page.locator("#preview-error")).to_contain_text("cannot be shown")
