@@ -129,6 +129,9 @@ ELSEWHERE = {
         {"curl", "echo", "set"},
         test="tests/platform/test_files_over_http.py::test_the_commands_of_the_how_to_guide_run",
     ),
+    "docs/how-to/copy-files.md#Go on with an upload that broke off": Elsewhere(
+        {"curl", "sed"}, test="tests/platform/test_files_over_http.py::test_the_commands_of_the_how_to_guide_run"
+    ),
     "docs/how-to/deploy-to-hosts.md#Prepare the hosts": Elsewhere(
         {"apt-get", "echo", "install", "useradd"}, test="tests/cluster/test_ssh.py::ssh"
     ),

@@ -23,6 +23,10 @@ KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_
 60 s. Units are seconds, and milliseconds of unacknowledged data for the last (tcp(7))."""
 
 
+READ_BYTES = 128 * 1024
+"""How much is read at once. nats-py reads 32 KiB: a part of a file took 32 turns, and as many pauses of the socket."""
+
+
 class TcpTransport(NatsTcpTransport):
     """One TCP connection, with or without TLS."""
 
@@ -30,7 +34,7 @@ class TcpTransport(NatsTcpTransport):
     """Over TCP nats-server does not say that a hub disconnected the client."""
 
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
-        await super().connect(uri, buffer_size, min(connect_timeout, OPEN_TIMEOUT))  # type: ignore[arg-type]
+        await super().connect(uri, max(buffer_size, READ_BYTES), min(connect_timeout, OPEN_TIMEOUT))  # type: ignore[arg-type]
         writer: Any = self._io_writer
         raw: socket.socket = writer.get_extra_info("socket")
         try:
@@ -55,6 +59,10 @@ class TcpTransport(NatsTcpTransport):
             raise
         writer: Any = self._io_writer
         writer.transport.get_protocol()._over_ssl = True  # else asyncio warns of each connection the server closes
+
+    async def read(self, buffer_size: int) -> bytes:
+        data: bytes = await super().read(max(buffer_size, READ_BYTES))
+        return data
 
     async def wait_closed(self) -> None:
         writer: Any = self._io_writer

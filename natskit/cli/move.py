@@ -38,10 +38,15 @@ HASHED_BYTES = 32 * 1024 * 1024
 """Content that a runner hashes for one request: well under a second."""
 ROOM = 160
 """Bytes that a file takes in a request besides its path and its content."""
+MOST_SAID = 2000
+"""Characters of a runner's error that are shown."""
 WAIT_SECONDS = 60.0
 PATIENCE_SECONDS = 120.0
 """How long the command waits for a runner or a hub that does not answer, such as one that restarts."""
 PAUSE_SECONDS = 0.5
+MOST_FILES = 2_000_000
+"""Files, folders and links of a project that moves. This command holds three lists of them. A runner that somebody has
+taken over might never end its list."""
 
 Report = Callable[[str, int, int], None]
 """Is called with what is done, how much of it is done, and how much there is."""
@@ -341,9 +346,16 @@ class Move:
         while True:
             page = await self._ask(runner, "list", target=target, after=after)
             found += [Entry(*entry) for entry in page["entries"]]
-            after = page["next"]
+            before, after = after, page["next"]
             if after is None:
                 return found
+            if not page["entries"] or after == before:
+                raise NatskitError(f"runner {self._names[runner]} does not go on with the list of files")
+            if len(found) > MOST_FILES:
+                raise NatskitError(
+                    f"runner {self._names[runner]} lists more than {MOST_FILES:,} files: remove some, or pack them "
+                    "into archives, and repeat the command"
+                )
 
     async def _batches(self, runner: str, method: str, name: str, items: list[Any]) -> None:
         """Send items in as many requests as they need, one after the other: their order matters."""
@@ -383,13 +395,15 @@ class Move:
             except RpcError as error:
                 if error.kind not in ("unavailable", "timeout"):
                     self._heard[who] = clock()
-                    raise RpcError(error.kind, f"{who}: {error.message}" if who != "hub" else error.message) from None
+                    said_by = f"{who}: " if who != "hub" else ""
+                    # A host that was taken over must not write to the operator's terminal.
+                    raise RpcError(error.kind, said_by + shown(error.message[:MOST_SAID])) from None
                 said = error
             else:
                 self._heard[who] = clock()
                 return answer
             if clock() - max(begun, self._heard.get(who, begun)) > self._patience:
-                raise ConnectionLostError(f"{who} does not answer: {said}") from None
+                raise ConnectionLostError(f"{who} does not answer: {shown(str(said)[:MOST_SAID])}") from None
             await asyncio.sleep(PAUSE_SECONDS)
 
     def _known(self, runner: dict[str, Any]) -> str:

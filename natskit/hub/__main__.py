@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from natskit.hub.config import HubProgram
+from natskit.process import arenas
 from natskit.process.service_program import Serve, run
 
 
@@ -14,4 +15,5 @@ def _load() -> Serve[HubProgram]:
     return serve
 
 
+arenas.share()
 sys.exit(run("hub", HubProgram, _load))

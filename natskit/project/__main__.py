@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from natskit.errors import NatskitError, SettingsError
+from natskit.process import arenas
 from natskit.process.lifecycle import end_with_parent, log_to_stderr, read_settings, until_stopped
 from natskit.process.sd_notify import tell_systemd
 from natskit.project.agent import Agent
@@ -26,6 +27,7 @@ from natskit.rpc import load_methods, set_program_name
 def main() -> int:
     """Read the settings, apply the limits, and answer until a signal stops the agent."""
     log_to_stderr()
+    arenas.share()
     parser = argparse.ArgumentParser(prog="python -m natskit.project", description=__doc__)
     parser.add_argument("--settings", type=Path, required=True)
     parser.add_argument("--ready-fd", type=int, help="a pipe that is told when the agent answers")

@@ -211,6 +211,8 @@ async def write(call: MoveCall, project_id: Id, move_id: Id, parts: list[Written
     """Write parts of files, whose content comes after the JSON of the request."""
     if sum(part.length for part in parts) != len(call.data):
         raise RpcError("invalid_params", "the data has not the length of its parts")
+    # Others write on this disk too, after `prepare` has looked.
+    call.moves.check_room(call.moves.project(project_id).home.parent, len(call.data), 0, 0)
     await call.tree(project_id, move_id, partial(Tree.write, parts=parts, data=call.data), target=True)
     return {}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import hashlib
 import os
 import stat
@@ -233,6 +234,8 @@ class Tree:
             try:
                 with self._opened(name, _READ) as fd:
                     offset = piece.offset
+                    if _is_hole(fd, offset, left):
+                        return _hash_of_zeros(left)
                     while left and (data := os.pread(fd, min(left, HASHED_BYTES), offset)):
                         digest.update(data)
                         offset, left = offset + len(data), left - len(data)
@@ -317,6 +320,24 @@ class Tree:
             if fd >= 0:
                 os.close(fd)
         del self._chain[depth:]
+
+
+def _is_hole(fd: int, offset: int, length: int) -> bool:
+    """Whether a part of a file is all in one hole, and not beyond the end of the file."""
+    if not length or os.fstat(fd).st_size < offset + length:
+        return False
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA) >= offset + length
+    except OSError as error:
+        return error.errno == errno.ENXIO  # there is no data up to the end
+
+
+@functools.lru_cache(maxsize=4)
+def _hash_of_zeros(length: int) -> str:
+    digest = hashlib.sha256()
+    for done in range(0, length, HASHED_BYTES):
+        digest.update(bytes(min(HASHED_BYTES, length - done)))
+    return digest.hexdigest()
 
 
 def _last(path: bytes) -> bytes:

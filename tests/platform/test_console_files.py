@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import wave
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from tests.kit.pdfs import pdf
 from tests.kit.wait import wait_for
 from tests.platform.site import LocalSite, World
 from tests.platform.test_console import browser, context, open_project, page, sign_in  # noqa: F401
+from tests.platform.test_files import LARGE_MIB, write_large
 from tests.platform.test_files_over_http import PIXEL
 from tests.platform.test_resilience import pid_of
 
@@ -70,14 +73,14 @@ def drop(page: Page, selector: str, paths: list[Path]) -> None:
 
 @pytest.fixture
 def dropped_things(tmp_path: Path) -> Path:
-    """A folder with 500 files in folders, one of which is empty, and one file of 200 MB."""
+    """A folder with 500 files in folders, one of which is empty, and one large file."""
     dice = random.Random(11)
     for number in range(500):
         path = tmp_path / "photos" / f"{number % 7}" / f"ü {number:03}.bin"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(dice.randbytes(dice.choice([0, 10, 5_000, 90_000])))
     (tmp_path / "photos" / "nothing").mkdir()
-    (tmp_path / "large.bin").write_bytes(dice.randbytes(10_000_000) * 20)
+    write_large(tmp_path / "large.bin", max(200, LARGE_MIB))
     return tmp_path
 
 
@@ -94,7 +97,7 @@ def test_a_dropped_folder_and_a_large_file_arrive_although_the_proxy_restarts(
     os.kill(before, signal.SIGKILL)
     wait_for(lambda: pid_of(site, "proxy") not in (0, before), "the proxy is back")
     page.set_default_timeout(60_000)
-    expect(page.locator("#upload-status")).not_to_be_empty(timeout=120_000)
+    expect(page.locator("#upload-status")).not_to_be_empty(timeout=120_000 + 1000 * LARGE_MIB)
     said = page.locator("#upload-status").inner_text()
     assert said == "large.bin and 1 more is uploaded.", page.locator("#uploads").inner_text()
     assert sums(home) == sums(dropped_things)
@@ -292,16 +295,22 @@ def test_downloads_and_pictures(page: Page, site: LocalSite, world: World, home:
     name = os.fsdecode("ü #?%.bin".encode() + b"\xff")
     (home / name).write_bytes(b"bytes")
     (home / "pixel.png").write_bytes(PIXEL)
+    with wave.open(str(home / "second.wav"), "wb") as sound:
+        sound.setparams((1, 1, 8000, 8000, "NONE", ""))
+        sound.writeframes(bytes(8000))
     (home / "broken.png").write_bytes(b"<script>")
     (home / "results" / "inner").mkdir(parents=True)
     (home / "results" / "inner" / "a").write_text("a")
     open_project(page, site, world)
-    page.locator("#files button.file").last.focus()
+    page.locator("#files button.file", has_text="ü").focus()
     with page.expect_download() as download:
         page.click("#download-file")
     assert Path(download.value.path()).read_bytes() == b"bytes"
     row(page, "pixel.png").click()
     expect(page.locator("#preview img")).to_have_js_property("naturalWidth", 1)
+    page.click("#preview-close")
+    row(page, "second.wav").click()
+    expect(page.locator("#preview audio")).to_have_js_property("duration", 1)
     page.click("#preview-close")
     row(page, "broken.png").click()
     expect(page.locator("#preview-error")).to_contain_text("cannot be shown")
@@ -312,3 +321,76 @@ def test_downloads_and_pictures(page: Page, site: LocalSite, world: World, home:
     assert download.value.suggested_filename == "results.zip"
     with zipfile.ZipFile(download.value.path()) as zipped:
         assert zipped.read("results/inner/a") == b"a"
+
+
+HOSTILE_SCRIPT = "app.alert('ran'); app.launchURL('/api/session'); this.submitForm('/api/sign-out');"
+
+
+@pytest.mark.browser
+def test_a_pdf_is_shown_and_none_of_its_scripts_runs(page: Page, site: LocalSite, world: World, home: Path) -> None:
+    first, second = "Page one (of two)", "The other page"
+    (home / "paper.PDF").write_bytes(pdf(first, second, script=HOSTILE_SCRIPT, link="https://elsewhere.example/"))
+    (home / "broken.pdf").write_bytes(b"%PDF-1.7\n<script>alert(1)</script>")
+    (home / "empty.pdf").touch()
+    open_project(page, site, world)
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("request", lambda request: asked.append(request.url.removeprefix(site.url)))
+    row(page, "paper.PDF").click()
+    canvas = page.locator("#preview canvas")
+    expect(canvas).to_have_text(first)
+    expect(canvas).to_have_attribute("data-page", "1")
+    assert ink(canvas) > 500
+    expect(page.locator("#preview [role=status]")).to_have_text("Page 1 of 2")
+    expect(page.locator("#preview button:text-is('Previous page')")).to_be_disabled()
+    if directory := os.environ.get("NATSKIT_SCREENSHOTS"):
+        page.screenshot(path=f"{directory}/pdf.png")
+    canvas.click()  # on the link
+    page.keyboard.press("PageDown")
+    expect(canvas).to_have_attribute("data-page", "2")
+    expect(canvas).to_have_text(second)
+    page.click("#preview button:text-is('Previous page')")
+    expect(canvas).to_have_attribute("data-page", "1")
+    assert page.locator("#preview a").count() == 0
+    assert page.url == f"{site.url}/"
+    assert {address.split("/")[1] for address in asked} == {"pdfjs"}, asked
+    assert said == [], "the Content-Security-Policy refuses nothing that PDF.js needs"
+    page.click("#preview-close")
+    expect(canvas).to_have_count(0)
+    for name in ("broken.pdf", "empty.pdf"):
+        row(page, name).click()
+        expect(page.locator("#preview-error")).to_contain_text("cannot be shown")
+        page.click("#preview-close")
+
+
+def ink(canvas: Locator) -> int:
+    """How many pixels are dark."""
+    return int(
+        canvas.evaluate(
+            """(canvas) => {
+              const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+              let dark = 0;
+              for (let at = 0; at < data.length; at += 4) if (data[at + 3] > 128 && data[at] < 128) dark++;
+              return dark;
+            }"""
+        )
+    )
+
+
+@pytest.mark.browser
+def test_a_large_pdf_is_read_in_parts(page: Page, site: LocalSite, world: World, home: Path) -> None:
+    """Its tables are at its end, and most of it is one object that no page needs."""
+    data = pdf("Small", "Text")
+    table = data.index(b"xref\n")
+    padding = 300 * MIB
+    with (home / "large.pdf").open("wb") as file:
+        file.write(data[:table])
+        file.seek(table + padding)
+        file.write(data[table:].replace(b"startxref\n%d\n" % table, b"startxref\n%d\n" % (table + padding)))
+    received: list[int] = []
+    page.on("websocket", lambda socket: socket.on("framereceived", lambda payload: received.append(len(payload))))
+    open_project(page, site, world)
+    row(page, "large.pdf").click()
+    expect(page.locator("#preview canvas")).to_have_text("Small")
+    assert 1_000_000 < sum(received) < 20 * MIB

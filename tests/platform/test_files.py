@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import random
@@ -11,10 +12,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from natskit.client import Client
@@ -27,6 +29,23 @@ from tests.platform.site import LocalSite, World
 from tests.platform.test_resilience import pid_of
 
 NATSKIT = str(Path(sys.executable).with_name("natskit"))
+LARGE_MIB = int(os.environ.get("NATSKIT_TEST_FILE_MIB", "60"))
+"""The size of a large file in MiB; 1024 takes minutes."""
+
+
+def write_large(path: Path, mib: int = LARGE_MIB) -> str:
+    """Write a file of random bytes. Returns its SHA-256."""
+    dice = random.Random(2)
+    with path.open("wb") as file:
+        for _ in range(mib):
+            file.write(dice.randbytes(1024 * 1024))
+    return version_of(path)
+
+
+def version_of(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @pytest.fixture
@@ -102,9 +121,11 @@ def test_a_copy_has_one_end_in_a_project(site: LocalSite, here: Path, arguments:
     assert cp(site, here, *arguments).returncode == 2
 
 
-def test_a_command_that_was_ended_goes_on(site: LocalSite, world: World, home: Path, here: Path) -> None:
-    data = random.Random(2).randbytes(1024 * 1024) * 200
-    (here / "big").write_bytes(data)
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_command_that_was_ended_goes_on(
+    site: LocalSite, world: World, home: Path, here: Path, how: signal.Signals
+) -> None:
+    version = write_large(here / "big", max(200, LARGE_MIB))
     command = [NATSKIT, "cp", "big", f"{world.names['p']}:big"]
     running = subprocess.Popen(command, cwd=here, env=site.environment, stderr=subprocess.PIPE)
 
@@ -112,14 +133,14 @@ def test_a_command_that_was_ended_goes_on(site: LocalSite, world: World, home: P
         return any(found.stat().st_size > 2_000_000 for found in home.glob(".natskit-*.upload"))
 
     wait_for(has_begun, "some of it has arrived")
-    running.send_signal(signal.SIGINT)
+    running.send_signal(how)
     running.communicate()
     left = list(home.glob(".natskit-*.upload"))
     assert running.returncode != 0
     assert len(left) == 1
     inode = left[0].stat().st_ino
     assert cp(site, here, *command[2:]).returncode == 0
-    assert hashlib.sha256((home / "big").read_bytes()).digest() == hashlib.sha256(data).digest()
+    assert version_of(home / "big") == version
     assert (home / "big").stat().st_ino == inode, "it began again"
     (home / "big").unlink()
 
@@ -279,3 +300,115 @@ async def test_a_file_arrives_whatever_dies_in_the_middle(
     wait_for(lambda: site.natskit("status", check=False).returncode == 0, "the platform to be whole again")
     (home / "arrives").unlink()
     assert not any(name.startswith(".natskit-") for name in os.listdir(home))
+
+
+VICTIMS = ("agent", "hub-1", "proxy", "nats", "hub-2")
+
+
+def kill(site: LocalSite, world: World, victim: str) -> None:
+    """End a program of the platform without a warning."""
+    pid = wait_for(lambda: agent_of(world) if victim == "agent" else pid_of(site, victim), f"{victim} to run")
+    os.kill(pid, signal.SIGKILL)
+
+
+def agent_of(world: World) -> int:
+    """The process id of the project's agent."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_text().split("\0")
+            if "natskit.project" in words and world.names["p"] in " ".join(words):
+                return int(process.name)
+    raise AssertionError("the project's agent does not run")
+
+
+async def test_a_large_file_arrives_although_everything_dies_in_turn(
+    site: LocalSite, world: World, home: Path, tmp_path: Path
+) -> None:
+    """As a user, through the proxy."""
+    version = write_large(tmp_path / "up")
+    async with await Client.sign_in(site.url, world.email_a, world.password, ca_file=site.ca_file) as person:
+        files = person.files(world.names["p"])
+        for way in ("up", "down"):
+            hit = Killer(site, world)
+            if way == "up":
+                await files.upload(tmp_path / "up", "whole", progress=hit)
+            else:
+                await files.download("whole", tmp_path / "down", progress=hit)
+            assert hit.left == []
+            wait_for(lambda: site.natskit("status", check=False).returncode == 0, "the platform to be whole again")
+    assert version_of(home / "whole") == version_of(tmp_path / "down") == version
+    (home / "whole").unlink()
+    assert not any(name.startswith(".natskit-") for name in os.listdir(home))
+
+
+class Killer:
+    """Kills one program after the other while a file is on its way."""
+
+    def __init__(self, site: LocalSite, world: World) -> None:
+        self._site, self._world = site, world
+        self.left = list(VICTIMS)
+
+    def __call__(self, done: int, size: int) -> None:
+        if self.left and done > size * (len(VICTIMS) - len(self.left) + 1) // (len(VICTIMS) + 2):
+            kill(self._site, self._world, self.left.pop(0))
+
+
+def test_an_upload_over_http_arrives_although_everything_dies_in_turn(
+    site: LocalSite, world: World, home: Path, tmp_path: Path
+) -> None:
+    """With an ``Upload-Id``, and ``Range`` on the way back."""
+    version = write_large(tmp_path / "up")
+    size = (tmp_path / "up").stat().st_size
+    address, headers = f"/api/projects/{world.names['p']}/files/whole", {"Upload-Id": version}
+    hit = Killer(site, world)
+    begins: list[int] = []
+
+    def body(begin: int) -> Iterator[bytes]:
+        begins.append(begin)
+        with (tmp_path / "up").open("rb") as file:
+            file.seek(begin)
+            while data := file.read(256 * 1024):
+                hit(file.tell(), size)
+                yield data
+
+    with site.http() as http:
+        http.timeout = httpx.Timeout(60)
+
+        def attempt() -> bool:
+            answer = http.post("/api/sign-in", json={"email": world.email_a, "password": world.password})
+            answer.raise_for_status()
+            found = http.head(address, headers=headers)
+            begin = int(found.headers["upload-offset"]) if found.status_code == 204 else 0
+            if found.status_code not in (204, 404):
+                return False
+            if begin == 0 and http.head(address).status_code == 200:
+                return True  # only the answer was lost
+            more = {"Content-Range": f"bytes {begin}-{size - 1}/{size}", "Content-Length": str(size - begin)}
+            answer = http.put(address, content=body(begin), headers=headers | more)
+            return answer.status_code == 200 and answer.json() == {"version": version}
+
+        def received() -> bool:
+            with (tmp_path / "down").open("ab") as file:
+                begin = file.tell()
+                if begin == size:
+                    return True
+                more = {"Range": f"bytes={begin}-"} if begin else {}
+                with http.stream("GET", address, headers=more) as answer:
+                    answer.raise_for_status()
+                    assert answer.status_code == (206 if begin else 200)
+                    for part in answer.iter_raw():
+                        file.write(part)
+                        hit(file.tell(), size)
+            return False
+
+        wait_for(attempt, "the file to arrive", 300 + LARGE_MIB)
+        assert hit.left == []
+        assert max(begins) > 0, "it began again"
+        assert version_of(home / "whole") == version
+        wait_for(lambda: site.natskit("status", check=False).returncode == 0, "the platform to be whole again")
+        hit.left = list(VICTIMS)
+        wait_for(received, "the file to come back", 300 + LARGE_MIB)
+        assert hit.left == []
+    assert version_of(tmp_path / "down") == version
+    (home / "whole").unlink()
+    wait_for(lambda: site.natskit("status", check=False).returncode == 0, "the platform to be whole again")

@@ -331,10 +331,11 @@ def test_a_large_zip_takes_little_memory(site: LocalSite, http: httpx.Client, wo
     shutil.rmtree(home / "zipped-wide")
 
 
-def test_an_upload_that_breaks_off_leaves_nothing(http: httpx.Client, world: World, home: Path) -> None:
-    class BrokenError(Exception):
-        pass
+class BrokenError(Exception):
+    """The client gives up."""
 
+
+def test_an_upload_that_breaks_off_leaves_nothing(http: httpx.Client, world: World, home: Path) -> None:
     def broken() -> Iterator[bytes]:
         yield b"x" * 3 * MIB
         wait_for(lambda: list(home.glob(".natskit-*.upload")), "the upload has begun")
@@ -346,8 +347,73 @@ def test_an_upload_that_breaks_off_leaves_nothing(http: httpx.Client, world: Wor
     assert not (home / "broken").exists()
 
 
+def break_off(http: httpx.Client, address: str, data: bytes, upload: str, home: Path) -> None:
+    """Send a part of a file, and close the connection."""
+
+    def some() -> Iterator[bytes]:
+        yield data[: 3 * MIB]
+        wait_for(lambda: (home / f".natskit-{upload}.upload").exists(), "the upload has begun")
+        wait_for(lambda: (home / f".natskit-{upload}.upload").stat().st_size > MIB, "some of it has arrived")
+        raise BrokenError
+
+    with pytest.raises(BrokenError):
+        http.put(address, content=some(), headers={"Upload-Id": upload, "Content-Length": str(len(data))})
+
+
+def arrived(http: httpx.Client, address: str, upload: str) -> int:
+    answer = http.head(address, headers={"Upload-Id": upload})
+    assert (answer.status_code, answer.content) == (204, b"")
+    return int(answer.headers["upload-offset"])
+
+
+def test_an_upload_with_an_id_goes_on_where_it_broke_off(http: httpx.Client, world: World, home: Path) -> None:
+    data = random.Random(9).randbytes(8 * MIB + 5)
+    version, size, address = hashlib.sha256(data).hexdigest(), len(data), url(world, "goes-on")
+    for number, sends_all in enumerate((False, True)):
+        upload = f"{number:032x}"
+        assert http.head(address, headers={"Upload-Id": upload}).status_code == 404
+        break_off(http, address, data, upload, home)
+        begin = arrived(http, address, upload)
+        assert MIB < begin < size
+        inode = (home / f".natskit-{upload}.upload").stat().st_ino
+        headers = {"Upload-Id": upload}
+        beyond = headers | {"Content-Range": f"bytes {size - 5}-{size - 1}/{size}"}
+        assert code(http.put(address, content=data[-5:], headers=beyond)) == (409, "conflict")
+        if not sends_all:
+            headers["Content-Range"] = f"bytes {begin}-{size - 1}/{size}"
+        answer = http.put(address, content=data if sends_all else data[begin:], headers=headers)
+        assert (answer.status_code, answer.json()) == (200, {"version": version})
+        assert (home / "goes-on").stat().st_ino == inode, "it began again"
+        assert (home / "goes-on").read_bytes() == data
+    assert list(home.glob(".natskit-*")) == []
+
+
+def test_what_is_refused_of_an_upload_with_an_id(http: httpx.Client, world: World, home: Path) -> None:
+    upload = "ab" * 16
+    (home / f".natskit-{upload}.upload").write_bytes(b"all")
+    for said, status in (
+        ({"Upload-Id": "../x"}, 400),
+        ({"Upload-Id": upload, "Content-Range": "bytes 0-1/3"}, 400),
+        ({"Upload-Id": upload, "Content-Range": "bytes 0-0/2"}, 400),
+        ({"Content-Range": "bytes 0-0/1"}, 400),
+    ):
+        answer = http.put(url(world, "one"), content=b"x", headers=said)
+        assert code(answer) == (status, "invalid_request")
+    said = {"Upload-Id": upload, "Content-Range": "bytes */3"}
+    assert http.put(url(world, "one"), content=b"", headers=said).json() == {
+        "version": hashlib.sha256(b"all").hexdigest()
+    }
+    assert (home / "one").read_bytes() == b"all"
+    assert code(http.put(url(world, "one", "q"), content=b"x", headers={"Upload-Id": upload})) == (404, "not_found")
+    assert http.head(url(world, "one", "q"), headers={"Upload-Id": upload}).status_code == 404
+
+
 def test_the_commands_of_the_how_to_guide_run(site: LocalSite, world: World, home: Path, tmp_path: Path) -> None:
-    text = block("docs/how-to/copy-files.md", "Use curl", "sh")
+    guide = "docs/how-to/copy-files.md"
+    text, _, sign_out = block(guide, "Use curl", "sh").rstrip().rpartition("\n")
+    text += "\n" + block(guide, "Go on with an upload that broke off", "sh", 0)
+    text += f"printf more >> data.bin; id='Upload-Id: {'cd' * 16}'\n"
+    text += block(guide, "Go on with an upload that broke off", "sh", 1) + sign_out
     for said, meant in (
         ("https://localhost:4043", site.url),
         ("ada@example.org", world.email_a),
@@ -357,11 +423,15 @@ def test_the_commands_of_the_how_to_guide_run(site: LocalSite, world: World, hom
     ):
         assert said in text
         text = text.replace(said, meant)
-    (tmp_path / "data.bin").write_bytes(os.urandom(2 * MIB))
+    data = os.urandom(2 * MIB)
+    (tmp_path / "data.bin").write_bytes(data)
+    (home / f".natskit-{'cd' * 16}.upload").write_bytes(data[:MIB])
     done = subprocess.run(["sh", "-e"], input=text, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert (home / "data.bin").read_bytes() == (tmp_path / "data.bin").read_bytes()
-    assert (tmp_path / "part.bin").read_bytes() == (tmp_path / "data.bin").read_bytes()[1_000_000:]
+    assert (home / "data.bin").read_bytes() == (tmp_path / "data.bin").read_bytes() == data + b"more"
+    assert f'{{"version":"{hashlib.sha256(data + b"more").hexdigest()}"}}' in done.stdout
+    assert (tmp_path / "copy.bin").read_bytes() == data
+    assert (tmp_path / "part.bin").read_bytes() == data[1_000_000:]
 
 
 # ---- hostile files in a real browser

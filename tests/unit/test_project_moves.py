@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from natskit.bus.project_move import Entry, Piece, Written, from_path, to_path
-from natskit.cli.move import SMALL_BYTES, difference, plan
+from natskit.cli import move
+from natskit.cli.move import SMALL_BYTES, Move, difference, plan
+from natskit.client import Client
+from natskit.errors import NatskitError
 from natskit.rpc import RpcError
 from natskit.runner.moved_tree import Tree
 
@@ -154,3 +161,68 @@ def test_a_link_is_neither_read_nor_followed(tmp_path: Path) -> None:
         with pytest.raises(RpcError):
             tree.write([Written("l", 0, 1, False, 9, 0o600, 1)], memoryview(b"x"))
     assert (tmp_path / "secret").read_text() == "secret"
+
+
+def test_holes_have_the_hash_of_their_zeros_without_being_read(tmp_path: Path) -> None:
+    huge, mib = 1 << 40, 1 << 20
+    with (tmp_path / "sparse").open("wb") as sparse:
+        sparse.truncate(huge)
+        sparse.seek(20 * mib)
+        sparse.write(b"data")
+    pieces = [
+        Piece("sparse", 0, 32 * mib),
+        *(Piece("sparse", start, 32 * mib) for start in range(huge - (100 << 30), huge, 32 * mib)),
+        Piece("sparse", huge - 1, 1),
+        Piece("sparse", huge - 1, 2),
+        Piece("sparse", huge, 0),
+    ]
+    with Tree(tmp_path) as tree:
+        first, *holes, last, beyond, nothing = tree.hashes(pieces)
+    content = bytearray(32 * mib)
+    content[20 * mib : 20 * mib + 4] = b"data"
+    assert first == hashlib.sha256(content).hexdigest()
+    assert set(holes) == {hashlib.sha256(bytes(32 * mib)).hexdigest()}
+    assert last == hashlib.sha256(b"\0").hexdigest()
+    assert (beyond, nothing) == ("", hashlib.sha256().hexdigest())
+
+
+class Hostile:
+    """Answers as a runner that somebody has taken over."""
+
+    connection = SimpleNamespace(max_payload=1 << 20)
+
+    def __init__(self, *pages: dict[str, Any]) -> None:
+        self._pages = itertools.cycle(pages)
+
+    async def call_runner(self, *_: Any, **__: Any) -> tuple[Any, memoryview]:
+        return next(self._pages), memoryview(b"")
+
+
+@pytest.mark.parametrize(
+    ("pages", "said"),
+    [
+        ([{"entries": [], "next": "a"}], "does not go on"),
+        ([{"entries": [TOP], "next": "a"}], "does not go on"),
+        ([{"entries": [TOP] * 50, "next": "a"}, {"entries": [TOP] * 50, "next": "b"}], "more than 100 files"),
+    ],
+)
+async def test_a_list_that_does_not_end_is_refused(
+    pages: list[dict[str, Any]], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(move, "MOST_FILES", 100)
+    moving = Move(cast("Client", Hostile(*pages)), "p", lambda *_: None)
+    moving._known({"runner_id": "r", "name": "spare"})
+    with pytest.raises(NatskitError, match=said):
+        await moving._list("r", target=False)
+
+
+async def test_what_a_runner_says_does_nothing_to_a_terminal() -> None:
+    class Refusing(Hostile):
+        async def call_runner(self, *_: Any, **__: Any) -> tuple[Any, memoryview]:
+            raise RpcError("invalid_state", "\x1b]0;owned\x07\u202e")
+
+    moving = Move(cast("Client", Refusing()), "p", lambda *_: None)
+    moving._known({"runner_id": "r", "name": "spare"})
+    with pytest.raises(RpcError) as caught:
+        await moving._list("r", target=False)
+    assert str(caught.value) == r"runner spare: \x1b]0;owned\x07\u202e"

@@ -130,14 +130,17 @@ class FilesOverHttp:
         return [Route(path, self.get, methods=["GET"]), Route(path, self.put, methods=["PUT"])]
 
     async def get(self, request: Request) -> Response:
-        """A file of a project, or a range of it, or a folder as a zip; ``HEAD`` too."""
+        """A file of a project, or a range of it, or a folder as a zip; ``HEAD`` too, which says how much has arrived of
+        an upload if it has an ``Upload-Id``."""
         session_id, account = await self._session(request)
-        path = _path(request) or "."
+        path, upload = _path(request) or ".", _upload_id(request)
         with ExitStack() as place:
             place.enter_context(self._stream(account))
             with self._admitted(account), _refusals():
                 await self._check_member(request, session_id, account)
                 transfer = self._transfer(request)
+                if upload is not None and request.method == "HEAD":
+                    return await self._arrived(transfer, path, upload)
                 state = await self._look(transfer, path)
                 if state is None:
                     return await self._zip(request, account, transfer, path, place)
@@ -204,45 +207,65 @@ class FilesOverHttp:
             return Response(headers=headers)
         return _Passed(self._paid(request, account, folder.parts()), 200, headers, place.pop_all())
 
+    async def _arrived(self, transfer: Transfer, path: str, upload: str) -> Response:
+        """How much has arrived of an upload that broke off, as in draft-ietf-httpbis-resumable-upload."""
+        answer, _ = await transfer.ask("upload_part", {"path": path, "upload": upload, "offset": 0})
+        return Response(status_code=204, headers={"Upload-Offset": str(answer["offset"]), "Cache-Control": "no-store"})
+
     async def put(self, request: Request) -> Response:
-        """Replace a file of a project. ``If-None-Match: *`` makes a new one only."""
+        """Replace a file of a project. ``If-None-Match: *`` makes a new one only.
+
+        What has arrived of an upload with an ``Upload-Id`` is kept when the upload breaks off. The same request goes on
+        with it: the body begins where ``Content-Range`` says, or with the file. Bytes that are there are skipped.
+        """
         check_origin(self._hub, request)
         session_id, account = await self._session(request)
-        for header in ("content-range", "if-match"):
-            if header in request.headers:
-                raise RefusedError(400, "invalid_request", f"PUT takes no {header}: send the whole file")
+        if "if-match" in request.headers:
+            raise RefusedError(400, "invalid_request", "PUT takes no If-Match")
+        chosen = _upload_id(request)
+        begin, size = _sent_range(request, chosen)
         expected = "absent" if request.headers.get("if-none-match") == "*" else None
         with self._stream(account), self._admitted(account), _refusals():
             await self._check_member(request, session_id, account)
-            upload = Upload(self._transfer(request), _path(request), secrets.token_hex(16))
+            upload = Upload(self._transfer(request), _path(request), chosen or secrets.token_hex(16))
             try:
-                await upload.start(_length(request), expected)
-                version = await self._receive(request, account, upload, expected)
+                arrived = await upload.start(size, expected)
+                if begin > arrived:
+                    raise RefusedError(
+                        409, "conflict", f"{arrived} bytes have arrived of this upload: go on from there"
+                    )
+                version = await self._receive(request, account, upload, expected, arrived - begin)
             except BaseException as error:
-                with contextlib.suppress(NatskitError):
-                    await upload.cancel()
+                await upload.leave()
+                if chosen is None:
+                    with contextlib.suppress(NatskitError):
+                        await upload.cancel()
                 if isinstance(error, ClientDisconnect):  # nobody reads an answer
                     raise RefusedError(400, "invalid_request", "the body broke off") from None
                 raise
         return JSONResponse({"version": version})
 
-    async def _receive(self, request: Request, account: str, upload: Upload, expected: str | None) -> str:
-        digest, waiting = hashlib.sha256(), bytearray()
+    async def _receive(self, request: Request, account: str, upload: Upload, expected: str | None, skipped: int) -> str:
+        """Pass the body on, without the bytes at its begin that have arrived before."""
+        digest = hashlib.sha256() if not upload.offset else None  # else only the project knows all bytes
+        waiting = bytearray()
 
         async def send(size: int) -> None:
             data = bytes(memoryview(waiting)[:size])
             del waiting[:size]
-            digest.update(data)
+            if digest is not None:
+                digest.update(data)
             await self._pay(request, account, len(data), "up")
             await upload.send(data)
 
         async for chunk in request.stream():
-            waiting += chunk
+            waiting += memoryview(chunk)[skipped:]
+            skipped -= min(skipped, len(chunk))
             while len(waiting) >= upload.part:
                 await send(upload.part)
         if waiting:
             await send(len(waiting))
-        return await upload.finish(digest.hexdigest(), expected)
+        return await upload.finish(digest.hexdigest() if digest is not None else None, expected)
 
     async def _paid(
         self, request: Request, account: str, parts: AsyncGenerator[memoryview | bytes, None]
@@ -341,6 +364,39 @@ def _length(request: Request) -> int:
     """The size that the client announces; 0 if it announces none."""
     said = request.headers.get("content-length", "")
     return int(said) if said.isascii() and said.isdecimal() else 0
+
+
+def _upload_id(request: Request) -> str | None:
+    """The name that the client gave its upload. Raises :class:`RefusedError` for one that is none."""
+    name = request.headers.get("upload-id")
+    if name is not None and not re.fullmatch("[0-9a-f]{16,64}", name):
+        raise RefusedError(400, "invalid_request", "Upload-Id: an id has 16 to 64 hexadecimal digits, in small letters")
+    return name
+
+
+def _sent_range(request: Request, upload: str | None) -> tuple[int, int]:
+    """Where the body begins in the file, and the size of the file; 0 if that is not announced (RFC 9110, 14.5).
+
+    Raises :class:`RefusedError`."""
+    said, length = request.headers.get("content-range"), _length(request)
+    if upload is not None and "content-length" not in request.headers:
+        raise RefusedError(411, "invalid_request", "an upload with an Upload-Id needs a Content-Length")
+    if said is None:
+        return 0, length
+    if upload is None:
+        raise RefusedError(
+            400, "invalid_request", "PUT takes Content-Range only with an Upload-Id: send the whole file"
+        )
+    found = re.fullmatch(r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(\d{1,18})", said, re.ASCII)
+    size = int(found[3]) if found else 0
+    begin, last = (int(found[1]), int(found[2])) if found and found[1] else (size, size - 1)
+    if not found or last + 1 != size or length != size - begin:
+        raise RefusedError(
+            400,
+            "invalid_request",
+            "Content-Range: say bytes BEGIN-LAST/SIZE, to the end of the file, or bytes */SIZE if nothing is left",
+        )
+    return begin, size
 
 
 def _disposition(path: str) -> str:

@@ -180,7 +180,7 @@ export class Folder {
   /** @param {string} path */
   #show(path) {
     const kind = kindOf(path);
-    if (kind) show(kind, this.#files().address(path), path);
+    if (kind) show(kind, this.#files(), path);
     else this.#open(path);
   }
 
