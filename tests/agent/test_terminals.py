@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import pwd
 import shutil
 import signal
 import uuid
@@ -99,6 +100,9 @@ async def test_a_login_shell_with_its_environment(client: Client, project: Proje
         )
         await seen.until(f"[xterm-256color] [truecolor] [{project.home}]")
         await seen.until("[] 30 100 /dev/pts")
+        await seen.type("echo $(id -un)=$USER=$LOGNAME $SHELL$(test -x $SHELL && echo ' runs') ${LANG:+''lang''uage}\n")
+        name = pwd.getpwuid(os.getuid()).pw_name
+        await seen.until(f"{name}={name}={name} /bin/bash runs language")
         await seen.type("shopt -q login_shell && echo a log''in with $(command -v python3)\n")
         await seen.until("a login with")
         assert ".venv" not in seen.drawn.text()

@@ -27,6 +27,17 @@ from tests.platform.test_console import browser, context, open_project, page, si
 from tests.platform.test_resilience import pid_of
 from tests.platform.test_terminal_command import window
 
+READS = """
+import os, tty
+tty.setraw(0)
+os.write(1, b"\\x1b[?1000h\\x1b[?1006h\\x1b[?2004hready\\r\\n")
+seen = b""
+while b"q" not in seen:
+    seen += os.read(0, 4096)
+    os.write(1, ascii(seen).encode() + b"\\r\\n")
+os.write(1, b"\\x1b[?1000l\\x1b[?1006l\\x1b[?2004l")
+"""
+"""Shows what it is sent; asks for the mouse, and for a mark around what is pasted."""
 TEXT = "first line\n\ttabbed 日本 é\n" + "".join(f"line {number}\n" for number in range(3, 60))
 PRINTS = """
 import base64, os, termios, tty
@@ -391,6 +402,54 @@ def test_search_screen_reader_recording_and_sharing(
     page.keyboard.type("exit\n")
     expect(page.locator("#terminal-status")).to_have_text("ended with exit code 0")
     site.natskit("exec", project, "--", "rm", recording)
+
+
+def test_mouse_paste_links_font_and_colours(page: Page, site: LocalSite, world: World) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=site.url)
+    (site.root / "runner" / "projects" / world.names["p"] / "home" / "reads.py").write_text(READS)
+    open_project(page, site, world)
+    page.click("#new-terminal")
+    prompts(page)
+    focus(page)
+    page.keyboard.type("clear; echo see https://example.org/guide\n")
+    wait_for(lambda: rows(page)[0] == "see https://example.org/guide", "the link")
+    page.context.route("https://example.org/**", lambda route: route.fulfill(body="a guide"))
+    link = page.locator(".terminal:not([hidden]) .xterm-rows > div").first
+    link.hover(position={"x": 80, "y": 8}, force=True)
+    expect(page.locator(".terminal:not([hidden]) .xterm-cursor-pointer")).to_have_count(1)
+    with page.context.expect_page() as opened:
+        link.click(position={"x": 80, "y": 8}, force=True)
+    opened.value.wait_for_url("https://example.org/guide")
+    assert opened.value.evaluate("window.opener") is None
+    opened.value.close()
+
+    focus(page)
+    page.keyboard.type("clear; python3 reads.py\n")
+    shows(page, "ready")
+    page.locator(".terminal:not([hidden]) .xterm-screen").click(position={"x": 3, "y": 3})
+    shows(page, r"\x1b[<0;1;1M\x1b[<0;1;1m")
+    page.evaluate("navigator.clipboard.writeText('two\\nlines')")
+    focus(page)
+    page.keyboard.press("Control+Shift+V")
+    shows(page, r"\x1b[200~two\rlines\x1b[201~")
+    page.keyboard.type("q")
+    prompts(page)
+
+    def look() -> list[str]:
+        script = "(box) => { const { fontSize, color } = getComputedStyle(box.querySelector('.xterm-rows'));"
+        script += " return [fontSize, color]; }"
+        return page.locator("div[data-terminal]:not([hidden])").evaluate(script)  # type: ignore[no-any-return]
+
+    page.emulate_media(color_scheme="light")
+    font, light = look()
+    page.click("#larger-font")
+    wait_for(lambda: look()[0] == f"{int(font[:-2]) + 1}px", "larger letters")
+    page.emulate_media(color_scheme="dark")
+    wait_for(lambda: look()[1] != light, "other colours")
+    page.click("#smaller-font")
+    wait_for(lambda: look()[0] == font, "smaller letters again")
+    page.click("#end-terminal")
+    expect(page.locator("#terminal-status")).to_have_text("ended by SIGHUP")
 
 
 def test_the_graphics_card_draws_where_there_is_one(page: Page, site: LocalSite, world: World) -> None:
