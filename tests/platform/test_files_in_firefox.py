@@ -113,7 +113,9 @@ def test_a_hostile_page_that_is_shown_all_the_same_is_in_a_sandbox(
 
 def test_a_hostile_pdf_is_drawn_in_the_console_and_does_nothing(page: Firefox, site: LocalSite, home: Path) -> None:
     (home / "paper.pdf").write_bytes(FILES["paper.pdf"])
-    page.evaluate("""[...document.querySelectorAll("#projects button")].find((one) => !one.hidden).click()""")
+    project = "document.querySelector('#projects button')"
+    wait_for(lambda: page.evaluate(f"Boolean({project})"), "the project is listed")
+    page.evaluate(f"{project}.click()")
     row = """[...document.querySelectorAll("#files button")].find((one) => one.textContent === "paper.pdf")"""
     wait_for(lambda: page.evaluate(f"Boolean({row})"), "the file is listed")
     page.evaluate(f"{row}.click()")
