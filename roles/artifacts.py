@@ -181,8 +181,8 @@ def _programs(settings: Settings) -> Path:
 def console(settings: Settings) -> Path:
     """Install the console on the host. Returns the folder that nginx serves."""
     digest = hashlib.sha256()
-    for path in sorted(CONSOLE.iterdir()):
-        digest.update(path.name.encode() + path.read_bytes())
+    for path in sorted(path for path in CONSOLE.rglob("*") if path.is_file()):
+        digest.update(path.relative_to(CONSOLE).as_posix().encode() + path.read_bytes())
     version = digest.hexdigest()[:12]
     archive = _archive(
         settings, f"console-{version}", lambda scratch: shutil.copytree(CONSOLE, scratch, dirs_exist_ok=True)
