@@ -200,6 +200,7 @@ def describe(site: Topology, identity: Identity) -> None:
             ],
             "supervisor_socket": str(socket_of(root)),
             "log_directory": str(root / "log"),
+            "projects": {settings.runner_uuid: str(root / "runner" / "projects") for settings in site.runner},
         }
     _recorded(
         name="Tell the natskit command where everything is",
