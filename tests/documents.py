@@ -156,6 +156,7 @@ ELSEWHERE = {
     "docs/how-to/edit-together.md#Look at the history": Elsewhere(
         {"natskit document history", "natskit document restore", "natskit document show"}, test=DOCUMENTS
     ),
+    "docs/how-to/edit-together.md#Thin out old history": Elsewhere({"natskit document retention"}, test=DOCUMENTS),
     "docs/how-to/edit-together.md#Remove a document for good": Elsewhere({"natskit document delete"}, test=DOCUMENTS),
     "docs/how-to/jetstream.md#Encrypt streams at rest": Elsewhere(
         {"openssl"}, test="tests/unit/test_docs_commands.py::test_the_key_that_openssl_makes_is_one_for_jetstream"

@@ -25,6 +25,7 @@ from natskit.client import Client
 from natskit.errors import BackupError
 from natskit.identity.backup import backup as back_up_identity
 from natskit.identity.identity import Identity
+from natskit.validation.names import shown
 
 RESERVE_BYTES = 64 * 1024**2
 """What must be left free: the manifest, the identity and restic's index are not in the estimate."""
@@ -102,7 +103,8 @@ async def _kept_if_complete() -> AsyncIterator[list[tuple[RunnerFiles, FilesEntr
     except BaseException:
         for runner, entry in taken:
             with suppress(BackupError, OSError):  # what went wrong first is what is said
-                await asyncio.to_thread(runner.repository.forget, entry.snapshot)
+                if entry.snapshot:
+                    await asyncio.to_thread(runner.repository.forget, entry.snapshot)
         raise
 
 
@@ -153,7 +155,11 @@ async def _take_files(runner: RunnerFiles, name: str, say: Say) -> FilesEntry:
     entry = await runner.take(name)
     say(f"runner {entry.name}: {entry.files} files, {entry.size} bytes")
     for path in entry.torn:
-        say(f"runner {entry.name}: {path} was written each time it was read; its copy may be a mixture")
+        say(f"runner {entry.name}: {shown(path)} was written each time it was read; its copy may be a mixture")
+    for path in entry.unread:
+        say(f"runner {entry.name}: {shown(path)} could not be read: see its owner and mode. It is not in the backup")
+    for folder in entry.left_out:
+        say(f"runner {entry.name}: {folder} is NOT in the backup: it has files of another user. Look at them")
     return entry
 
 

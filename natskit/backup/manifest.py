@@ -6,9 +6,9 @@ import hmac
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from natskit.backup.sealing import BackupKey, Sealed
 from natskit.errors import BackupError
@@ -16,6 +16,8 @@ from natskit.identity.files import write_private
 
 MANIFEST = "manifest.json"
 VERIFICATION = "verification.json"
+SNAPSHOT = r"^([0-9a-f]{8,64})?$"
+"""restic's id of a snapshot, or its first digits; empty for none. It becomes a word of restic's command line."""
 
 
 class _Model(BaseModel):
@@ -54,13 +56,17 @@ class FilesEntry(_Model):
     name: str
     """The runner's name, for people."""
     taken: AwareDatetime
-    snapshot: str = ""
+    snapshot: Annotated[str, Field(pattern=SNAPSHOT)] = ""
     """restic's id, or its first digits. Empty if the runner had no projects."""
     files: int = 0
     size: int = 0
     """Bytes of all files."""
     torn: list[str] = []
     """Files that changed each time restic read them: their contents may be mixtures of two states."""
+    unread: list[str] = []
+    """Files that restic could not read, each time: they are not in the snapshot."""
+    left_out: list[str] = []
+    """Folders of projects that are not in it, because files of another user were found in them."""
 
 
 class Manifest(_Model):

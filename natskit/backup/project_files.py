@@ -20,6 +20,7 @@ from natskit.backup.manifest import FilesEntry
 from natskit.backup.sealing import BackupKey
 from natskit.backup.target import Target
 from natskit.errors import BackupError
+from natskit.process.lifecycle import end_with_parent
 from natskit.runner.agent_unit import instance_of
 
 _PATTERN = re.compile(r"[*?\[\\]")
@@ -31,8 +32,8 @@ class Repository:
 
     def __init__(self, target: Target, key: BackupKey, runner: str) -> None:
         """Raises :class:`BackupError` without restic."""
-        self._place, self._environment = target.repository(runner), target.environment
-        self._password = key.repository_password(runner)
+        self._place, self._password = target.repository(runner), key.repository_password(runner)
+        self._environment = target.environment_of(runner, self._password)
         if shutil.which("restic") is None:
             raise BackupError(
                 "restic is not installed, and it backs up the files of projects: run `apt-get install restic`"
@@ -131,6 +132,7 @@ class Repository:
                 text=True,
                 errors="surrogateescape",
                 pass_fds=[password],
+                preexec_fn=end_with_parent,  # prune must not go on without the lock of the target
                 check=False,
             )
         finally:

@@ -21,10 +21,13 @@ from natskit.backup.manifest import MANIFEST, VERIFICATION
 from natskit.backup.target import FILES, NAME, Target
 from natskit.errors import BackupError, IdentityError
 from natskit.identity.files import check_private
+from natskit.process.lifecycle import end_with_parent
 
 PREFIX = "rclone:"
 _REMOTE = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.+@ -]*):([^:]*)")
 _PATIENCE = ("--contimeout", "20s", "--timeout", "120s", "--low-level-retries", "5")
+_ENCRYPTED = "NATSKITFILES"
+"""The remote for the files of projects, in rclone's environment alone."""
 _NOT_FOUND = (3, 4)
 """rclone's exit codes for a folder or a file that is not there."""
 
@@ -73,13 +76,26 @@ class RemoteTarget(Target):
         """The runners whose files are there."""
         return self._folders(f"{self._place}/{FILES}")
 
+    def environment_of(self, runner: str, password: str) -> dict[str, str]:
+        """The same, with a remote that encrypts each name of the repository of a runner (rclone.org/crypt).
+
+        So nothing that a runner's host asks for is a path of the storage, such as ``..``: rclone 1.60, which Debian
+        has, does not look for that.
+        """
+        name = f"RCLONE_CONFIG_{_ENCRYPTED}"
+        return self.environment | {
+            f"{name}_TYPE": "crypt",
+            f"{name}_REMOTE": f"{self._place}/{FILES}/{runner}",
+            f"{name}_PASSWORD": self._run("obscure", "-", given=password).strip(),
+        }
+
     def repository(self, runner: str) -> str:
         """restic's name of the repository with the files of a runner."""
         return PREFIX + self.served(runner)
 
-    def served(self, runner: str) -> str:
+    def served(self, runner: str) -> str:  # noqa: ARG002 - the environment says whose it is
         """rclone's name of that repository."""
-        return f"{self._place}/{FILES}/{runner}"
+        return f"{_ENCRYPTED}:"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -93,7 +109,7 @@ class RemoteTarget(Target):
 
     def names(self) -> list[str]:
         """The complete backups, oldest first. Gets their manifests. Raises :class:`BackupError`."""
-        wanted = [word for file in (MANIFEST, VERIFICATION) for word in ("--include", f"/*Z*/{file}")]
+        wanted = [word for file in (MANIFEST, VERIFICATION) for word in ("--include", f"/[0-9]*Z*/{file}")]
         if self._run("sync", *wanted, self._place, str(self.directory), if_missing="missing") == "missing":
             return []
         return [name for name in super().names() if (self.directory / name / MANIFEST).exists()]
@@ -136,14 +152,15 @@ class RemoteTarget(Target):
         listed = self._run("lsf", "--dirs-only", place, if_missing="")
         return sorted(line.rstrip("/") for line in listed.splitlines())
 
-    def _run(self, *words: str, if_missing: str | None = None) -> str:
+    def _run(self, *words: str, if_missing: str | None = None, given: str = "") -> str:
         done = subprocess.run(
             ["rclone", *_PATIENCE, *words],
             env=os.environ | self.environment,
-            stdin=subprocess.DEVNULL,
+            input=given,
             capture_output=True,
             text=True,
             umask=0o077,
+            preexec_fn=end_with_parent,
             check=False,
         )
         if if_missing is not None and done.returncode in _NOT_FOUND:

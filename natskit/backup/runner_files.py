@@ -22,9 +22,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
-from natskit.backup.manifest import FilesEntry
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from natskit.backup.manifest import SNAPSHOT, FilesEntry
 from natskit.backup.project_files import Repository
 from natskit.backup.sealing import BackupKey
 from natskit.backup.target import Target
@@ -32,6 +34,7 @@ from natskit.client import Client
 from natskit.errors import BackupError, ConnectionLostError, NatskitError
 from natskit.process.lifecycle import cancel, end_with_parent
 from natskit.rpc import RpcError
+from natskit.validation.names import shown
 
 ATTEMPTS = 3
 """How often changing files are read."""
@@ -41,10 +44,32 @@ WAIT_SECONDS = 20.0
 RESULT_SECONDS = 60.0
 STAGE_SECONDS = 600.0
 """The longest request removes what an earlier restore has left."""
+STALL_SECONDS = 3600.0
+"""How long restic may give nothing, such as while it reads again what it has stored already."""
 PAUSE_SECONDS = 0.5
 ROOM_BYTES = 4096
 """Of a message, for all but the data."""
 PIECE_BYTES = 768 * 1024
+
+
+class Result(BaseModel):
+    """What a run of restic on a runner's host has found. The host may be in somebody else's hands."""
+
+    snapshot: Annotated[str, Field(pattern=SNAPSHOT)] = ""
+    files: Annotated[int, Field(ge=0)] = 0
+    size: Annotated[int, Field(ge=0)] = 0
+    torn: list[str] = []
+    unread: list[str] = []
+    strange: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]] = []
+    """Folders of projects with files of another user."""
+
+
+class _Begun(BaseModel):
+    is_empty: bool = False
+
+
+class _Read(BaseModel):
+    ended: bool
 
 
 @dataclass(frozen=True)
@@ -67,36 +92,44 @@ class RunnerFiles:
 
     async def size(self) -> int:
         """Bytes of all files."""
-        return int((await self._ask("size", wait=STAGE_SECONDS))[0])
+        size: int = self._parsed(Annotated[int, Field(ge=0)], (await self._ask("size", wait=STAGE_SECONDS))[0])
+        return size
 
     async def take(self, name: str) -> FilesEntry:
         """Back up all projects, some of which may run. Raises :class:`BackupError`."""
         taken = datetime.now(UTC)
         await asyncio.to_thread(self.repository.ensure)
-        for attempt in range(ATTEMPTS):
-            made = await self._job("take", runner_id=self.runner.runner_id, name=name, rate=self._rate)
+        attempt, left_out = 1, list[str]()
+        while True:
+            asked = {"runner_id": self.runner.runner_id, "name": name, "rate": self._rate, "left_out": left_out}
+            made = await self._job("take", **asked)
             if made is None:
-                return FilesEntry(runner=self.runner.runner_id, name=self.runner.name, taken=taken)
-            snapshot = str(made["snapshot"])
+                return FilesEntry(
+                    runner=self.runner.runner_id, name=self.runner.name, taken=taken, left_out=sorted(left_out)
+                )
+            if not made.snapshot:
+                raise BackupError(f"runner {self.runner.name}: restic made no snapshot")
             try:
-                found = await self._job("compare", snapshot=snapshot) or {}
+                found = await self._job("compare", snapshot=made.snapshot) or Result()
             except BaseException:
-                await asyncio.to_thread(self.repository.forget, snapshot)
+                await asyncio.to_thread(self.repository.forget, made.snapshot)
                 raise
-            left = [*made["unread"], *found["torn"]]
-            if not left or (attempt == ATTEMPTS - 1 and not made["unread"]):
+            more = sorted({*found.strange} - {*left_out})
+            if not more and (attempt == ATTEMPTS or not (made.unread or found.torn)):
                 return FilesEntry(
                     runner=self.runner.runner_id,
                     name=self.runner.name,
                     taken=taken,
-                    snapshot=snapshot,
-                    files=found["files"],
-                    size=found["size"],
-                    torn=found["torn"],
+                    snapshot=made.snapshot,
+                    files=found.files,
+                    size=found.size,
+                    torn=found.torn,
+                    unread=made.unread,
+                    left_out=sorted(left_out),
                 )
-            await asyncio.to_thread(self.repository.forget, snapshot)
-        named = ", ".join(left[:3])
-        raise BackupError(f"runner {self.runner.name}: restic cannot read {named}: see their owner and mode")
+            await asyncio.to_thread(self.repository.forget, made.snapshot)
+            left_out += more
+            attempt += not more
 
     async def stage(self, entry: FilesEntry, project_id: str | None = None) -> None:
         """Restore the projects of a snapshot, or one of them, beside those that are there. Raises
@@ -106,15 +139,15 @@ class RunnerFiles:
 
     async def holds(self, project_id: str) -> bool:
         """Whether the files of a project are on this host."""
-        return bool((await self._ask("holds", project_id=project_id))[0])
+        return self._parsed(bool, (await self._ask("holds", project_id=project_id))[0])  # type: ignore[no-any-return]
 
     async def running(self, project_ids: list[str] | None = None) -> list[str]:
         """Of these projects, or of all that are staged, those that run."""
-        return list((await self._ask("running", project_ids=project_ids))[0])
+        return self._parsed(list[str], (await self._ask("running", project_ids=project_ids))[0])  # type: ignore[no-any-return]
 
     async def settle(self) -> list[str]:
         """Put what is staged in its place. Returns the projects. Raises :class:`BackupError` if one of them runs."""
-        return list((await self._ask("settle", wait=STAGE_SECONDS))[0])
+        return self._parsed(list[str], (await self._ask("settle", wait=STAGE_SECONDS))[0])  # type: ignore[no-any-return]
 
     async def discard(self) -> None:
         """Remove what is staged."""
@@ -122,17 +155,28 @@ class RunnerFiles:
 
     # ----
 
-    async def _job(self, method: str, **params: Any) -> dict[str, Any] | None:
+    def _parsed(self, kind: Any, answer: Any) -> Any:
+        """An answer of the runner. Raises :class:`BackupError` if it is not what a runner answers."""
+        try:
+            return TypeAdapter(kind).validate_python(answer)
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            place = ".".join(map(str, first["loc"])) or "all of it"
+            raise BackupError(
+                f"runner {self.runner.name} gives an impossible answer: {place}: {first['msg']}"
+            ) from None
+
+    async def _job(self, method: str, **params: Any) -> Result | None:
         """Run restic on the runner's host. Returns what it found; ``None`` if there is nothing to do. Raises
         :class:`BackupError`."""
         job_id = str(uuid.uuid4())
         begun, _ = await self._ask(method, job_id=job_id, password=self._password, wait=STAGE_SECONDS, **params)
-        if begun.get("is_empty"):
+        if self._parsed(_Begun, begun).is_empty:
             return None
         try:
             async with self._serving() as rclone:
                 await self._carry(rclone, job_id)
-            found: dict[str, Any] = (await self._ask("result", job_id=job_id, wait=RESULT_SECONDS))[0]
+            found: Result = self._parsed(Result, (await self._ask("result", job_id=job_id, wait=RESULT_SECONDS))[0])
             return found
         except BaseException:
             with contextlib.suppress(NatskitError, TimeoutError):
@@ -147,7 +191,7 @@ class RunnerFiles:
             process = await asyncio.create_subprocess_exec(
                 *("rclone", "serve", "restic", "--stdio", "--append-only"),
                 self._target.served(self.runner.runner_id),
-                env=os.environ | self._target.environment,
+                env=os.environ | self._target.environment_of(self.runner.runner_id, self._password),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
@@ -187,14 +231,18 @@ class RunnerFiles:
             await cancel([down, up, said])
 
     async def _downwards(self, to: asyncio.StreamWriter, job_id: str) -> None:
-        number = 0
+        number, heard = 0, time.monotonic()
         while True:
             answer, data = await self._ask("read", job_id=job_id, number=number)
             number += 1
-            if answer["ended"]:
+            if self._parsed(_Read, answer).ended:
                 return
-            to.write(data)
-            await to.drain()
+            if data:
+                heard = time.monotonic()
+                to.write(data)
+                await to.drain()
+            elif time.monotonic() - heard > STALL_SECONDS:
+                raise BackupError(f"runner {self.runner.name}: restic has not gone on for {STALL_SECONDS / 60:g} min")
 
     async def _upwards(self, source: asyncio.StreamReader, job_id: str) -> None:
         number = 0
@@ -214,7 +262,7 @@ class RunnerFiles:
                 )
             except RpcError as error:
                 if error.kind not in ("unavailable", "timeout"):
-                    raise BackupError(f"runner {self.runner.name}: {error.message}") from None
+                    raise BackupError(f"runner {self.runner.name}: {shown(error.message[:500])}") from None
                 said: NatskitError = error
             except ConnectionLostError as error:
                 said = error

@@ -59,6 +59,10 @@ class Target:
         """What restic and rclone need besides this process's environment."""
         return {"RCLONE_CONFIG": os.devnull}
 
+    def environment_of(self, runner: str, password: str) -> dict[str, str]:  # noqa: ARG002 - storage needs both
+        """The same for the repository of a runner, with the password of that repository."""
+        return self.environment
+
     @property
     def repositories(self) -> list[str]:
         """The runners whose files are here."""

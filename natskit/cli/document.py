@@ -65,8 +65,8 @@ def retention(directory: str, project: str, days: int | None, keep: str, platfor
     if as_json:
         show_json(found)
         return
-    what = f"one version a {found['keep']} after {found['days']} days" if found["days"] else "everything"
-    click.echo(f"{what} stays ({'set for this project' if found['is_own'] else 'the platform says so'})")
+    what = f"After {found['days']} days, one version of each {found['keep']}" if found["days"] else "Everything"
+    click.echo(f"{what} stays ({'set for this project' if found['is_own'] else 'the platform says so'}).")
 
 
 @document.command("list")

@@ -8,6 +8,7 @@ one job at a time. Restored files wait beside the projects until ``settle`` puts
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import uuid
@@ -36,6 +37,8 @@ STAGE = ".restored"
 """The folder, beside the projects, with what is restored and not in its place yet."""
 CLOCK_SECONDS = 1e-5
 """How far two times of the same moment may differ: Python has microseconds, restic nanoseconds."""
+NAMED_BYTES = 128 * 1024
+"""Of their names in an answer, as JSON."""
 MOST_TORN = 1000
 """Files that are named."""
 SPARE_BYTES = 64 * 1024**2
@@ -44,6 +47,7 @@ _PARTLY = 3
 
 Snapshot = Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")]
 Number = Annotated[int, Field(ge=0)]
+Folder = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]
 
 
 @dataclass
@@ -54,6 +58,10 @@ class _Found:
     files: int = 0
     size: int = 0
     torn: list[str] = field(default_factory=list)
+    strange: set[str] = field(default_factory=set)
+    """Folders of projects with files that are not of the user of the folder."""
+    users: dict[str, int] = field(default_factory=dict)
+    """The user of each project's folder."""
 
 
 class Backups:
@@ -68,16 +76,22 @@ class Backups:
         self._job: BackupJob | None = None
         self._job_id = ""
         self._found = _Found()
+        self.settled: list[str] = []
+        """The projects that were put in their places last: the answer to a request that is repeated."""
 
     @property
     def stage(self) -> Path:
         """Where restored files wait."""
         return self.top / STAGE
 
-    async def begin(self, job_id: str, password: str, words: list[str], cwd: Path) -> None:
-        """Start restic. Ends a job that the control machine has left. Raises :class:`RpcError`."""
+    def check_free(self, job_id: str) -> None:
+        """Raises :class:`RpcError` while another job runs."""
         if self._job is not None and self._job.is_running and self._job_id != job_id:
             raise RpcError("conflict", "another command backs up or restores the files of this runner")
+
+    async def begin(self, job_id: str, password: str, words: list[str], cwd: Path) -> None:
+        """Start restic. Ends a job that the control machine has left. Raises :class:`RpcError`."""
+        self.check_free(job_id)
         await self.end()
         self._found, self._job_id = _Found(), job_id
         self._job = BackupJob(self._program.directory / "backup", self._read)
@@ -105,18 +119,31 @@ class Backups:
     def unread(self, job: BackupJob) -> list[str]:
         """What restic could not read although it is there: a running project may remove a file meanwhile."""
         items = [str(error.get("item", "")) for error in job.errors]
-        return [item for item in items if os.path.lexists(self.top / item)]
+        return [item for item in items if not _is_gone(self.top / item)]
 
     @property
     def found(self) -> dict[str, Any]:
         """What the present job has read."""
         found = self._found
-        return {"snapshot": found.snapshot, "files": found.files, "size": found.size, "torn": found.torn}
+        return {
+            "snapshot": found.snapshot,
+            "files": found.files,
+            "size": found.size,
+            "torn": _named(found.torn),
+            "strange": sorted(found.strange)[:MOST_TORN],
+        }
 
     def _read(self, line: dict[str, Any]) -> None:
         if "snapshot_id" in line:
             self._found.snapshot = str(line["snapshot_id"])
-        if line.get("struct_type") == "node" and line.get("type") == "file":
+        if line.get("struct_type") != "node":
+            return
+        top, _, below = str(line["path"]).lstrip("/").partition("/")
+        user = self._found.users.setdefault(top, int(line.get("uid", 0)))
+        if below and int(line.get("uid", 0)) != user:
+            # A folder was swapped for a link while restic read: what is behind it is not the project's.
+            self._found.strange.add(top)
+        if line.get("type") == "file":
             self._found.files += 1
             self._found.size += int(line.get("size", 0))
             path = str(line["path"]).lstrip("/")
@@ -159,6 +186,27 @@ class BackupCall:
     answer_data: bytes = field(default=b"")
 
 
+def _named(paths: list[str]) -> list[str]:
+    """As many of the paths as an answer has room for."""
+    found, room = list[str](), NAMED_BYTES
+    for path in paths:
+        room -= len(json.dumps(path))
+        if room < 0:
+            return [*found, f"and {len(paths) - len(found)} more"]
+        found.append(path)
+    return found
+
+
+def _is_gone(path: Path) -> bool:
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _has_changed(path: Path, line: dict[str, Any]) -> bool:
     """Whether a file differs from its copy in a snapshot. A file that is gone counts as unchanged."""
     try:
@@ -171,11 +219,16 @@ def _has_changed(path: Path, line: dict[str, Any]) -> bool:
 
 
 def _size_of(top: Path) -> int:
-    total = 0
-    for folder, _, names in os.walk(top):
-        for name in names:
-            with suppress(OSError):
-                total += os.lstat(os.path.join(folder, name)).st_size
+    """Holes do not count: restic stores a long run of zeros once."""
+    total, folders = 0, [str(top)]
+    while folders:  # os.walk of Python 3.11 calls itself, and a project may have any number of folders in folders
+        with suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                else:
+                    status = entry.stat(follow_symlinks=False)
+                    total += min(status.st_size, status.st_blocks * 512)
     return total
 
 
@@ -192,16 +245,28 @@ async def size(call: BackupCall) -> int:
 
 
 @backup_methods.method("take")
-async def take(call: BackupCall, job_id: Id, password: str, runner_id: Id, name: str, rate: Number) -> dict[str, Any]:
-    """Begin a snapshot of all projects, if there are any. ``rate`` is in KiB a second; 0 for no limit."""
-    top = call.backups.top
-    if not any(call.backups.project_in(one) for one in await asyncio.to_thread(os.listdir, top)):
+async def take(
+    call: BackupCall,
+    job_id: Id,
+    password: str,
+    runner_id: Id,
+    name: str,
+    rate: Number,
+    left_out: list[Folder] | None = None,
+) -> dict[str, Any]:
+    """Begin a snapshot of all projects, if there are any, but those in the folders ``left_out``.
+
+    ``rate`` is in KiB a second; 0 for no limit.
+    """
+    top, left_out = call.backups.top, left_out or []
+    present = {one for one in await asyncio.to_thread(os.listdir, top) if call.backups.project_in(one)}
+    if not present - {*left_out}:
         return {"is_empty": True}  # restic refuses to make an empty snapshot
-    left_out = [f"{top}/.*", f"{top}/*/.home.*", *(f"{top}/*/{own}" for own in OF_THE_RUNNER)]
-    if call.backups.with_systemd:
-        left_out = [f"{top}/.*"]
+    patterns = [f"{top}/.*", *(f"{top}/{folder}" for folder in left_out)]
+    if not call.backups.with_systemd:
+        patterns += [f"{top}/*/.home.*", *(f"{top}/*/{own}" for own in OF_THE_RUNNER)]
     words = ["backup", "--tag", name, "--host", runner_id, "--one-file-system", "--limit-upload", str(rate)]
-    words += [word for pattern in left_out for word in ("--exclude", pattern)]
+    words += [word for pattern in patterns for word in ("--exclude", pattern)]
     await call.backups.begin(job_id, password, [*words, "."], top)
     return {"is_empty": False}
 
@@ -219,6 +284,8 @@ async def stage(
 ) -> dict[str, Any]:
     """Begin to restore all projects of a snapshot, or one, beside those that are there."""
     backups = call.backups
+    backups.check_free(job_id)  # before what another command restores is removed
+    backups.settled = []
     await remove_tree(backups.stage)
     free = shutil.disk_usage(backups.top).free - SPARE_BYTES
     if size > free:
@@ -261,7 +328,7 @@ async def result(call: BackupCall, job_id: Id) -> dict[str, Any]:
         code = 0
     if code not in (0, _PARTLY):
         raise RpcError("invalid_state", f"restic ended with {code}: {said[-500:]}")
-    return backups.found | {"unread": unread[:MOST_TORN]}
+    return backups.found | {"unread": _named(unread)}
 
 
 @backup_methods.method("end")
@@ -294,6 +361,9 @@ async def settle(call: BackupCall) -> list[str]:
     """
     backups = call.backups
     waiting = backups.restored()
+    if not waiting:
+        await _discard(backups)
+        return backups.settled
     for project_id in waiting:
         if backups.project(project_id).state not in ("stopped", "failed"):
             raise RpcError("conflict", f"the project {project_id} runs: stop it first")
@@ -306,8 +376,9 @@ async def settle(call: BackupCall) -> list[str]:
                 await asyncio.to_thread(_replace, project.home, home, backups.stage / f"old-{project_id}")
             except OSError as error:
                 raise RpcError("invalid_state", f"{project.home} cannot be replaced: {error.strerror}") from None
+    backups.settled = sorted(waiting)
     await _discard(backups)
-    return sorted(waiting)
+    return backups.settled
 
 
 @backup_methods.method("discard")

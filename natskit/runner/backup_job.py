@@ -25,7 +25,6 @@ from natskit.rpc import RpcError
 
 POLL_SECONDS = 1.0
 """How long a read waits for bytes."""
-CONNECT_SECONDS = 30.0
 IDLE_SECONDS = 120.0
 """Without a request of the control machine for so long, restic is ended."""
 LINE_BYTES = 4 * 1024 * 1024
@@ -56,7 +55,7 @@ class BackupJob:
         self._sent = (-1, b"", False)
         """The last read: its number, and what it gave."""
         self._written = -1
-        self._lock = asyncio.Lock()
+        self._lock, self._writes = asyncio.Lock(), asyncio.Lock()
         self.asked_at = time.monotonic()
         self.errors: list[dict[str, Any]] = []
         """What restic said of single files."""
@@ -111,15 +110,16 @@ class BackupJob:
     async def write(self, number: int, data: memoryview) -> None:
         """Give bytes to restic."""
         self.asked_at = time.monotonic()
-        if number == self._written:
-            return
-        if number != self._written + 1:
-            raise RpcError("conflict", "another command has written to this backup")
-        _, writer = await asyncio.shield(self._streams)
-        self._written = number
-        with contextlib.suppress(ConnectionError):  # restic has ended, which a read says
-            writer.write(bytes(data))
-            await writer.drain()
+        async with self._writes:
+            if number == self._written:
+                return
+            if number != self._written + 1:
+                raise RpcError("conflict", "another command has written to this backup")
+            _, writer = await asyncio.shield(self._streams)
+            self._written = number
+            with contextlib.suppress(ConnectionError):  # restic has ended, which a read says
+                writer.write(bytes(data))
+                await writer.drain()
 
     async def result(self) -> int:
         """restic's exit code."""

@@ -24,7 +24,6 @@ from natskit.keeper.thinning import SPANS, Thinning
 from natskit.rpc import RpcError
 from tests.hub.site import Site
 from tests.keeper.writer import Copy, Person, opened, person, project_of
-from tests.kit.wait import eventually
 
 START = 1_700_000_000_000 // SPANS["hour"] * SPANS["hour"]
 DAY = 86_400_000
@@ -146,38 +145,6 @@ async def test_one_version_of_each_span_stays(site: Site, keep: str) -> None:
     assert (await old.ask("check"))["sequence"] == sequences[-1]
     if keep == "minute":
         assert await _bytes(site, old.place) < size / 2
-
-
-async def test_the_files_of_the_stream_shrink(site: Site) -> None:
-    """nats-server rewrites its files once more than half of 2 MB is purged: text that was typed and deleted is gone."""
-    old = await past(site, seed=8, each_minute=1)
-    mine, its = old.copies
-    chance = random.Random(9)
-    for number in range(360):
-        before, text = mine.get_state(), mine.get("text", type=Text)
-        if number % 2:
-            del text[:12_000]
-        else:
-            text.insert(0, chance.randbytes(6000).hex())
-        update = mine.get_update(before)
-        old.numbers[0] += 1
-        time = START + DAY + number * 2000
-        given = Update(old.owner.account, mine.client_id, old.numbers[0], 0, time, update)
-        await old.documents.update(old.place, given)
-        its.apply_update(update)
-    disk, clock = _disk(site, old.place), Clock()
-    clock.now = (START + 400 * DAY) / 1000
-    done = await Thinning(old.documents, clock).thin_out(old.place, Retention(1, "hour"))
-    assert done.freed > 1_500_000
-    await eventually(lambda: _disk(site, old.place) < disk / 2, "the files shrink", 60)
-    assert str((await old.replayed()).get("text", type=Text)) == str(mine.get("text", type=Text))
-
-
-def _disk(site: Site, place: Place) -> int:
-    """What the files of the stream's messages take."""
-    blocks = list(site.root.glob(f"jetstream/**/{place.stream}/msgs/*.blk"))
-    assert blocks
-    return sum(block.stat().st_size for block in blocks)
 
 
 async def _bytes(site: Site, place: Place) -> int:

@@ -40,6 +40,9 @@ def test_the_commands_of_the_how_to_guide_run(site: Site, world: World) -> None:
     assert document([*show[:-1], at]) == "# Notes\n"
     document([*restore[:-1], at])
     assert document(cat) == "# Notes\n"
+    thin_out, as_platform = commands("Thin out old history")
+    assert document(thin_out) == "After 90 days, one version of each hour stays (set for this project).\n"
+    assert document(as_platform) == "Everything stays (the platform says so).\n"
     document(["document", "rename", project, "notes.md", "old/notes.md"])
     assert document(["document", "cat", project, "old/notes.md"]) == "# Notes\n"
     refused = site.natskit("document", "show", project, "old/notes.md", "--at", "yesterday", check=False)
