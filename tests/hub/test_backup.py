@@ -44,7 +44,8 @@ from natskit.identity.backup import unfinished_restore
 from natskit.identity.identity import Identity
 from natskit.rpc import RpcError
 from natskit.runner import backup_job
-from natskit.runner.backup_api import Backups
+from natskit.runner.backup_api import Backups, _size_of
+from natskit.runner.removal import remove_tree
 from tests.hub.backup_runner import served
 from tests.hub.site import Site, call
 from tests.kit.commands import run
@@ -328,6 +329,57 @@ async def test_a_host_reaches_no_repository_but_its_own_and_removes_nothing(site
             with pytest.raises(BackupError, match="runner one: restic ended with 1"):
                 await files.take("again")
     assert len(json.loads(files.repository._run("snapshots"))) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{"snapshot": "--help"}, {"snapshot": ""}, {"files": -1}, {"torn": "one"}, {"strange": ["../other"]}],
+    ids=lambda answer: next(iter(answer)),
+)
+async def test_an_answer_that_no_runner_gives_ends_the_backup(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any]
+) -> None:
+    target = Target(tmp_path / "target")
+    async with served(site, RUNNER, "one", tmp_path / "runner") as one:
+        one.write(PROJECT, "file", "content")
+        with_files = dataclasses.replace(source(site), client=one.client, runners=(one.runner,))
+        monkeypatch.setattr(Backups, "found", property(lambda _: {"snapshot": "0" * 64} | answer))
+        with pytest.raises(
+            BackupError, match=r"runner one(: restic made no snapshot| gives an impossible answer: \w+)"
+        ):
+            await create.create(with_files, target, lambda _: None)
+        assert target.names() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
+async def test_a_project_with_files_of_another_user_is_left_out(site: Site, tmp_path: Path) -> None:
+    target, said = Target(tmp_path / "target"), list[str]()
+    second = PROJECT.replace("a", "b")
+    async with served(site, RUNNER, "one", tmp_path / "runner") as one:
+        one.write(PROJECT, "mine", "content")
+        os.chown(one.write(PROJECT, "folder/not mine", "content"), 12_345, 12_345)
+        one.write(second, "file", "content")
+        with_files = dataclasses.replace(source(site), client=one.client, runners=(one.runner,))
+        manifest = await create.create(with_files, target, said.append)
+        (entry,) = manifest.files or []
+        assert (entry.left_out, entry.files) == ([PROJECT], 1)
+        assert any(f"{PROJECT} is NOT in the backup" in line for line in said)
+        shutil.rmtree(one.projects / second)
+        manifest = await create.create(with_files, target, said.append)
+        (entry,) = manifest.files or []
+        assert (entry.left_out, entry.snapshot) == ([PROJECT], "")
+
+
+async def test_folders_in_folders_without_end_have_a_size(tmp_path: Path) -> None:
+    path = str(tmp_path / "top")
+    for _ in range(1500):
+        os.mkdir(path)
+        path += "/a"
+    (tmp_path / "top" / "file").write_bytes(b"x" * 4096)
+    with (tmp_path / "top" / "holes").open("wb") as file:
+        file.truncate(1024**4)
+    assert _size_of(tmp_path / "top") == 4096
+    await remove_tree(tmp_path / "top")
 
 
 async def test_restic_ends_when_the_control_machine_is_gone(

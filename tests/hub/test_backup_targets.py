@@ -114,8 +114,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
         yield folder / "bucket"
 
 
-@pytest.mark.usefixtures("storage")
-async def test_a_backup_is_taken_verified_and_restored(site: Site, tmp_path: Path) -> None:
+async def test_a_backup_is_taken_verified_and_restored(site: Site, tmp_path: Path, storage: Path) -> None:
     target = target_of("rclone:vault:bucket/natskit")
     assert isinstance(target, RemoteTarget)
     key = BackupKey.ensure(site.identity.directory)
@@ -125,6 +124,9 @@ async def test_a_backup_is_taken_verified_and_restored(site: Site, tmp_path: Pat
         seen = asyncio.ensure_future(asyncio.to_thread(arguments))
         first = await create(whole, target, lambda _: None)
         assert SECRET not in await seen
+        names = {path.name for path in (storage / "natskit" / "files" / RUNNER).iterdir()}
+        assert len(names) > 3
+        assert names.isdisjoint({"config", "data", "index", "keys", "locks", "snapshots"}), "rclone encrypts names"
         path.write_text("new")
         second = await create(whole, target, lambda _: None)
         assert target.names() == [first.name, second.name]
