@@ -21,7 +21,8 @@ def surplus(manifests: list[Manifest], *, keep: int, keep_days: float, now: date
 def prune(target: Target, key: BackupKey, *, keep: int, keep_days: float, now: datetime) -> list[str]:
     """Remove what :func:`surplus` says, and the files of projects that only these backups held. Returns their names.
 
-    Raises :class:`BackupError` before anything is removed, if a manifest cannot be read.
+    Raises :class:`BackupError` before anything is removed, if a manifest cannot be read; and at the end, if a repository
+    of files cannot be pruned: one that a runner's host has spoilt stops no other.
     """
     with target.locked():
         manifests = [trusted(target.directory / name, key) for name in target.names()]
@@ -29,9 +30,16 @@ def prune(target: Target, key: BackupKey, *, keep: int, keep_days: float, now: d
         for name in removed:
             target.remove(name)
         kept = [manifest for manifest in manifests if manifest.name not in removed]
+        failed: list[BackupError] = []
         for runner in target.repositories:
-            repository = Repository(target, key, runner)
-            repository.ensure()
             entries = (entry for manifest in kept for entry in manifest.files or ())
-            repository.keep_only({entry.snapshot for entry in entries if entry.runner == runner and entry.snapshot})
+            wanted = {entry.snapshot for entry in entries if entry.runner == runner and entry.snapshot}
+            try:
+                repository = Repository(target, key, runner)
+                repository.ensure()
+                repository.keep_only(wanted)
+            except BackupError as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
         return removed
