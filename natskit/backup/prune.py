@@ -9,6 +9,7 @@ from natskit.backup.project_files import Repository
 from natskit.backup.sealing import BackupKey
 from natskit.backup.target import Target
 from natskit.backup.verify import trusted
+from natskit.errors import BackupError
 
 
 def surplus(manifests: list[Manifest], *, keep: int, keep_days: float, now: datetime) -> list[Manifest]:
@@ -21,8 +22,8 @@ def surplus(manifests: list[Manifest], *, keep: int, keep_days: float, now: date
 def prune(target: Target, key: BackupKey, *, keep: int, keep_days: float, now: datetime) -> list[str]:
     """Remove what :func:`surplus` says, and the files of projects that only these backups held. Returns their names.
 
-    Raises :class:`BackupError` before anything is removed, if a manifest cannot be read; and at the end, if a repository
-    of files cannot be pruned: one that a runner's host has spoilt stops no other.
+    Raises :class:`BackupError` before anything is removed, if a manifest cannot be read; and at the end, if a
+    repository of files cannot be pruned: one that a runner's host has spoilt stops no other.
     """
     with target.locked():
         manifests = [trusted(target.directory / name, key) for name in target.names()]
