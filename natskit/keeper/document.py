@@ -19,6 +19,7 @@ from natskit.bus import yjs_format
 from natskit.bus.document_record import Update
 from natskit.bus.yjs_format import BadUpdateError
 from natskit.document import apply_changes, set_text
+from natskit.errors import StateError
 from natskit.keeper.store import Place
 from natskit.rpc import RpcError
 from natskit.text_changes import Change
@@ -138,9 +139,12 @@ class Document:
         self.stored += len(update.update) + RECORD_OVERHEAD
 
     def take(self, updates: Iterable[Update]) -> None:
-        """Apply stored updates that follow the last one. Raises :class:`BadUpdateError`."""
+        """Apply stored updates that follow the last one. Raises :class:`BadUpdateError`, and :class:`StateError` if
+        some are missing between them, which were moved into a page meanwhile."""
         for update in updates:
             if update.sequence > self.sequence:
+                if update.previous > self.sequence:
+                    raise StateError("the document's history could not be read; try again")
                 _apply(self.doc, update.update)
                 self.note(update)
         self.read_vector()

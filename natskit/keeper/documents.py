@@ -252,11 +252,15 @@ class Documents:
         return found
 
     async def was_thinned(self, place: Place, freed: int) -> None:
-        """So many bytes of a document's old history became free. A new snapshot lets other keepers know, too."""
+        """So many bytes of a document's old history became free. A new snapshot lets other keepers know, if it takes
+        less."""
         async with self.use(place) as document:
             document.stored = max(0, document.stored - freed)
             document.reserved = 0
-            await self._store_snapshot(document)
+            if freed > document.size:
+                await self._store_snapshot(document)
+        if not (await self.store.newest(place, place.subject("doc")))[0]:
+            await self.remove(place)  # it was deleted meanwhile
 
     async def remove(self, place: Place) -> None:
         """Remove a document and its history from the disks."""

@@ -6,6 +6,7 @@ The subjects are ``{kind}.{shard}.{project_id}[.{document_id}]`` (:data:`natskit
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import zlib
 from collections import OrderedDict
@@ -127,8 +128,11 @@ class Store:
                     raise StateError("the document's history could not be read; try again")
                 if old[-1].sequence < update.previous:
                     return [*found[:number], *old], True
-                found = [*found[:number], *old, *found[number:]]
-                return found[:limit], more or len(found) > limit
+                rest = found[number:]
+                pairs = enumerate(itertools.pairwise(rest), 1)
+                end = next((at for at, (one, other) in pairs if other.previous > one.sequence), len(rest))
+                found = [*found[:number], *old, *rest[:end]]
+                return found[:limit], more or end < len(rest) or len(found) > limit
             last = update.sequence
         return found, more
 

@@ -41,6 +41,8 @@ PAUSE = 0.05
 DAY, SPANS = 86_400_000, {"minute": 60_000, "hour": 3_600_000}
 """In milliseconds."""
 PAGE_BYTES = 512 * 1024
+REST_BYTES = 8192
+"""Of a message, besides updates."""
 MOST_MERGED = 2000
 """Updates that are merged into one: the event loop waits meanwhile."""
 
@@ -82,20 +84,33 @@ class Thinning:
         for project in projects:
             try:
                 all_ = await paths.read(self._store, project)
-                retention = all_.retention or self._documents.retention
-                for document in all_.documents if retention.days else ():
-                    done = await self.thin_out(Place(project, document), retention)
-                    total.updates += done.updates
-                    total.entries += done.entries
-                    total.freed += done.freed
-                    await asyncio.sleep(PAUSE)
-            except OvertakenError:
-                continue  # another keeper does it
             except (StateError, RpcError) as error:
-                log.warning("the history of project %s is not thinned out now: %s", project, error)
+                log.warning("the histories of project %s are not thinned out now: %s", project, error)
+                continue
+            retention = all_.retention or self._documents.retention
+            for document in all_.documents if retention.days else ():
+                done = await self._thin_out_if_it_goes(Place(project, document), retention)
+                total.updates += done.updates
+                total.entries += done.entries
+                total.freed += done.freed
+                await asyncio.sleep(PAUSE)
         if total.updates:
             log.info("%d old updates of documents are %d now: %d bytes", total.updates, total.entries, total.freed)
         return total
+
+    async def _thin_out_if_it_goes(self, place: Place, retention: Retention) -> Thinned:
+        """A document that cannot be thinned out stops no other one, and no keeper."""
+        try:
+            return await self.thin_out(place, retention)
+        except OvertakenError:
+            pass  # another keeper does it
+        except (StateError, RpcError) as error:
+            log.warning("the history of document %s is not thinned out now: %s", place.document, error)
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # pycrdt raises one when Yjs' Rust code panics
+            log.exception("the history of document %s cannot be thinned out", place.document)
+        return Thinned()
 
     async def thin_out(self, place: Place, retention: Retention) -> Thinned:
         """Thin out what is old enough of one document. Raises :class:`StateError` and :class:`RpcError`."""
@@ -112,11 +127,11 @@ class Thinning:
         merger = Merger(await self._document(place, until))
         pending: list[Update] = []
         async for group in self._groups(place, until, before, span):
-            entries = list(merger.merged(group, self._store.max_payload - thinned.HEAD_BYTES - thinned.OWNER_BYTES))
+            entries = list(merger.merged(group, self._most))
             done.updates += len(group)
             done.entries += len(entries)
             for entry in entries:
-                if pending and sum(map(thinned.size_of, [*pending, entry])) > PAGE_BYTES:
+                if pending and sum(map(thinned.size_of, [*pending, entry])) > self._page_bytes:
                     fence, until = await self._keep(place, fence, until, pending, done)
                     pending = []
                 pending.append(entry)
@@ -127,6 +142,15 @@ class Thinning:
         if done.updates:
             await self._account(place, done.freed)
         return done
+
+    @property
+    def _most(self) -> int:
+        """The most bytes of an update: it has to fit into an answer, where it is in base64."""
+        return (self._store.max_payload - REST_BYTES) * 3 // 4
+
+    @property
+    def _page_bytes(self) -> int:
+        return min(PAGE_BYTES, self._store.max_payload - REST_BYTES)
 
     async def _document(self, place: Place, until: int) -> Doc[Any]:
         return (await self._documents.moment(place, until)).doc if until else Doc()
