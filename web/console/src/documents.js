@@ -222,7 +222,8 @@ export class Documents {
     // The browser keeps what was typed; a person who may open the document no more finds the text among the drafts.
     const { project_id = "", title = "" } = this.#project() ?? {};
     const copy = `${shared.documentId} ${shared.doc.clientID}`;
-    this.#draft(this.#client().session.account_id, project_id, title, shared.path, shared.text.toString() || textOf(shared.doc), copy);
+    const text = shared.text.toString() || textOf(shared.doc);
+    this.#draft(this.#client().session.account_id, project_id, title, shared.path, text, copy);
   }
 
   /**
