@@ -449,8 +449,9 @@ def merge(base: Notebook | None, mine: Notebook, theirs: Notebook, merge_text: A
     old = base or {"cells": []}
     keys = [key for key in OWN_KEYS if key != "cells" and (key in mine or key in theirs)]
     made: Notebook = {key: _pick(old.get(key), mine.get(key), theirs.get(key)) for key in keys}
-    others = _with_ids_of((base or mine)["cells"], theirs["cells"])
-    made["cells"] = list(_merged_cells(old["cells"], mine["cells"], others, merge_text))
+    before = _with_ids_of(mine["cells"], old["cells"])
+    others = _with_ids_of(before if base else mine["cells"], theirs["cells"])
+    made["cells"] = list(_merged_cells(before, mine["cells"], others, merge_text))
     return {key: value for key, value in made.items() if value is not None}
 
 

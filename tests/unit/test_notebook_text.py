@@ -209,9 +209,15 @@ def test_cells_whose_ids_are_gone_stay(regenerated: bool) -> None:
     assert [cell["id"] for cell in read["cells"]] == (["other 0", "other 1"] if regenerated else ["one", "two"])
     mine = copy.deepcopy(base)
     mine["cells"][0]["source"] += " by people"
-    made = merge(base, mine, wanted, text_merge.merge)
-    assert [cell["id"] for cell in made["cells"]] == ["one", "two"]
-    assert made["cells"][0]["source"].endswith(" by people")
+    wanted["cells"][1]["source"] = "# By a program" if not regenerated else "# Title"
+    bare = copy.deepcopy(base)
+    for cell in bare["cells"]:
+        del cell["id"]
+    for old in (base, bare):  # the base may be what the file had
+        made = merge(old, mine, wanted, text_merge.merge)
+        assert [cell["id"] for cell in made["cells"]] == ["one", "two"]
+        assert made["cells"][0]["source"].endswith(" by people")
+        assert made["cells"][1]["source"] == wanted["cells"][1]["source"]
 
 
 def test_ids_that_the_document_alone_has_are_not_written() -> None:
