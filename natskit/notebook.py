@@ -9,23 +9,20 @@ that has none, which would change files that nobody edited.
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Mapping
-from difflib import SequenceMatcher
 from typing import Any
 
 from pycrdt import Array, Doc, Map, Text
 
 from natskit.document import apply_changes
-from natskit.notebook_text import Notebook, checked, number
+from natskit.notebook_text import MOST_CELLS, Notebook, checked, number, paired_cells
+from natskit.rpc import RpcError
 from natskit.text_changes import changes
 
 META, CELLS = "meta", "cells"
 _TRANSIENT = "execution_state"
 """Of a cell that a program runs: no file has it."""
-FIRST_WITH_IDS = 5
-"""The nbformat_minor from which on files have the ids of cells."""
 
 
 def is_notebook(doc: Doc[Any]) -> bool:
@@ -37,8 +34,11 @@ def read(doc: Doc[Any]) -> Notebook:
     """The notebook in a document; ``{}`` if there is none yet. Raises :class:`RpcError` if its cells make none."""
     if not is_notebook(doc):
         return {}
+    held = doc.get(CELLS, type=Array)
+    if len(held) > MOST_CELLS:
+        raise RpcError("limit", f"the document has {len(held):,} cells, more than the {MOST_CELLS:,} of a notebook")
     meta = _plain(doc.get(META, type=Map).to_py() or {})
-    cells = [_plain(cell.to_py()) if isinstance(cell, Map) else {} for cell in doc.get(CELLS, type=Array)]
+    cells = [_plain(cell.to_py()) if isinstance(cell, Map) else {} for cell in held]
     if not meta and not cells:
         return {}
     return checked(lambda: _found(meta, cells), "the document")
@@ -46,10 +46,7 @@ def read(doc: Doc[Any]) -> Notebook:
 
 def _found(meta: dict[str, Any], cells: list[dict[str, Any]]) -> Notebook:
     made: Notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}} | meta
-    has_ids = made["nbformat_minor"] >= FIRST_WITH_IDS
-    made["cells"] = [
-        {key: value for key, value in cell.items() if key != _TRANSIENT and (has_ids or key != "id")} for cell in cells
-    ]
+    made["cells"] = [{key: value for key, value in cell.items() if key != _TRANSIENT} for cell in cells]
     return made
 
 
@@ -62,31 +59,31 @@ def _plain(value: Any) -> Any:
 
 
 def write(doc: Doc[Any], wanted: Notebook) -> None:
-    """Make the notebook in a document another one, by small edits in one transaction."""
-    old = read(doc)
+    """Make the notebook in a document another one, by small edits in one transaction.
+
+    A cell keeps its id if it has none in what is wanted. Cells that make no notebook are replaced.
+    """
     with doc.transaction():
-        _write_meta(doc.get(META, type=Map), old, wanted)
         cells: Array[Any] = doc.get(CELLS, type=Array)
+        try:
+            old = read(doc)
+        except RpcError:
+            old = {}
+            cells.clear()
+        _write_meta(doc.get(META, type=Map), old, wanted)
         before, after = old.get("cells", []), wanted["cells"]
-        names_before, names_after = _names(before), _names(after)
-        steps = SequenceMatcher(None, names_before, names_after, autojunk=False).get_opcodes()
-        for tag, i, j, k, m in reversed(steps):
-            both = min(j - i, m - k) if tag == "equal" or _are_alike(before[i:j], after[k:m]) else 0
-            for at in reversed(range(i + both, j)):
-                del cells[at]
-            for cell in reversed(after[k + both : m]):
-                cells.insert(i + both, _new_cell(cell))
-            for at in range(both):
-                _write_cell(cells[i + at], before[i + at], after[k + at])
-
-
-def _are_alike(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> bool:
-    """Whether cells that have no ids may be the same, changed."""
-    return not any("id" in cell for cell in (*before, *after))
-
-
-def _names(cells: list[dict[str, Any]]) -> list[str]:
-    return [str(cell["id"]) if "id" in cell else json.dumps(cell, sort_keys=True) for cell in cells]
+        end = len(before)
+        for number, at in reversed([*enumerate(paired_cells(before, after))]):
+            if at is None:
+                cells.insert(end, _new_cell(after[number]))
+                continue
+            if at + 1 < end:
+                del cells[at + 1 : end]
+            if before[at] != after[number]:
+                _write_cell(cells[at], before[at], after[number])
+            end = at
+        if end:
+            del cells[:end]
 
 
 def _write_meta(meta: Map[Any], old: Notebook, wanted: Notebook) -> None:
@@ -129,8 +126,6 @@ def _new_output(output: dict[str, Any]) -> Map[Any]:
 
 
 def _write_cell(held: Map[Any], old: dict[str, Any], wanted: dict[str, Any]) -> None:
-    if old == wanted:
-        return
     for key in [key for key in old if key not in wanted and key != "id"]:
         del held[key]
     for key, value in wanted.items():

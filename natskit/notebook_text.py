@@ -11,14 +11,18 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from difflib import SequenceMatcher
 from typing import Any
 
 from natskit.rpc import RpcError
+from natskit.text_changes import MOST_LINES, matcher
 
 Notebook = dict[str, Any]
 MOST_DEPTH = 40
 """Of values within values. Documents take 64, with what is around them."""
+MOST_CELLS = 5000
+"""Of a notebook: what is done with them takes longer than with as many bytes of text."""
+FIRST_WITH_IDS = 5
+"""The nbformat_minor from which on files have the ids of cells. Those in older files are left alone."""
 OWN_KEYS = ("cells", "metadata", "nbformat", "nbformat_minor")
 """Of a notebook. What else a file has at the top is left alone."""
 
@@ -51,8 +55,15 @@ def _checked(raw: Any) -> Notebook:
         raise ValueError("it needs 'cells', and 'nbformat' 4")
     if not isinstance(raw.get("metadata", {}), dict) or type(raw.get("nbformat_minor", 0)) is not int:
         raise ValueError("'metadata' must be an object, and 'nbformat_minor' a whole number")
+    if len(raw["cells"]) > MOST_CELLS:
+        raise ValueError(f"it has {len(raw['cells']):,} cells, more than {MOST_CELLS:,}")
+    for key in raw.keys() - {*OWN_KEYS}:
+        _check_depth(raw[key], 0)  # it stays in the file, and is read with it
     found: Notebook = {key: _plain(raw[key], 0) for key in OWN_KEYS if key in raw and key != "cells"}
     found["cells"] = [_cell(cell, number) for number, cell in enumerate(raw["cells"], 1)]
+    if found.get("nbformat_minor", FIRST_WITH_IDS) < FIRST_WITH_IDS:
+        for cell in found["cells"]:
+            cell.pop("id", None)
     return found
 
 
@@ -79,6 +90,13 @@ def _joined(value: Any, what: str) -> str:
     return value
 
 
+def _check_depth(value: Any, depth: int) -> None:
+    if depth > MOST_DEPTH:
+        raise ValueError(f"it has values within values, more than {MOST_DEPTH} deep")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(item, depth + 1)
+
+
 def _plain(value: Any, depth: int) -> Any:
     """A value as a document has it: numbers are those of JavaScript."""
     if depth > MOST_DEPTH:
@@ -89,6 +107,8 @@ def _plain(value: Any, depth: int) -> Any:
         return [_plain(item, depth + 1) for item in value]
     if isinstance(value, int | float) and not isinstance(value, bool):
         return number(value)
+    if value is not None and not isinstance(value, bool | str):  # a document may have bytes
+        raise ValueError("it has a value that no JSON has")
     return value
 
 
@@ -215,6 +235,8 @@ def _patch(old: str, node: _Node, wanted: Any, style: _Style, depth: int, key: s
 
 def _patch_object(old: str, node: _Node, wanted: dict[str, Any], style: _Style, depth: int) -> str:
     assert node.items is not None
+    if "id" in node.value and "cell_type" in node.value and "id" not in wanted:
+        wanted = {**wanted, "id": node.value["id"]}  # in a file that is older than ids
     known = {key: (start, child) for (key, child), start in zip(node.items, node.starts, strict=True)}
     pieces: list[str] = []
     for key in [*(key for key in known if key in wanted), *(key for key in wanted if key not in known)]:
@@ -235,6 +257,8 @@ def _patch_list(old: str, node: _Node, wanted: list[Any], style: _Style, depth: 
     pieces: list[str] = []
     for before, item in _paired([child.value for child in children], wanted, key):
         if before is not None:
+            if key == "cells" and isinstance(children[before].value, dict) and "id" not in children[before].value:
+                item = {name: value for name, value in item.items() if name != "id"}  # the document alone has one
             pieces.append(_patch(old, children[before], item, style, depth + 1, ""))
         else:
             pieces.append(style.dump(item, depth + 1, False))
@@ -268,22 +292,77 @@ def _rejoined(old: str, node: _Node, pieces: list[str], style: _Style, depth: in
 
 def _paired(old: list[Any], new: list[Any], key: str) -> Iterator[tuple[int | None, Any]]:
     """Each item of a new list with the index of the old one that it comes from."""
-    names_old, names_new = [_name(item, key) for item in old], [_name(item, key) for item in new]
-    for tag, i, j, k, m in SequenceMatcher(None, names_old, names_new, autojunk=False).get_opcodes():
-        may_pair = tag == "equal" or (tag == "replace" and not (key == "cells" and _has_ids(new)))
+    if key == "cells":
+        yield from zip(
+            paired_cells(*([_comparable(cell, "") for cell in cells] for cells in (old, new))), new, strict=True
+        )
+        return
+    names_old, names_new = [_name(item) for item in old], [_name(item) for item in new]
+    for tag, i, j, k, m in _opcodes(names_old, names_new):
         for number in range(k, m):
             at = i + number - k
-            yield (at if may_pair and at < j else None), new[number]
+            yield (at if tag in ("equal", "replace") and at < j else None), new[number]
 
 
-def _has_ids(cells: list[Any]) -> bool:
-    return any("id" in cell for cell in cells)
+def paired_cells(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> list[int | None]:
+    """For each new cell the index of the old one that it comes from, in ascending order; ``None`` if it is new.
+
+    Cells are recognized by their ids, then by kind and source: programs leave out ids, or make others. Of what is left,
+    those at the same place are the same, unless both have ids.
+    """
+    found: list[int | None] = [None] * len(new)
+    ids_old, ids_new = [_id(cell) for cell in old], [_id(cell) for cell in new]
+    common = {*ids_old} & {*ids_new}
+    contents = [
+        [name if name in common else _content(cell) for name, cell in zip(ids, cells, strict=True)]
+        for ids, cells in ((ids_old, old), (ids_new, new))
+    ]
+    gaps = [(0, len(old), 0, len(new))]
+    for before, after in ((ids_old, ids_new), contents):
+        left: list[tuple[int, int, int, int]] = []
+        for start, end, first, last in gaps:
+            for tag, i, j, k, m in _opcodes(before[start:end], after[first:last]):
+                if tag == "equal":
+                    found[first + k : first + m] = range(start + i, start + j)
+                else:
+                    left.append((start + i, start + j, first + k, first + m))
+        gaps = left
+    for i, j, k, m in gaps:
+        for at, number in zip(range(i, j), range(k, m), strict=False):
+            if "id" not in old[at] or "id" not in new[number]:
+                found[number] = at
+    return found
 
 
-def _name(item: Any, key: str) -> str:
+def _id(cell: Mapping[str, Any]) -> str:
+    return f"id {cell['id']}" if "id" in cell else _name(cell)
+
+
+def _content(cell: Mapping[str, Any]) -> str:
+    return f"{cell.get('cell_type')} {cell.get('source')}"
+
+
+def _opcodes(old: list[str], new: list[str]) -> Iterator[tuple[str, int, int, int, int]]:
+    """As :meth:`difflib.SequenceMatcher.get_opcodes`, in a time that is bounded however many are equal."""
+    start, end, most = 0, 0, min(len(old), len(new))
+    while start < most and old[start] == new[start]:
+        start += 1
+    while end < most - start and old[-1 - end] == new[-1 - end]:
+        end += 1
+    before, after = old[start : len(old) - end], new[start : len(new) - end]
+    if start:
+        yield "equal", 0, start, 0, start
+    if len(before) + len(after) > MOST_LINES:
+        yield "replace", start, len(old) - end, start, len(new) - end
+    else:
+        for tag, i, j, k, m in matcher(before, after).get_opcodes():
+            yield tag, start + i, start + j, start + k, start + m
+    if end:
+        yield "equal", len(old) - end, len(old), len(new) - end, len(new)
+
+
+def _name(item: Any) -> str:
     """What an item of a list is recognized by."""
-    if key == "cells" and isinstance(item, dict) and isinstance(item.get("id"), str):
-        return str(item["id"])
     return json.dumps(_comparable(item, ""), sort_keys=True)
 
 
@@ -370,8 +449,18 @@ def merge(base: Notebook | None, mine: Notebook, theirs: Notebook, merge_text: A
     old = base or {"cells": []}
     keys = [key for key in OWN_KEYS if key != "cells" and (key in mine or key in theirs)]
     made: Notebook = {key: _pick(old.get(key), mine.get(key), theirs.get(key)) for key in keys}
-    made["cells"] = list(_merged_cells(old["cells"], mine["cells"], theirs["cells"], merge_text))
+    before = _with_ids_of(mine["cells"], old["cells"])
+    others = _with_ids_of(before if base else mine["cells"], theirs["cells"])
+    made["cells"] = list(_merged_cells(before, mine["cells"], others, merge_text))
     return {key: value for key, value in made.items() if value is not None}
+
+
+def _with_ids_of(known: Sequence[dict[str, Any]], cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cells of a file with the ids that they had, if a program left them out or made others."""
+    return [
+        cell if at is None or "id" not in known[at] else {**cell, "id": known[at]["id"]}
+        for at, cell in zip(paired_cells(known, cells), cells, strict=True)
+    ]
 
 
 def _pick(base: Any, mine: Any, theirs: Any) -> Any:

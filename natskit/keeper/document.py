@@ -158,9 +158,20 @@ class Document:
         return self._made(lambda: set_text(self.doc.get(TEXT, type=Text), wanted))
 
     def restore(self, moment: Document) -> bytes:
-        """Become what the document was, as :meth:`set_text`. Raises :class:`RpcError` if its cells make no notebook."""
-        cells = notebook.read(moment.doc)
-        return self._made(lambda: notebook.write(self.doc, cells)) if cells else self.set_text(moment.text)
+        """Become what the document was, as :meth:`set_text`. Raises :class:`RpcError` if its cells make no notebook.
+
+        Cells beside a text are left alone. If it had no cells then, and has some now, they are removed.
+        """
+        if moment.text or not (notebook.is_notebook(moment.doc) or notebook.is_notebook(self.doc)):
+            return self.set_text(moment.text)
+        cells = notebook.read(moment.doc) or notebook_text.EMPTY
+
+        def change() -> None:
+            with self.doc.transaction():
+                set_text(self.doc.get(TEXT, type=Text), "")
+                notebook.write(self.doc, cells)
+
+        return self._made(change)
 
     def _made(self, change: Callable[[], None]) -> bytes:
         """The update that a change in one transaction makes."""

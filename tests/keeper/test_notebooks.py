@@ -147,6 +147,28 @@ async def test_two_edit_one_cell_at_once(place: Place) -> None:
         )
 
 
+async def test_a_file_without_ids_or_content(place: Place) -> None:
+    """No cell is deleted for it, and opening it changes no byte."""
+    file = place.file("bare.ipynb")
+    bare = STRANGE.replace(' "id": "one",', "").replace(' "id": "two",', "")
+    file.write_text(bare)
+    async with place.client.document(place.project, "bare.ipynb", create=True) as doc:
+        await eventually(lambda: len(cells(doc)) == 2, "the cells arrive", 30)
+        await eventually(lambda: doc.document_id in (place.home / record.PATH).read_text(), "it is remembered", 30)
+        assert file.read_text() == bare
+        ids = [cell["id"] for cell in cells(doc)]
+        file.write_text("")
+        await eventually(lambda: "is empty" in doc.file_problem, "the reason", 30)
+        cells(doc)[0]["source"].insert(0, "typed ")
+        await doc.saved(20)
+        file.write_text(bare.replace("# Title", "# Other"))
+        await eventually(lambda: _reads(doc, "# Other"), "the file is written again", 30)
+        await eventually(lambda: "typed print(1)" in file.read_text(), "what was typed is in the file", 30)
+        assert [cell["id"] for cell in cells(doc)] == ids
+        assert '"id"' not in file.read_text()
+        assert not doc.file_problem
+
+
 def test_random_edits_of_notebooks_are_small_and_right() -> None:
     old = notebook_text.parse(STRANGE, "f")
     doc: Doc[Any] = Doc()

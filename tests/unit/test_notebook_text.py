@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pycrdt import Array, Doc
 
-from natskit.notebook_text import EMPTY, merge, parse, patched, text_of
-from natskit.project.bound import text_merge
+from natskit import notebook
+from natskit.keeper.document import Document as Held
+from natskit.keeper.store import Place
+from natskit.notebook_text import EMPTY, merge, paired_cells, parse, patched, text_of
+from natskit.project.bound import text_file, text_merge
 from natskit.rpc import RpcError
 
 # Numbers that a JavaScript client changes, an order that sorting changes, escapes, a key that no notebook has.
@@ -156,3 +161,105 @@ def test_both_changed_it() -> None:
     del deleted["cells"][1]
     assert [cell["id"] for cell in merge(base, base, deleted, text_merge.merge)["cells"]] == ["one"]
     assert [cell["id"] for cell in merge(base, deleted, theirs, text_merge.merge)["cells"]] == ["one", "three", "two"]
+
+
+def _cells_of(*sources: str) -> list[dict[str, Any]]:
+    return [
+        {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": [], "source": source}
+        for source in sources
+    ]
+
+
+def test_many_equal_cells_take_little_work() -> None:
+    """In steps of the program, whose number does not depend on the machine."""
+    old, new = _cells_of("a", *["same"] * 300, "b"), _cells_of("c", *["same"] * 301, "d")
+    steps = 0
+
+    def count(*_: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        assert paired_cells(old, new) == [*range(302), None]
+    finally:
+        sys.settrace(before)
+    assert steps < 150_000
+
+
+@pytest.mark.parametrize("regenerated", [False, True])
+def test_cells_whose_ids_are_gone_stay(regenerated: bool) -> None:
+    """A program leaves out the ids, or makes others: what is typed into the cells meanwhile stays."""
+    base = parse(STRANGE, "f")
+    doc: Doc[Any] = Doc()
+    notebook.write(doc, base)
+    wanted = copy.deepcopy(base)
+    for number, cell in enumerate(wanted["cells"]):
+        del cell["id"]
+        if regenerated:
+            cell["id"] = f"other {number}"
+    held: Any = doc.get("cells", type=Array)
+    typed = held[0]["source"]
+    notebook.write(doc, wanted)
+    typed.insert(0, "typed ")
+    read = notebook.read(doc)
+    assert read["cells"][0]["source"].startswith("typed ")
+    assert [cell["id"] for cell in read["cells"]] == (["other 0", "other 1"] if regenerated else ["one", "two"])
+    mine = copy.deepcopy(base)
+    mine["cells"][0]["source"] += " by people"
+    wanted["cells"][1]["source"] = "# By a program" if not regenerated else "# Title"
+    bare = copy.deepcopy(base)
+    for cell in bare["cells"]:
+        del cell["id"]
+    for old in (base, bare):  # the base may be what the file had
+        made = merge(old, mine, wanted, text_merge.merge)
+        assert [cell["id"] for cell in made["cells"]] == ["one", "two"]
+        assert made["cells"][0]["source"].endswith(" by people")
+        assert made["cells"][1]["source"] == wanted["cells"][1]["source"]
+
+
+def test_ids_that_the_document_alone_has_are_not_written() -> None:
+    """Nor are those of a file that is older than ids removed."""
+    with_ids = parse(STRANGE, "f")
+    without = STRANGE.replace(' "id": "one",', "").replace(' "id": "two",', "")
+    assert patched(without, with_ids) == without
+    older = STRANGE.replace('"nbformat_minor": 5', '"nbformat_minor": 4')
+    assert patched(older, parse(older, "f")) == older
+    assert "id" not in parse(older, "f")["cells"][0]
+
+
+def test_what_no_notebook_can_have_is_refused() -> None:
+    deep = STRANGE.replace("[1,  2.50]", "[" * 600 + "]" * 600)
+    with pytest.raises(RpcError, match="deep"):
+        parse(deep, "f")
+    doc: Doc[Any] = Doc()
+    notebook.write(doc, parse(STRANGE, "f"))
+    held: Any = doc.get("cells", type=Array)
+    held[0]["strange"] = b"bytes"
+    with pytest.raises(RpcError, match="no JSON"):
+        notebook.read(doc)
+    notebook.write(doc, parse(STRANGE, "f"))
+    assert notebook.read(doc) == parse(STRANGE, "f"), "and it can be mended"
+    with pytest.raises(RpcError, match="cells, more than"):
+        parse(json.dumps({"nbformat": 4, "cells": _cells_of(*["a"] * 5001)}), "f")
+
+
+def test_a_text_that_becomes_too_long_is_refused_with_the_reason() -> None:
+    compact = {"nbformat": 4, "metadata": {"numbers": [1] * 100_000}, "cells": []}
+    with pytest.raises(RpcError, match="each value in a line of its own"):
+        text_file.text_of("f.ipynb", json.dumps(compact, separators=(",", ":")).encode())
+
+
+def test_a_moment_is_restored() -> None:
+    """Cells beside a text do not count, and a moment without cells removes them."""
+    now, then = (Held(Place("p", "d")) for _ in range(2))
+    notebook.write(now.doc, parse(STRANGE, "f"))
+    assert now.restore(then)
+    assert notebook.read(now.doc)["cells"] == []
+    then.set_text("text")
+    stray: Any = then.doc.get("cells", type=Array)
+    stray.append("stray")
+    assert now.restore(then)
+    assert now.text == "text"

@@ -207,6 +207,8 @@ class Bound:
             return True
         base = self._base
         is_old = base is not None and file is not None and file.version == base.version
+        if file is not None and not is_old:
+            self._check_not_emptied(file)
         if base is not None and file is not None and not is_old and (pause := self._pace.wait(time.time())):
             await self._say_how_slow(pause)
             self.look(pause)
@@ -230,6 +232,16 @@ class Bound:
                 return await self._to_file(file, found["text"], found["sequence"])
         await self._to_document(file, found["text"], found["sequence"])
         return False
+
+    def _check_not_emptied(self, file: TextFile) -> None:
+        """Raises :class:`RpcError` for a notebook that is empty: no cells are deleted for that, with what is typed."""
+        base = self._base
+        if base is None or file.text or not text_file.is_notebook(self.path) or base.sha256 == _digest(""):
+            return
+        raise RpcError(
+            "invalid_state",
+            f"the file {self.path} is empty, and the document has a notebook: write the file again, or remove it",
+        )
 
     def _is_lagging(self) -> bool:
         """Whether to wait for a document that is older than its file: a replica may be behind.
@@ -290,6 +302,8 @@ class Bound:
             )
         if "\0" in text:
             raise RpcError("invalid_state", "the document has a NUL character, which no text file has")
+        if data == before:  # what differs is in no file, such as ids that the document alone has
+            return await self._agree(text, sequence, version_of(data))
         async with self._project.writing:
             is_done = await asyncio.to_thread(text_file.write, self._project.home, self.path, data, before)
         return is_done and await self._agree(text, sequence, version_of(data))

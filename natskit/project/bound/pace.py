@@ -15,7 +15,7 @@ DRAIN_SECONDS = 60.0
 CHANGE_BYTES = 16 * 1024
 """How much text of a change counts as one more change."""
 DOUBLINGS = 9.0
-"""Beyond so many doublings, which is a pause of 512 s, changes wait until the bucket has drained."""
+"""The longest pause has so many doublings: 512 s. The bucket holds twice as many, so that it is not empty after one."""
 SHOWN_SECONDS = 2.0
 """Pauses from this on are told to who has the document open."""
 
@@ -34,12 +34,11 @@ class Pace:
         beyond = self._at(now) - FREE
         if beyond < 0:
             return 0.0
-        drained = max(0.0, beyond - DOUBLINGS) * DRAIN_SECONDS
-        return max(0.0, self._last + math.exp2(min(beyond, DOUBLINGS)) - now, drained)
+        return max(0.0, self._last + math.exp2(min(beyond, DOUBLINGS)) - now)
 
     def took(self, now: float, size: int) -> None:
         """A change came into the document that brings ``size`` characters."""
-        self._level, self._last = self._at(now) + 1 + size / CHANGE_BYTES, now
+        self._level, self._last = min(self._at(now) + 1 + size / CHANGE_BYTES, FREE + 2 * DOUBLINGS), now
 
     def _at(self, now: float) -> float:
         return max(0.0, self._level - (now - self._last) / DRAIN_SECONDS)

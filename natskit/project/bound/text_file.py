@@ -90,7 +90,13 @@ def text_of(path: str, data: bytes) -> str:
     try:
         if is_notebook(path):
             text = notebook_text.text_of(notebook_text.parse(data.removeprefix(MARK).decode(), shown(path)))
-            text.encode()  # JSON may have half a surrogate pair
+            size = len(text.encode())  # JSON may have half a surrogate pair
+            if size > MOST_BYTES:
+                raise RpcError(
+                    "limit",
+                    f"{shown(path)} has {size:,} bytes with each value in a line of its own, more than the "
+                    f"{MOST_BYTES:,} of a notebook with a document: clear outputs, or split it",
+                )
             return text
         return _END.sub(b"\n", data.removeprefix(MARK)).decode()
     except UnicodeDecodeError as error:

@@ -4,6 +4,8 @@
  * nothing of a document stays in the browser without a reason.
  */
 
+import * as Y from "yjs";
+
 const DATABASE = "natskit-documents";
 const RECORDS = "unsent";
 
@@ -28,6 +30,20 @@ const RECORDS = "unsent";
  * @property {Copy} copy
  * @property {Pick<Kept, "path" | "update" | "text">} [content] what is not stored yet; none if all is
  */
+
+/**
+ * What a person reads of a document that is no more: its text, or the sources of a notebook's cells.
+ * @param {import("yjs").Doc} doc
+ */
+export function readable(doc) {
+  const text = doc.getText("text").toString();
+  if (text) return text;
+  const cells = doc.getArray("cells").toArray();
+  return cells
+    .map((cell) => (cell instanceof Y.Map ? String(cell.get("source") ?? "") : ""))
+    .filter((source) => source)
+    .join("\n\n");
+}
 
 /** How long an update may be on its way before the browser keeps it, in milliseconds. */
 const KEEP_AFTER = 200;

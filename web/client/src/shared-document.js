@@ -7,7 +7,7 @@
 import { Awareness } from "y-protocols/awareness";
 import * as Y from "yjs";
 import { apart } from "./apart.js";
-import { KeptInBrowser } from "./document-keep.js";
+import { KeptInBrowser, readable } from "./document-keep.js";
 import { difference, encodeParts, encodeUpdate, fromBase64, toBase64 } from "./document-update.js";
 import { Presence } from "./presence.js";
 import { NatskitError } from "./rpc.js";
@@ -459,7 +459,7 @@ export class SharedDocument {
       from: new Map([...this.#lack.from, ...this.#flying.from]),
       deletes: [...this.#flying.deletes, ...this.#lack.deletes],
     };
-    const content = { path: this.path, update: encodeUpdate(this.doc, lack), text: this.text.toString() };
+    const content = { path: this.path, update: encodeUpdate(this.doc, lack), text: readable(this.doc) };
     return { copy, content };
   }
 

@@ -7,7 +7,7 @@ import { NatskitError } from "@natskit/client";
 import { documentsOf, forgetUnsent, unsentOf } from "@natskit/client/document";
 import * as drafts from "./drafts.js";
 import { History } from "./history.js";
-import { isNotebook } from "./notebook-text.js";
+import { isNotebook, textOf } from "./notebook-text.js";
 import { ask, element, guard, typedOver, visible } from "./page.js";
 import { DISK, People } from "./people.js";
 
@@ -78,6 +78,7 @@ export class Documents {
       } catch (error) {
         if (error instanceof NatskitError && ["unavailable", "timeout"].includes(error.kind)) return;
         if (!isGone(error)) continue; // it stays in the browser until the next time
+        if (!record.text) continue; // the update is all that there is of what was typed
         const copy = `${record.document} ${record.client}`;
         if (this.#draft(record.account, record.project, "", record.path, record.text, copy)) await forgetUnsent(record);
       }
@@ -221,7 +222,8 @@ export class Documents {
     // The browser keeps what was typed; a person who may open the document no more finds the text among the drafts.
     const { project_id = "", title = "" } = this.#project() ?? {};
     const copy = `${shared.documentId} ${shared.doc.clientID}`;
-    this.#draft(this.#client().session.account_id, project_id, title, shared.path, shared.text.toString(), copy);
+    const text = shared.text.toString() || textOf(shared.doc);
+    this.#draft(this.#client().session.account_id, project_id, title, shared.path, text, copy);
   }
 
   /**

@@ -31,6 +31,13 @@ export function cellsOf(doc) {
   );
 }
 
+/** Remove a cell. @param {Y.Doc} doc @param {Y.Map<any>} cell */
+export function removeCell(doc, cell) {
+  const cells = doc.getArray("cells");
+  const at = cells.toArray().indexOf(cell); // among all, of which some may not be shown
+  if (at >= 0) cells.delete(at);
+}
+
 /** @param {Y.Map<any>} cell @param {number} at */
 export function nameOf(cell, at) {
   const kind = String(cell.get("cell_type"));

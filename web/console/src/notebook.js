@@ -5,7 +5,7 @@
 
 import * as Y from "yjs";
 import { openEditor } from "./editor.js";
-import { cellsOf, nameOf, outputsOf } from "./notebook-text.js";
+import { cellsOf, nameOf, outputsOf, removeCell } from "./notebook-text.js";
 
 /** @typedef {import("@natskit/client/document").SharedDocument} SharedDocument */
 /** @typedef {Awaited<ReturnType<typeof openEditor>>} Editor */
@@ -35,8 +35,7 @@ export function openNotebook(box, shared, label) {
     const outputs = document.createElement("pre");
     outputs.className = "code cell-outputs";
     const remove = button("Remove", () => {
-      const at = cellsOf(shared.doc).indexOf(cell);
-      if (at >= 0 && !readOnly) cells.delete(at);
+      if (!readOnly) removeCell(shared.doc, cell);
     });
     const head = document.createElement("div");
     head.className = "row";
