@@ -91,11 +91,14 @@ class Repository:
         """Forget snapshots. Their parts go with the next prune."""
         self._run("forget", *snapshots)
 
+    def snapshots(self) -> list[str]:
+        """The whole ids of all snapshots. Raises :class:`BackupError`."""
+        return [str(one["id"]) for one in json.loads(self._run("snapshots"))]
+
     def keep_only(self, snapshots: set[str]) -> None:
         """Forget all other snapshots, and remove data that only they used. Raises :class:`BackupError`."""
-        known = [str(one["id"]) for one in json.loads(self._run("snapshots"))]
         # restic 0.14 says the first eight digits of a new snapshot's id.
-        unneeded = [one for one in known if not one.startswith(tuple(snapshots))]
+        unneeded = [one for one in self.snapshots() if not one.startswith(tuple(snapshots))]
         if unneeded:
             self.forget(*unneeded)
             self._run("prune")

@@ -38,6 +38,8 @@ from natskit.validation.names import shown
 
 ATTEMPTS = 3
 """How often changing files are read."""
+ROUNDS = 8
+"""How often projects may turn up that are left out."""
 PATIENCE_SECONDS = 60.0
 """How long a runner may not answer, such as one that restarts its connection."""
 WAIT_SECONDS = 20.0
@@ -99,7 +101,8 @@ class RunnerFiles:
         """Back up all projects, some of which may run. Raises :class:`BackupError`."""
         taken = datetime.now(UTC)
         await asyncio.to_thread(self.repository.ensure)
-        attempt, left_out = 1, list[str]()
+        before = await asyncio.to_thread(self.repository.snapshots)
+        attempt, rounds, left_out = 1, 0, list[str]()
         while True:
             asked = {"runner_id": self.runner.runner_id, "name": name, "rate": self._rate, "left_out": left_out}
             made = await self._job("take", **asked)
@@ -109,6 +112,12 @@ class RunnerFiles:
                 )
             if not made.snapshot:
                 raise BackupError(f"runner {self.runner.name}: restic made no snapshot")
+            if any(one.startswith(made.snapshot) for one in before):
+                # It would be forgotten below, and with it the files of an earlier backup.
+                raise BackupError(
+                    f"runner {self.runner.name} names a snapshot of an earlier backup as a new one: see whether "
+                    "somebody has taken over its host"
+                )
             try:
                 found = await self._job("compare", snapshot=made.snapshot) or Result()
             except BaseException:
@@ -129,7 +138,13 @@ class RunnerFiles:
                 )
             await asyncio.to_thread(self.repository.forget, made.snapshot)
             left_out += more
+            rounds += bool(more)
             attempt += not more
+            if rounds == ROUNDS:
+                raise BackupError(
+                    f"runner {self.runner.name} has found files of other users in {len(left_out)} projects, each time "
+                    f"in others, the last in {left_out[-1]}: look at them, and at its host"
+                )
 
     async def stage(self, entry: FilesEntry, project_id: str | None = None) -> None:
         """Restore the projects of a snapshot, or one of them, beside those that are there. Raises

@@ -28,7 +28,7 @@ from natskit.backup.platform_streams import Site as RunningSite
 from natskit.backup.project_files import Repository
 from natskit.backup.record import Record
 from natskit.backup.restore import Restoration, restore_control, restore_files
-from natskit.backup.runner_files import RunnerFiles
+from natskit.backup.runner_files import ROUNDS, RunnerFiles
 from natskit.backup.sealing import BackupKey
 from natskit.backup.target import Target
 from natskit.backup.trial_server import trial_server
@@ -329,6 +329,39 @@ async def test_a_host_reaches_no_repository_but_its_own_and_removes_nothing(site
             with pytest.raises(BackupError, match="runner one: restic ended with 1"):
                 await files.take("again")
     assert len(json.loads(files.repository._run("snapshots"))) == 1
+
+
+@pytest.mark.parametrize("answer", ["a snapshot of before", "always another folder"])
+async def test_a_host_that_lies_gets_no_older_backup_forgotten(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    target = Target(tmp_path / "target")
+    key = BackupKey.ensure(site.identity.directory)
+    async with served(site, RUNNER, "one", tmp_path / "runner") as one:
+        one.write(PROJECT, "file", "content")
+        with_files = dataclasses.replace(source(site), client=one.client, runners=(one.runner,))
+        manifest = await create.create(with_files, target, lambda _: None)
+        (entry,) = manifest.files or []
+        honest, asked = vars(Backups)["found"].fget, list[str]()
+
+        def lie(self: Backups) -> dict[str, Any]:
+            asked.append(f"p{len(asked)}")
+            if answer == "a snapshot of before":
+                return {"snapshot": entry.snapshot, "strange": [PROJECT]}
+            return {**honest(self), **({"strange": asked[-1:]} if len(asked) < 4 * ROUNDS else {})}
+
+        said: BackupError | None = None
+        with monkeypatch.context() as patched:
+            patched.setattr(Backups, "found", property(lie))
+            try:
+                await create.create(with_files, target, lambda _: None)
+            except BackupError as error:
+                said = error
+        kept = [one["id"] for one in json.loads(Repository(target, key, RUNNER)._run("snapshots"))]
+    assert any(known.startswith(entry.snapshot) for known in kept), "the first backup keeps its files"
+    assert len(asked) <= 2 * ROUNDS, "the control machine does not ask for ever"
+    assert str(said).startswith("runner one ")
+    assert target.names() == [manifest.name]
 
 
 @pytest.mark.parametrize(
