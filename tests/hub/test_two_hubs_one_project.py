@@ -59,6 +59,16 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, state: State, work: Work) -> None
     monkeypatch.setattr(state.projects, "_write", later)
 
 
+@contextlib.asynccontextmanager
+async def two_hubs(folder: Path, project: Project) -> AsyncIterator[tuple[str, State, State, Projects]]:
+    """The id of a project, the states of two hubs that know it, and what the second one changes projects with."""
+    project_id = str(uuid.uuid4())
+    async with Site.without_hubs(folder) as site, hub(site) as (one, _), hub(site) as (two, projects):
+        await one.projects.change(project_id, lambda _: project)
+        assert await two.projects.find(project_id) is not None
+        yield project_id, one, two, projects
+
+
 STARTED = Project(title="Demo", created_at=0, runner_id=str(uuid.uuid4()), desired="running", state="running")
 
 
@@ -66,10 +76,7 @@ STARTED = Project(title="Demo", created_at=0, runner_id=str(uuid.uuid4()), desir
 async def test_a_project_that_was_started_meanwhile_keeps_its_new_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: str
 ) -> None:
-    project_id = str(uuid.uuid4())
-    async with Site.without_hubs(tmp_path) as site, hub(site) as (one, _), hub(site) as (two, slow):
-        await one.projects.change(project_id, lambda _: replace(STARTED, desired="stopped"))
-        assert await two.projects.find(project_id) is not None
+    async with two_hubs(tmp_path, replace(STARTED, desired="stopped")) as (project_id, one, two, slow):
 
         async def start_it() -> None:
             await one.update_project(project_id, desired="running", state="starting", public_key="UNEW")
@@ -88,10 +95,7 @@ async def test_a_project_that_was_started_meanwhile_keeps_its_new_key(
 async def test_a_project_that_was_stopped_meanwhile_gets_no_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
-    project_id = str(uuid.uuid4())
-    async with Site.without_hubs(tmp_path) as site, hub(site) as (one, _), hub(site) as (two, slow):
-        await one.projects.change(project_id, lambda _: STARTED)
-        assert await two.projects.find(project_id) is not None
+    async with two_hubs(tmp_path, STARTED) as (project_id, one, two, slow):
         meanwhile(monkeypatch, two, lambda: one.update_project(project_id, desired="stopped"))
         accept = slow.keys.use if key == "the only one" else slow.keys.use_as_well
         with pytest.raises(RpcError, match="the project should not run"):

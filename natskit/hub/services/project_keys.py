@@ -130,14 +130,12 @@ class ProjectKeys:
         """Store keys of a project that should run. The stream's record decides: a stopped project has no keys, and
         another hub may have stopped this one a moment ago."""
 
-        def mutate(old: Project | None) -> Project:
-            if old is None:
-                raise RpcError("not_found", "the project was deleted meanwhile")
+        def mutate(old: Project) -> Project:
             if old.desired != "running":
                 raise RpcError("invalid_state", "the project should not run")
             return replace(old, **keys)
 
-        await self._state.projects.change(project_id, mutate)
+        await self._state.change_project(project_id, mutate)
 
     def _key_of_runner(self, project_id: str) -> str:
         project = self._state.projects.get(project_id)

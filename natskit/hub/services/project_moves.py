@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from natskit.hub.services.project_keys import NO_KEYS
 from natskit.hub.state.records import Left, Project
-from natskit.hub.state.view import State
+from natskit.hub.state.view import State, existing
 from natskit.rpc import RpcError
 
 Part = Literal["source", "target", "settle"]
@@ -57,8 +57,7 @@ class ProjectMoves:
                 self._check_alive(one)
         move_id = str(uuid.uuid4())
 
-        def mutate(old: Project | None) -> Project:
-            old = _existing(old)
+        def mutate(old: Project) -> Project:
             if old.moving_to and old.moving_to != runner_id:
                 name = self._name(old.moving_to)
                 raise RpcError(
@@ -107,8 +106,7 @@ class ProjectMoves:
     async def switch(self, project_id: str, move_id: str) -> dict[str, Any]:
         """Make the copy on the new runner the project. Raises :class:`RpcError`."""
 
-        def mutate(old: Project | None) -> Project:
-            old = _existing(old)
+        def mutate(old: Project) -> Project:
             _check_current(old, move_id)
             _check_stopped(old)
             if old.runner_id == old.moving_to:
@@ -122,8 +120,7 @@ class ProjectMoves:
     async def end(self, project_id: str, move_id: str) -> dict[str, Any]:
         """Let the project start again. Raises :class:`RpcError`."""
 
-        def mutate(old: Project | None) -> Project:
-            old = _existing(old)
+        def mutate(old: Project) -> Project:
             if not old.moving_to and old.move_id == move_id:  # the answer was lost
                 return old
             _check_current(old, move_id)
@@ -136,8 +133,7 @@ class ProjectMoves:
     async def cancel(self, project_id: str) -> dict[str, Any]:
         """Give up a move. Raises :class:`RpcError` if the copy is the project already."""
 
-        def mutate(old: Project | None) -> Project:
-            old = _existing(old)
+        def mutate(old: Project) -> Project:
             if not old.moving_to:
                 return old
             if old.runner_id == old.moving_to and self._is_usable(old.moving_to):
@@ -162,8 +158,7 @@ class ProjectMoves:
         """Assign a stopped project to another runner without its files. Raises :class:`RpcError`."""
         self._check_usable(runner_id)
 
-        def mutate(old: Project | None) -> Project:
-            old = _existing(old)
+        def mutate(old: Project) -> Project:
             if old.moving_to:
                 raise RpcError("invalid_state", NOT_WHILE_MOVING)
             _check_stopped(old)
@@ -176,14 +171,13 @@ class ProjectMoves:
     async def remove_old_copies(self, project_id: str) -> dict[str, Any]:
         """Remove old copies where their runners answer. Raises :class:`RpcError`."""
         await self._state.projects.confirm(project_id)
-        project = _existing(self._state.projects.get(project_id))
+        project = existing(self._state.projects.get(project_id))
         for runner_id in list(project.left_on):
             if _to_remove(project, runner_id) is None or not self._state.is_alive(runner_id):
                 continue
             await self._runner(runner_id, "remove_old_copy", project_id)
 
-            def mutate(old: Project | None, removed: str = runner_id) -> Project:
-                old = _existing(old)
+            def mutate(old: Project, removed: str = runner_id) -> Project:
                 return replace(old, left_on={one: what for one, what in old.left_on.items() if one != removed})
 
             project = await self._change(project_id, mutate)
@@ -191,10 +185,10 @@ class ProjectMoves:
 
     # ----
 
-    async def _change(self, project_id: str, mutate: Callable[[Project | None], Project]) -> Project:
-        project = await self._state.projects.change(project_id, mutate)
+    async def _change(self, project_id: str, mutate: Callable[[Project], Project]) -> Project:
+        project = await self._state.change_project(project_id, mutate)
         await self._announce(self._state.members_of(project_id))
-        return _existing(project)
+        return project
 
     def _describe(self, project_id: str, project: Project) -> dict[str, Any]:
         return {
@@ -236,12 +230,6 @@ def _to_remove(project: Project | None, runner_id: str) -> Left | None:
         return None
     what = project.left_on.get(runner_id)
     return None if what == "copy" and runner_id == project.runner_id else what
-
-
-def _existing(project: Project | None) -> Project:
-    if project is None:
-        raise RpcError("not_found", "the project was deleted meanwhile")
-    return project
 
 
 def _check_stopped(project: Project) -> None:

@@ -317,18 +317,16 @@ class Projects:
         """
         before: Project | None = None
 
-        def mutate(old: Project | None) -> Project:
+        def mutate(old: Project) -> Project:
             nonlocal before
             before = old
-            if old is None:
-                raise RpcError("not_found", "the project was deleted meanwhile")
             if only_if not in (None, old.desired):
                 return old
             ended = state == "stopped" == old.desired
             # Not earlier: a stopping agent still tells the readers of its output.
             return replace(old, state=state, detail=detail, **NO_KEYS if ended else {})
 
-        if await self._state.projects.change(project_id, mutate) != before:
+        if await self._state.change_project(project_id, mutate) != before:
             await self._announce(self._state.members_of(project_id))
 
     async def _runner(self, runner_id: str, method: str, project_id: str) -> Any:
@@ -360,18 +358,14 @@ class Projects:
         """Change fields of a project, unless its files are being moved: then raises :class:`RpcError`."""
         self.get(project_id)
 
-        def mutate(old: Project | None) -> Project:
-            if old is None:
-                raise RpcError("not_found", "the project was deleted meanwhile")
+        def mutate(old: Project) -> Project:
             if old.moving_to:
                 raise RpcError("invalid_state", NOT_WHILE_MOVING)
             if old.runner_id and "runner_id" in fields:  # a move may have ended since this hub chose one
                 return replace(old, **fields | {"runner_id": old.runner_id})
             return replace(old, **fields)
 
-        project = await self._state.projects.change(project_id, mutate)
-        assert project is not None
-        return project
+        return await self._state.change_project(project_id, mutate)
 
     async def _announce(self, accounts: Iterable[str]) -> None:
         """Notify accounts that their projects have changed."""

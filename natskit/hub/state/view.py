@@ -237,16 +237,15 @@ class State:
         return record is not None and record.alive(time.time()) and self.runner_key(runner_id) is not None
 
     async def update_project(self, project_id: str, **fields: Any) -> Project:
-        """Change fields of a project. Raises :class:`RpcError` if it is gone, and :class:`StateError`."""
+        """Change fields of a project. Raises as :meth:`change_project`."""
+        return await self.change_project(project_id, lambda old: replace(old, **fields))
 
-        def mutate(old: Project | None) -> Project:
-            if old is None:
-                raise RpcError("not_found", "the project was deleted meanwhile")
-            return replace(old, **fields)
+    async def change_project(self, project_id: str, mutate: Callable[[Project], Project]) -> Project:
+        """Change a project to the result of ``mutate``, which gets the stream's record and not this hub's view.
 
-        project = await self.projects.change(project_id, mutate)
-        assert project is not None
-        return project
+        Errors of ``mutate`` go to the caller. Raises :class:`RpcError` if the project is gone, and :class:`StateError`.
+        """
+        return existing(await self.projects.change(project_id, lambda old: mutate(existing(old))))
 
     def rights(self, holder: Holder, public_key: str = "") -> Rights | None:
         """The present rights of a holder; ``None`` if it has none. Does no I/O: the callout calls this.
@@ -434,6 +433,13 @@ class State:
         if known is not None and known.public_key in after - before:
             mine = self.projects_on(key).items()
             self._locked_out(self._runner_names(key).union(*(self._project_names(p, project) for p, project in mine)))
+
+
+def existing(project: Project | None) -> Project:
+    """The project. Raises :class:`RpcError` if there is none any more."""
+    if project is None:
+        raise RpcError("not_found", "the project was deleted meanwhile")
+    return project
 
 
 def _parse_account(key: str, data: bytes) -> AccountRecord:
