@@ -68,6 +68,7 @@ async def runner(site: Site, project_settings: dict[str, Any]) -> AsyncIterator[
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(site: Site) -> AsyncIterator[Client]:
+    """The operator's client."""
     url = f"nats://127.0.0.1:{site.nats_port}"
     async with await Client.admin(url, CredsText(site.identity.creds("PLATFORM", "admin"))) as client:
         yield client

@@ -6,14 +6,12 @@ import asyncio
 import contextlib
 import random
 from base64 import b64decode
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import pytest_asyncio
 from pycrdt import Doc, Text
 
-from natskit.bus.credentials import CredsText
 from natskit.client import Client
 from natskit.document import Document
 from natskit.errors import NatskitError
@@ -21,14 +19,6 @@ from natskit.rpc import RpcError
 from tests.hub.site import Site
 from tests.keeper.writer import encoded, opened, person, project_of
 from tests.kit.wait import eventually
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def client(site: Site) -> AsyncIterator[Client]:
-    """The operator's client."""
-    url = f"nats://127.0.0.1:{site.nats_port}"
-    async with await Client.admin(url, CredsText(site.identity.creds("PLATFORM", "admin"))) as client:
-        yield client
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
