@@ -49,6 +49,8 @@ class RemoteTarget(Target):
             raise BackupError("rclone is not installed, and it reaches the target: run `apt-get install rclone`")
         self._config = Path(os.environ.get("RCLONE_CONFIG") or Path.home() / ".config" / "rclone" / "rclone.conf")
         self._remote, self._place = found[1], text.removeprefix(PREFIX).rstrip("/")
+        if not self._config.exists():
+            raise BackupError(f"there is no {self._config}: `rclone config` makes it, with the remote {self._remote}")
         try:
             check_private(self._config)
         except (IdentityError, OSError) as error:

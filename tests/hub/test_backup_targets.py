@@ -199,6 +199,9 @@ def test_a_configuration_that_others_may_read_is_refused(tmp_path: Path, monkeyp
     (tmp_path / "rclone.conf").chmod(0o640)
     with pytest.raises(BackupError, match=r"must be private.*chmod go="):
         target_of("rclone:vault:natskit")
+    (tmp_path / "rclone.conf").unlink()
+    with pytest.raises(BackupError, match=r"^there is no .*rclone.conf: `rclone config` makes it, .* remote vault$"):
+        target_of("rclone:vault:natskit")
 
 
 def arguments() -> str:
