@@ -25,7 +25,7 @@ from natskit.errors import StateError
 from natskit.keeper import paths, thinned, work
 from natskit.keeper.document import RECORD_OVERHEAD, Document
 from natskit.keeper.documents import PAGE, Base, Documents
-from natskit.keeper.store import OvertakenError, Place
+from natskit.keeper.store import REST_BYTES, OvertakenError, Place
 from natskit.rpc import Declaration, Methods, RpcError, size_of
 from natskit.text_changes import Change
 
@@ -40,8 +40,6 @@ MOST_CHANGES = 10_000
 """Of one edit of a text."""
 MOST_TOLD = 100
 """Documents whose files events tell of at once: others hear of them when they list or open them."""
-REST_BYTES = 8192
-"""Of an answer, besides the part of the document in it."""
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -178,7 +176,7 @@ async def _create(caller: Caller, path: str, text: str) -> tuple[str, bool]:
 def _opened(caller: Caller, held: Document, vector: bytes, part: int) -> dict[str, Any]:
     work.handled(held.size)
     update = held.doc.get_update(vector or None)
-    size = min(PART_BYTES, (caller.documents.store.max_payload - REST_BYTES) * 3 // 4)
+    size = min(PART_BYTES, caller.documents.store.answer_bytes)
     parts = max(1, -(-len(update) // size))
     if part >= parts:
         raise RpcError("invalid_params", f"part {part}: the document has {parts} parts")
@@ -375,8 +373,7 @@ async def name_version(
         except OvertakenError:
             continue
         caller.documents.rate.charge(caller.author, len(written))
-        if not (await store.newest(place, place.subject("doc")))[0]:
-            await caller.documents.remove(place)  # it was deleted meanwhile
+        await caller.documents.remove_if_deleted(place)
         break
     else:
         raise StateError("the names of versions are being changed by others; try again")

@@ -259,14 +259,18 @@ class Documents:
             document.reserved = 0
             if freed > document.size:
                 await self._store_snapshot(document)
-        if not (await self.store.newest(place, place.subject("doc")))[0]:
-            await self.remove(place)  # it was deleted meanwhile
+        await self.remove_if_deleted(place)
 
     async def remove(self, place: Place) -> None:
         """Remove a document and its history from the disks."""
         if (document := self._open.get(place)) is not None:
             await self._forget(document)
         await self.store.purge(place)
+
+    async def remove_if_deleted(self, place: Place) -> None:
+        """Remove what was stored of a document that was deleted meanwhile: it has no updates any more."""
+        if not (await self.store.newest(place, place.subject("doc")))[0]:
+            await self.remove(place)
 
     async def remove_all(self, project: str) -> bool:
         """Remove all documents of a project with their history; returns whether there was anything."""
@@ -468,8 +472,7 @@ class Documents:
             async with asyncio.timeout(SNAPSHOT_SECONDS), self.use(place) as document:
                 if document.needs_snapshot:
                     await self._store_snapshot(document)
-                    if not (await self.store.newest(place, place.subject("doc")))[0]:
-                        await self.remove(place)  # it was deleted meanwhile
+                    await self.remove_if_deleted(place)
         except (StateError, RpcError, TimeoutError) as error:
             log.warning("no snapshot of document %s: %s", place.document, error)
 

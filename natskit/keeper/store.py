@@ -32,6 +32,8 @@ READ_SECONDS = 10.0
 STALL_SECONDS = 2.0
 BATCH = 1000
 BATCH_BYTES = 8 * 1024**2
+REST_BYTES = 8192
+"""Of a message, besides the documents and updates in it."""
 PAGES = 8
 """Pages of thinned history read at a time."""
 MOST_INDEXES = 1000
@@ -115,6 +117,11 @@ class Store:
                 "the platform has no room for more in its documents: its operator has to raise keeper_max_bytes",
             )
         raise StateError(f"the document could not be written: {refusal.get('description')}")
+
+    @property
+    def answer_bytes(self) -> int:
+        """How many bytes of a document fit into an answer, where they are in base64."""
+        return (self.max_payload - REST_BYTES) * 3 // 4
 
     async def updates(self, place: Place, after: int, limit: int = BATCH) -> tuple[list[Update], bool]:
         """At most ``limit`` updates after a sequence, oldest first, and whether there are more."""

@@ -13,8 +13,6 @@ from typing import Any
 from natskit import json_text
 from natskit.bus.document_record import Update
 
-HEAD_BYTES = 200
-"""The most that a page takes besides its rows."""
 ROW_BYTES = 200
 """The most that a row takes besides its update and its owners."""
 OWNER_BYTES = 64

@@ -29,7 +29,7 @@ from natskit.keeper import paths, thinned
 from natskit.keeper.document import RECORD_OVERHEAD, TEXT
 from natskit.keeper.documents import PAGE, Documents
 from natskit.keeper.paths import Retention
-from natskit.keeper.store import OvertakenError, Place
+from natskit.keeper.store import REST_BYTES, OvertakenError, Place
 from natskit.rpc import RpcError
 
 log = logging.getLogger(__name__)
@@ -41,8 +41,6 @@ PAUSE = 0.05
 DAY, SPANS = 86_400_000, {"minute": 60_000, "hour": 3_600_000}
 """In milliseconds."""
 PAGE_BYTES = 512 * 1024
-REST_BYTES = 8192
-"""Of a message, besides updates."""
 MOST_MERGED = 2000
 """Updates that are merged into one: the event loop waits meanwhile."""
 
@@ -127,7 +125,8 @@ class Thinning:
         merger = Merger(await self._document(place, until))
         pending: list[Update] = []
         async for group in self._groups(place, until, before, span):
-            entries = list(merger.merged(group, self._most))
+            # An update has to fit into an answer.
+            entries = list(merger.merged(group, self._store.answer_bytes))
             done.updates += len(group)
             done.entries += len(entries)
             for entry in entries:
@@ -142,11 +141,6 @@ class Thinning:
         if done.updates:
             await self._account(place, done.freed)
         return done
-
-    @property
-    def _most(self) -> int:
-        """The most bytes of an update: it has to fit into an answer, where it is in base64."""
-        return (self._store.max_payload - REST_BYTES) * 3 // 4
 
     @property
     def _page_bytes(self) -> int:
