@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
+import random
 import time
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -28,6 +30,8 @@ from natskit.process.lifecycle import cancel
 from natskit.rpc import RpcError
 from natskit.text_changes import Change, changes
 
+log = logging.getLogger(__name__)
+
 BATCH_SECONDS = 0.03
 """How long after an update the next one is sent, and edits are collected. An edit after a pause is sent at once."""
 MOST_MERGED = 32
@@ -37,7 +41,8 @@ LONGEST_PAUSE = 2.0
 CHECK_SECONDS = 30.0
 """How often a document asks whether it has everything: the event of the last update may be lost."""
 QUIET_SECONDS = 2.0
-"""How long after the last update it asks, too."""
+"""How long after the last update it asks, too, and at most ``JITTER_SECONDS`` more: not all copies at once."""
+JITTER_SECONDS = 1.0
 ANSWERS_LOST = 5
 """How often a request is sent whose answer was lost with the connection."""
 PRESENCE_SECONDS = 30.0
@@ -408,11 +413,14 @@ class Document:
                     await self._stirred.wait()
             while self._stirred.is_set():
                 self._stirred.clear()
-                await asyncio.sleep(QUIET_SECONDS)
-            with contextlib.suppress(NatskitError):
+                await asyncio.sleep(QUIET_SECONDS + random.SystemRandom().uniform(0, JITTER_SECONDS))
+            try:
                 found = await self._ask("check")
                 if found["sequence"] > self.sequence:
                     self._note_behind()
+            except Exception as error:  # an answer that is none of a keeper must not end the looking
+                if not isinstance(error, NatskitError):
+                    log.warning("document %s could not be compared: %r", self.document_id, error)
 
     def _apply(self, update: bytes) -> None:
         self._is_applying = True

@@ -359,10 +359,23 @@ async def name_version(
     if await store.update_until(place, sequence=sequence) != sequence:
         raise RpcError("not_found", f"the document has no update {sequence}")
     mark = {"sequence": sequence, "name": name.strip(), "author": caller.author, "time": round(time.time() * 1000)}
+    await _store_mark(caller, mark)
+    if await caller.documents.remove_if_gone(place):
+        return {}
+    if mark["name"] and not await store.is_moment(place, sequence):
+        await _store_mark(caller, mark | {"name": ""})
+        raise RpcError("not_found", f"the document has no update {sequence}: it was thinned out meanwhile")
+    await caller.tell(place.document, "", "named")
+    return {}
+
+
+async def _store_mark(caller: Caller, mark: dict[str, Any]) -> None:
+    """Store the name of a moment, in the place of its last one."""
+    store, place = caller.documents.store, caller.place
     for _ in range(paths.ATTEMPTS):
         last, content = await store.newest(place, place.subject("mark"))
         marks = {each["sequence"]: each for each in (json_text.read(content) if content else [])}
-        marks[sequence] = mark
+        marks[mark["sequence"]] = mark
         written = json_text.write([each for each in marks.values() if each["name"]])
         if len(written) > MOST_MARK_BYTES:
             raise RpcError("limit", "the document has too many named versions: remove some names")
@@ -373,12 +386,8 @@ async def name_version(
         except OvertakenError:
             continue
         caller.documents.rate.charge(caller.author, len(written))
-        await caller.documents.remove_if_deleted(place)
-        break
-    else:
-        raise StateError("the names of versions are being changed by others; try again")
-    await caller.tell(place.document, "", "named")
-    return {}
+        return
+    raise StateError("the names of versions are being changed by others; try again")
 
 
 @documents.method()
@@ -464,10 +473,6 @@ async def delete(caller: Caller) -> dict[str, Any]:
         all_.gone.append(place.document)
         return path
 
-    def end(all_: paths.Paths) -> None:
-        if place.document in all_.gone:
-            all_.gone.remove(place.document)
-
     try:
         path = await paths.change(store, caller.project, begin)
     except RpcError as error:
@@ -479,7 +484,7 @@ async def delete(caller: Caller) -> dict[str, Any]:
         path = await paths.change(store, caller.project, begin)
     await caller.documents.remove(place)
     # nats-server forgets the time of the newest message if that is purged and nothing is written after it.
-    await paths.change(store, caller.project, end)
+    await paths.change(store, caller.project, partial(paths.Paths.end_removal, document=place.document))
     await caller.tell(place.document, path, "deleted")
     return {}
 

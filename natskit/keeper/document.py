@@ -119,7 +119,7 @@ class Document:
     def try_update(self, update: bytes) -> None:
         """Apply an update that is not stored yet. Raises :class:`BadUpdateError`; the document is useless then."""
         wanted = yjs_format.read(update).after(self.vector)
-        _apply(self.doc, update)
+        apply_update(self.doc, update)
         if yjs_format.read_vector(self.doc.get_state()) != {c: n for c, n in wanted.items() if n}:
             raise BadUpdateError("the update does not add what it says")
 
@@ -145,7 +145,7 @@ class Document:
             if update.sequence > self.sequence:
                 if update.previous > self.sequence:
                     raise StateError("the document's history could not be read; try again")
-                _apply(self.doc, update.update)
+                apply_update(self.doc, update.update)
                 self.note(update)
         self.read_vector()
 
@@ -218,7 +218,7 @@ class Document:
                 raise RpcError("invalid_params", "changes: begin with the last of the text, and let none overlap")
             end = change.start
         copy: Doc[Any] = Doc(client_id=client)
-        _apply(copy, self.doc.get_update())
+        apply_update(copy, self.doc.get_update())
         made: list[bytes] = []
         copy.observe(lambda event: made.append(event.update))
         if as_notebook:
@@ -265,7 +265,7 @@ class Document:
 
     def begin_with(self, own: int, head: dict[str, Any], state: bytes) -> None:
         """Become the document as it was when the snapshot was made, whose index has the sequence ``own``."""
-        _apply(self.doc, state)
+        apply_update(self.doc, state)
         self.vector = yjs_format.read_vector(self.doc.get_state())
         self.sequence = int(head["sequence"])
         self.snapshot_sequence, self.snapshot_bytes = own, len(state)
@@ -281,7 +281,7 @@ def _edited(text: str, changes: list[Change]) -> notebook_text.Notebook:
     return notebook_text.parse(text, "the changed text") or notebook_text.EMPTY
 
 
-def _apply(doc: Doc[Any], update: bytes) -> None:
+def apply_update(doc: Doc[Any], update: bytes) -> None:
     """Apply an update. yrs panics, beyond every :class:`Exception`, on some of what it does not expect."""
     try:
         doc.apply_update(update)

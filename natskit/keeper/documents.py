@@ -252,25 +252,25 @@ class Documents:
         return found
 
     async def was_thinned(self, place: Place, freed: int) -> None:
-        """So many bytes of a document's old history became free. A new snapshot lets other keepers know, if it takes
-        less."""
+        """So many bytes of a document's old history became free, and are the project's again. A new snapshot lets
+        keepers know that open the document later, if it takes less."""
         async with self.use(place) as document:
-            document.stored = max(0, document.stored - freed)
-            document.reserved = 0
             if freed > document.size:
                 await self._store_snapshot(document)
-        await self.remove_if_deleted(place)
+        await self.remove_if_gone(place)
+
+    async def remove_if_gone(self, place: Place) -> bool:
+        """Remove what was stored of a document that was deleted meanwhile; returns whether it was."""
+        if not (await self.store.newest(place, place.subject("doc")))[0]:
+            await self.remove(place)
+            return True
+        return False
 
     async def remove(self, place: Place) -> None:
         """Remove a document and its history from the disks."""
         if (document := self._open.get(place)) is not None:
             await self._forget(document)
         await self.store.purge(place)
-
-    async def remove_if_deleted(self, place: Place) -> None:
-        """Remove what was stored of a document that was deleted meanwhile: it has no updates any more."""
-        if not (await self.store.newest(place, place.subject("doc")))[0]:
-            await self.remove(place)
 
     async def remove_all(self, project: str) -> bool:
         """Remove all documents of a project with their history; returns whether there was anything."""
@@ -314,12 +314,17 @@ class Documents:
 
     async def _reserve(self, document: Document, update: bytes) -> None:
         """Raises :class:`RpcError` if the project has no room for an update."""
-        size = document.stored + len(update) + RECORD_OVERHEAD
-        if size > document.reserved:
+        more = len(update) + RECORD_OVERHEAD
+        if document.stored + more <= document.reserved:
+            return
+
+        def reserve(all_: paths.Paths) -> tuple[int, int]:
             name = document.place.document
-            document.reserved = await paths.change(
-                self.store, document.place.project, lambda all_: all_.reserve(name, size, self.limits)
-            )
+            # If it may take less than this keeper knows, another one thinned out so much.
+            stored = max(0, document.stored - max(0, document.reserved - all_.entry(name).reserved))
+            return stored, all_.reserve(name, stored + more, self.limits)
+
+        document.stored, document.reserved = await paths.change(self.store, document.place.project, reserve)
 
     async def _store(self, document: Document, update: Update) -> Update:
         """Store an update that the document in memory has already. Raises :class:`StateError`."""
@@ -472,7 +477,7 @@ class Documents:
             async with asyncio.timeout(SNAPSHOT_SECONDS), self.use(place) as document:
                 if document.needs_snapshot:
                     await self._store_snapshot(document)
-                    await self.remove_if_deleted(place)
+                    await self.remove_if_gone(place)
         except (StateError, RpcError, TimeoutError) as error:
             log.warning("no snapshot of document %s: %s", place.document, error)
 

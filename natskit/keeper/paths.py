@@ -152,6 +152,11 @@ class Paths:
                 limit=limits.bytes,
             )
 
+    def end_removal(self, document: str) -> None:
+        """A document that was being removed is gone."""
+        if document in self.gone:
+            self.gone.remove(document)
+
     def rename(self, document: str, path: str) -> None:
         """Give a document another path. Raises :class:`RpcError` if another one has it."""
         entry = self.entry(document)

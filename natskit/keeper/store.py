@@ -24,7 +24,7 @@ from natskit.bus.jetstream import MESSAGE_NOT_FOUND, JetStreamError, api
 from natskit.bus.permissions import DOCUMENT_SHARDS, DOCUMENT_STREAMS
 from natskit.bus.request_many import request_many
 from natskit.errors import StateError
-from natskit.keeper import thinned
+from natskit.keeper import thinned, work
 from natskit.rpc import RpcError
 
 PUT_SECONDS = 5.0
@@ -84,8 +84,9 @@ class Store:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self._pages: OrderedDict[Place, list[tuple[int, int]]] = OrderedDict()
-        """Of documents whose history was thinned out: after which sequence each page goes on, and its own."""
+        self._pages: OrderedDict[Place, list[tuple[int, int, int]]] = OrderedDict()
+        """Of documents whose history was thinned out: after which sequence each page goes on, its own, and the time of
+        its first row."""
 
     @property
     def max_payload(self) -> int:
@@ -143,18 +144,27 @@ class Store:
             last = update.sequence
         return found, more
 
+    async def stored(self, place: Place, after: int, until: int) -> tuple[list[Update], bool]:
+        """Some updates after a sequence and up to another one that are not purged, and whether there are more."""
+        messages, more = await self._batch(place, place.subject("doc"), after, BATCH)
+        found = [decode(message.data, message.headers) for message in messages if _sequence(message) <= until]
+        return found, more and len(found) == len(messages)
+
     async def first_update(self, place: Place) -> Update | None:
         """The oldest update that was not thinned out."""
         messages, _ = await self._batch(place, place.subject("doc"), 0, 1)
         return decode(messages[0].data, messages[0].headers) if messages else None
 
     async def _thinned(self, place: Place, after: int, until: int, limit: int) -> list[Update]:
-        """At most ``limit`` merged updates after a sequence, up to another one, oldest first."""
+        """At most ``limit`` merged updates after a sequence, up to another one, oldest first; not all if they are
+        large."""
         found: list[Update] = []
+        read = 0
         async for update in self._all_thinned(place, after):
-            if update.sequence > until or len(found) >= limit:
+            if update.sequence > until or len(found) >= limit or read >= BATCH_BYTES // 2:
                 break
             found.append(update)
+            read += len(update.update)
         return found
 
     async def _all_thinned(self, place: Place, after: int) -> AsyncIterator[Update]:
@@ -162,16 +172,18 @@ class Store:
         self._pages.move_to_end(place)
         while len(self._pages) > MOST_INDEXES:
             self._pages.popitem(last=False)
-        own = max((own for begin, own in known if begin <= after), default=1) - 1
+        own = max((own for begin, own, _ in known if begin <= after), default=1) - 1
         more = True
         while more:
             pages, more = await self._batch(place, place.pages, own, PAGES)
             for page in pages:
                 own = _sequence(page)
+                work.handled(len(page.data))
                 begin, end = thinned.bounds(page.data)
-                if not known or begin > known[-1][0]:
-                    known.append((begin, own))
-                for update in thinned.read(page.data) if end > after else ():
+                rows = list(thinned.read(page.data)) if end > after or not known or begin > known[-1][0] else []
+                if rows and (not known or begin > known[-1][0]):
+                    known.append((begin, own, rows[0].time))
+                for update in rows:
                     if update.sequence > after:
                         yield update
 
@@ -179,15 +191,24 @@ class Store:
         """The streams may have been restored from a backup."""
         self._pages.clear()
 
-    async def purge_until(self, place: Place, until: int) -> None:
+    async def purge_until(self, place: Place, until: int) -> int:
         """Remove the updates up to a sequence from the disks, which are in pages, and all but the newest snapshot of
-        that time. Raises :class:`StateError`."""
+        that time. Returns how many bytes the snapshots had. Raises :class:`StateError`."""
         await self._purge_before(place, place.subject("doc"), until + 1)
-        if (found := await self.snapshot(place, until)) is not None:
-            own, head = found
-            parts: list[int] = json.loads(head)["parts"]
-            await self._purge_before(place, place.subject("snap"), own)
-            await self._purge_before(place, f"{place.subject('snap')}.*", min([own, *parts]))
+        if (found := await self.snapshot(place, until)) is None:
+            return 0
+        own, head = found
+        parts: list[int] = json.loads(head)["parts"]
+        freed, last, more = 0, 0, True
+        while more:
+            heads, more = await self._batch(place, place.subject("snap"), last, PAGES)
+            for message in heads:
+                last = _sequence(message)
+                freed += int(json.loads(message.data)["bytes"]) if last < own else 0
+            more = more and last < own
+        await self._purge_before(place, place.subject("snap"), own)
+        await self._purge_before(place, f"{place.subject('snap')}.*", min([own, *parts]))
+        return freed
 
     async def _purge_before(self, place: Place, subject: str, sequence: int) -> None:
         await api(self.connection, f"STREAM.PURGE.{place.stream}", {"filter": subject, "seq": sequence})
@@ -240,12 +261,25 @@ class Store:
         found = await self._ask(place, question)
         if found or (sequence is None and time is None):
             return _sequence(found[-1]) if found else 0
-        last = 0
-        async for update in self._all_thinned(place, 0):
+        # The rows of the page that has it, as far as the places of pages are known.
+        known, after, last = self._pages.get(place, []), 0, 0
+        for begin, _, first in known:
+            if (sequence is not None and begin < sequence) or (time is not None and first <= time):
+                after = begin
+        async for update in self._all_thinned(place, after):
             if (sequence is not None and update.sequence > sequence) or (time is not None and update.time > time):
                 break
             last = update.sequence
         return last
+
+    async def is_moment(self, place: Place, sequence: int) -> bool:
+        """Whether an update that was stored is one still, and was not merged with later ones: by the stream's leader,
+        also while a page is stored and the updates in it are not purged yet."""
+        _, page = await self.newest(place, place.pages)
+        begin, until = thinned.bounds(page) if page else (0, 0)
+        if not begin < sequence <= until:
+            return sequence > until or await self.update_until(place, sequence=sequence) == sequence
+        return any(update.sequence == sequence for update in thinned.read(page))
 
     async def newest(self, place: Place, subject: str) -> tuple[int, bytes]:
         """The sequence and the content of a subject's newest message, by the stream's leader; ``(0, b"")`` if none."""

@@ -17,6 +17,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pycrdt import Doc, Text, TransactionEvent
@@ -26,7 +27,7 @@ from natskit.bus import yjs_format
 from natskit.bus.document_record import SEVERAL, Update
 from natskit.errors import StateError
 from natskit.keeper import paths, thinned
-from natskit.keeper.document import RECORD_OVERHEAD, TEXT
+from natskit.keeper.document import RECORD_OVERHEAD, TEXT, Document, apply_update
 from natskit.keeper.documents import PAGE, Documents
 from natskit.keeper.paths import Retention
 from natskit.keeper.store import REST_BYTES, OvertakenError, Place
@@ -82,6 +83,9 @@ class Thinning:
         for project in projects:
             try:
                 all_ = await paths.read(self._store, project)
+                for document in all_.gone:  # a keeper died while it deleted them
+                    await self._documents.remove(Place(project, document))
+                    await paths.change(self._store, project, partial(paths.Paths.end_removal, document=document))
             except (StateError, RpcError) as error:
                 log.warning("the histories of project %s are not thinned out now: %s", project, error)
                 continue
@@ -121,25 +125,29 @@ class Thinning:
         fence, page = await self._store.newest(place, place.pages)
         until = thinned.bounds(page)[1] if page else 0
         if first.sequence <= until:  # a keeper died before it purged them
-            await self._store.purge_until(place, until)
+            await self._purge_left(place, page, until, done)
         merger = Merger(await self._document(place, until))
         pending: list[Update] = []
+        merged = 0
         async for group in self._groups(place, until, before, span):
+            began = time.monotonic()
             # An update has to fit into an answer.
             entries = list(merger.merged(group, self._store.answer_bytes))
             done.updates += len(group)
             done.entries += len(entries)
             for entry in entries:
                 if pending and sum(map(thinned.size_of, [*pending, entry])) > self._page_bytes:
-                    fence, until = await self._keep(place, fence, until, pending, done)
-                    pending = []
+                    merger.check()
+                    fence, until = await self._keep(place, fence, until, pending, merged, done)
+                    pending, merged = [], 0
                 pending.append(entry)
-            done.freed += sum(len(update.update) + RECORD_OVERHEAD for update in group)
-            await asyncio.sleep(0)
+            merged += sum(len(update.update) + RECORD_OVERHEAD for update in group)
+            await asyncio.sleep(time.monotonic() - began)  # people come first
         if pending:
-            await self._keep(place, fence, until, pending, done)
+            merger.check()
+            await self._keep(place, fence, until, pending, merged, done)
         if done.updates:
-            await self._account(place, done.freed)
+            await self._documents.was_thinned(place, done.freed)
         return done
 
     @property
@@ -180,36 +188,62 @@ class Thinning:
         return list(json_text.read(found[-1])) if found else []
 
     async def _keep(
-        self, place: Place, fence: int, after: int, updates: list[Update], done: Thinned
+        self, place: Place, fence: int, after: int, updates: list[Update], merged: int, done: Thinned
     ) -> tuple[int, int]:
-        """Store a page and purge what it has. Returns its own sequence and the last in it."""
+        """Store a page and purge what it has, ``merged`` bytes. Returns its own sequence and the last in it."""
         page = thinned.write(after, updates)
-        fence = await self._store.put(place.pages, page, fence)
-        done.freed -= len(page) + RECORD_OVERHEAD
         until = updates[-1].sequence
-        await self._store.purge_until(place, until)
+        async with self._documents.use(place) as document:  # so that its bytes are known before any are purged
+            kept = {update.sequence for update in updates}
+            marks = json_text.read((await self._store.newest(place, place.subject("mark")))[1] or b"[]")
+            if any(after < mark["sequence"] <= until and mark["sequence"] not in kept for mark in marks):
+                raise OvertakenError("a moment was named meanwhile")
+            fence = await self._store.put(place.pages, page, fence)
+            if await self._documents.remove_if_gone(place):
+                raise OvertakenError("the document was deleted meanwhile")
+            freed = merged + await self._store.purge_until(place, until) - len(page) - RECORD_OVERHEAD
+            await self._account(document, freed, done)
         return fence, until
 
-    async def _account(self, place: Place, freed: int) -> None:
+    async def _purge_left(self, place: Place, page: bytes, until: int, done: Thinned) -> None:
+        """Purge the updates that the newest page has."""
+        async with self._documents.use(place) as document:
+            merged, after, more = 0, thinned.bounds(page)[0], True
+            while more and after < until:
+                updates, more = await self._store.stored(place, after, until)
+                merged += sum(len(update.update) + RECORD_OVERHEAD for update in updates)
+                after = updates[-1].sequence if updates else until
+            freed = merged + await self._store.purge_until(place, until) - len(page) - RECORD_OVERHEAD
+            await self._account(document, freed, done)
+
+    async def _account(self, document: Document, freed: int, done: Thinned) -> None:
         """What became free is the project's again."""
+        place, given = document.place, max(0, freed)
 
         def give_back(all_: paths.Paths) -> bool:
             if (entry := all_.documents.get(place.document)) is not None:
-                entry.reserved = max(paths.FIRST_BYTES, entry.reserved - max(0, freed))
+                entry.reserved = max(paths.FIRST_BYTES, entry.reserved - given)
             return entry is not None
 
-        if await paths.change(self._store, place.project, give_back):
-            await self._documents.was_thinned(place, max(0, freed))
-        else:
-            await self._documents.remove(place)  # it was deleted meanwhile, and a page came too late
+        if not await paths.change(self._store, place.project, give_back):
+            await self._documents.remove(place)
+            raise OvertakenError("the document was deleted meanwhile")
+        document.stored, document.reserved = max(0, document.stored - freed), 0
+        done.freed += freed
 
 
 class Merger:
     """A document that updates are applied to, one group after the other."""
 
     def __init__(self, doc: Doc[Any]) -> None:
-        self._doc = doc
         self._made: list[bytes] = []
+        self._checked = doc.get_update()
+        self._since: list[Update] = []
+        """What was merged since."""
+        self._become(doc)
+
+    def _become(self, doc: Doc[Any]) -> None:
+        self._doc = doc
         doc.observe(self._note)
 
     def _note(self, event: TransactionEvent) -> None:
@@ -218,31 +252,45 @@ class Merger:
     def merged(self, group: list[Update], most: int) -> Iterator[Update]:
         """The updates of a group as one, or as several if that has more than ``most`` bytes in a page.
 
-        Raises :class:`StateError` if the result is not what the updates make: then nothing must be purged.
+        Raises :class:`StateError` if they cannot be merged, and :class:`BadUpdateError`.
         """
-        if len(group) == 1:
-            self._apply(group)
-            yield group[0]
-            return
-        before = self._doc.get_update()
-        one = self._one(group, self._apply(group))
-        if thinned.size_of(one) <= most:
-            self._check(before, one)
+        content = self._apply(group)
+        one = group[0] if len(group) == 1 else self._one(group, content)
+        if len(group) == 1 or thinned.size_of(one) <= most:
+            self._since.append(one)
             yield one
             return
-        self._doc = Doc()
-        self._doc.apply_update(before)
-        self._doc.observe(self._note)
+        self._become(self._again())
         half = len(group) // 2
         yield from self.merged(group[:half], most)
         yield from self.merged(group[half:], most)
+
+    def check(self) -> None:
+        """Compare what the merged updates make with what the stored ones did. With a large document that takes long:
+        once a page, before it is stored.
+
+        Raises :class:`StateError` if it is something else: then nothing must be purged.
+        """
+        again = self._again()
+        same_vector = yjs_format.read_vector(again.get_state()) == yjs_format.read_vector(self._doc.get_state())
+        if not same_vector or _text(again) != _text(self._doc):
+            last = self._since[-1].sequence if self._since else 0
+            raise StateError(f"the updates until {last} cannot be merged: the result differs")
+        self._checked, self._since = self._doc.get_update(), []
+
+    def _again(self) -> Doc[Any]:
+        doc: Doc[Any] = Doc()
+        apply_update(doc, self._checked)
+        for update in self._since:
+            apply_update(doc, update.update)
+        return doc
 
     def _apply(self, group: list[Update]) -> bytes:
         """Apply updates in one transaction; returns what it did."""
         self._made = []
         with self._doc.transaction():
             for update in group:
-                self._doc.apply_update(update.update)
+                apply_update(self._doc, update.update)
         return self._made[0] if self._made else b"\x00\x00"
 
     def _one(self, group: list[Update], content: bytes) -> Update:
@@ -255,6 +303,10 @@ class Merger:
                 for client in yjs_format.read(update.update).added:
                     owners.setdefault(str(client), (update.owners or {}).get(str(client), update.author))
         is_one = owners is None and len({update.client for update in group}) == 1
+        try:
+            yjs_format.read(content)
+        except yjs_format.BadUpdateError as error:
+            raise StateError(f"the updates until {last.sequence} cannot be merged: {error}") from None
         return Update(
             author=last.author if owners is None else SEVERAL,
             client=last.client if is_one else 0,
@@ -265,18 +317,6 @@ class Merger:
             sequence=last.sequence,
             owners=owners,
         )
-
-    def _check(self, before: bytes, one: Update) -> None:
-        try:
-            yjs_format.read(one.update)
-        except yjs_format.BadUpdateError as error:
-            raise StateError(f"the updates until {one.sequence} cannot be merged: {error}") from None
-        again: Doc[Any] = Doc()
-        again.apply_update(before)
-        again.apply_update(one.update)
-        same_vector = yjs_format.read_vector(again.get_state()) == yjs_format.read_vector(self._doc.get_state())
-        if not same_vector or _text(again) != _text(self._doc):
-            raise StateError(f"the updates until {one.sequence} cannot be merged: the result differs")
 
 
 def _text(doc: Doc[Any]) -> str:

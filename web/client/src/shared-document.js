@@ -44,9 +44,10 @@ const PATIENCE = 10_000;
 const COMPARE_EVERY = 60_000;
 /**
  * How long after the last update a copy is compared, in milliseconds: NATS may lose an event, and only the next one
- * shows the gap.
+ * shows the gap. Each copy waits up to a second more, so that not all ask at once.
  */
 const COMPARE_AFTER = 2_000;
+const COMPARE_SPREAD = 1_000;
 /** How long after an update is stored its event may take before it is asked for, in milliseconds. */
 const EVENT_PATIENCE = 1_000;
 /** The most bytes of an update that is sent, and of a message besides it. */
@@ -297,7 +298,9 @@ export class SharedDocument {
 
   #compareSoon() {
     clearTimeout(this.#comparing);
-    if (!this.#closed) this.#comparing = setTimeout(() => void this.#compare().catch(() => {}), COMPARE_AFTER);
+    if (this.#closed) return;
+    const wait = COMPARE_AFTER + Math.random() * COMPARE_SPREAD;
+    this.#comparing = setTimeout(() => void this.#compare().catch(() => {}), wait);
   }
 
   /** Compare this copy with the service's: equal state vectors do not mean equal texts. */
