@@ -29,6 +29,7 @@ from nats.aio.msg import Msg
 from pydantic import BaseModel, ValidationError
 
 from natskit import __version__, rpc
+from natskit.bus.affinity import Affinity
 from natskit.bus.connection import Connection, OnStatus, Status, connect
 from natskit.bus.credentials import Creds, CredsText
 from natskit.bus.file_transfer import PATIENCE_SECONDS
@@ -75,6 +76,7 @@ class Client:
         self._watchers: list[OnStatus] = []
         self._readers: dict[str, set[Reader]] = {}
         self._watched: set[str] = set()
+        self._keepers = Affinity()
         self.account_id: str | None = None
         """The signed-in account; ``None`` for the operator."""
         self.must_change_password = False
@@ -224,7 +226,13 @@ class Client:
         if document != "-":
             check_id(document, "document")
         who = self.account_id or "admin"
-        return await self._call(f"docs.{who}.{project_id}.{document}", method, params, wait)
+        any_keeper = f"docs.{who}.{project_id}.{document}"
+
+        async def send(subject: str) -> Any:
+            is_patient = subject == any_keeper
+            return (await self._exchange(subject, method, params, b"", wait, is_patient=is_patient))[0]
+
+        return await self._keepers.ask(any_keeper, send)
 
     async def list_documents(self, project_id: str) -> list[dict[str, Any]]:
         """The documents of a project, sorted by path (docs/reference/documents.md): they come in pages.
@@ -462,18 +470,25 @@ class Client:
         return (await self._exchange(subject, method, params, b"", wait))[0]
 
     async def _exchange(
-        self, subject: str, method: str, params: dict[str, Any], data: bytes, wait: float
+        self,
+        subject: str,
+        method: str,
+        params: dict[str, Any],
+        data: bytes,
+        wait: float,
+        *,
+        is_patient: bool = True,
     ) -> tuple[Any, memoryview]:
         """Send a request, with data after its JSON. Returns the result, and the data after that.
 
         Repeat the request if that is safe: after a lost answer to an idempotent method, after a moment without a
-        subscriber, after a change of rights, or when the hub names a time to retry.
+        subscriber (if ``is_patient``), after a change of rights, or when the hub names a time to retry.
         """
         body = rpc.encode_request(method, params, said_by=self._said_by if subject == "hub.admin" else "")
         back = asyncio.Event()
         forget = self.connection.on_reconnect(back.set)
         loop = asyncio.get_running_loop()
-        lost, absent, deadline = False, False, loop.time() + wait
+        lost, absent, deadline = False, not is_patient, loop.time() + wait
         try:
             while True:
                 back.clear()

@@ -155,6 +155,10 @@ DISK = "disk"
 """In the place of an account: the project's agent, which asks for the documents of its own project alone. What it makes
 of the changes of files has this author (:mod:`natskit.project.bound`)."""
 
+KEEPER_BEATS = "keepers.*"
+"""On ``keepers.{id}`` a keeper says that it is there, so that all of them prefer the same one for a document. Nobody
+else may: clients would be sent to a keeper that is none (:mod:`natskit.bus.affinity`)."""
+
 _READ_BUCKETS = ("memberships", "projects")
 """The buckets of the state that a keeper follows, to know who may use which project."""
 
@@ -199,6 +203,7 @@ SCOPES: Mapping[Role, Permissions] = {
             "_INBOX.hub.{{tag(project)}}.>",
             "_INBOX.admin.{{tag(project)}}.>",
             f"docs.{DISK}.{{{{tag(project)}}}}.*",
+            f"docs.{DISK}.{{{{tag(project)}}}}.*.*",
         ),
         subscribe=(
             "projects.{{tag(project)}}.>",
@@ -242,10 +247,13 @@ SCOPES: Mapping[Role, Permissions] = {
             "_INBOX.project.>",
             "events.project.*.presence.*",
             "events.project.*.documents.changed",
+            KEEPER_BEATS,
             *(f"$JS.API.STREAM.{verb}.KV_{bucket}" for bucket in _READ_BUCKETS for verb in ("INFO", "MSG.GET")),
         ),
         subscribe=(
             "docs.*.*.* keeper",
+            "docs.*.*.*.* keeper",
+            KEEPER_BEATS,
             "_INBOX.keeper.>",
             *(f"{state_subject(bucket)}>" for bucket in _READ_BUCKETS),
             *_service("keeper"),

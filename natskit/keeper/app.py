@@ -18,6 +18,7 @@ from natskit.keeper.config import KeeperProgram
 from natskit.keeper.deleted_projects import DeletedProjects
 from natskit.keeper.dispatch import Dispatcher
 from natskit.keeper.documents import Documents
+from natskit.keeper.peers import Peers
 from natskit.keeper.rights import Rights
 from natskit.keeper.store import Store
 from natskit.keeper.thinning import Thinning
@@ -51,8 +52,11 @@ class Keeper:
         await rights.ready()
         self._go_on(deleted.purge(rights.is_deleted))
         self._go_on(Thinning(self._documents).run())
-        self._dispatcher = Dispatcher(self.program, services, rights, self._documents)
+        peers = Peers(state)
+        await peers.start()
+        self._dispatcher = Dispatcher(self.program, services, rights, self._documents, peers)
         await self._dispatcher.start()
+        self._go_on(peers.beat())
 
     async def stop(self) -> None:
         """Hand over to the other keepers: take no more requests, finish those taken, and disconnect."""

@@ -14,6 +14,7 @@ from nats.aio.subscription import Subscription
 from nats.micro import add_service
 from nats.micro.service import ServiceConfig
 
+from natskit.bus.affinity import named
 from natskit.bus.connection import Connection
 from natskit.bus.permissions import DISK, check_id, inbox_prefix
 from natskit.errors import NatskitError, StateError
@@ -23,6 +24,7 @@ from natskit.keeper.api import Caller, check_access, documents
 from natskit.keeper.config import KeeperProgram
 from natskit.keeper.documents import Documents
 from natskit.keeper.paths import PROJECT
+from natskit.keeper.peers import Peers
 from natskit.keeper.rights import ADMIN, Rights
 from natskit.rpc import RpcError, encode_error, encode_result, fitted, internal_error, parse
 
@@ -39,30 +41,37 @@ METHOD_SECONDS = 30.0
 class Dispatcher:
     """Answers all requests to one keeper."""
 
-    def __init__(self, program: KeeperProgram, connection: Connection, rights: Rights, kept: Documents) -> None:
+    def __init__(
+        self, program: KeeperProgram, connection: Connection, rights: Rights, kept: Documents, peers: Peers
+    ) -> None:
         self._program = program
         self._connection = connection
         self._rights = rights
         self._documents = kept
+        self._peers = peers
         self._admission = Admission(program.caller_share)
         self._received = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._subscription: Subscription | None = None
+        self._subscriptions: list[Subscription] = []
 
     async def start(self) -> None:
         """Register with the micro framework, and answer."""
         version = ".".join([*self._program.version.split("+")[0].split("."), "0", "0"][:3])
         config = ServiceConfig(name="keeper", version=version, description="natskit documents")
-        config.metadata = {"keeper": self._program.name}
+        config.metadata = {"keeper": self._program.name, "id": self._peers.own}
         await add_service(self._connection, config)
-        self._subscription = await self._connection.subscribe("docs.*.*.*", queue=QUEUE, cb=self._take)
+        # Requests to any keeper, and those to this one.
+        for subject in ("docs.*.*.*", f"docs.*.*.*.{self._peers.own}"):
+            self._subscriptions.append(await self._connection.subscribe(subject, queue=QUEUE, cb=self._take))
         await self._connection.flush()
 
     async def stop(self, seconds: float) -> None:
         """Take no more requests, and finish those taken."""
+        await self._peers.leave()
         with contextlib.suppress(nats.errors.Error, TimeoutError):
-            if self._subscription is not None:
-                await asyncio.wait_for(self._subscription.drain(), seconds / 2)  # type: ignore[no-untyped-call]
+            async with asyncio.timeout(seconds / 2):
+                for subscription in self._subscriptions:
+                    await subscription.drain()  # type: ignore[no-untyped-call]
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
 
@@ -70,7 +79,7 @@ class Dispatcher:
         self._received += 1
         if not self._received % YIELD_EVERY:
             await asyncio.sleep(0)
-        _, account, project, document = message.subject.split(".")
+        _, account, project, document, *asked = message.subject.split(".")
         try:
             inbox = _inbox(account, project)
         except NatskitError:
@@ -86,14 +95,16 @@ class Dispatcher:
         if refusal is not None:
             await self._respond(message, encode_error(None, refusal))
             return
-        task = asyncio.create_task(self._work(message, payer, account, project, document))
+        task = asyncio.create_task(self._work(message, payer, account, project, document, asked))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _work(self, message: Msg, payer: str, account: str, project: str, document: str) -> None:
+    async def _work(
+        self, message: Msg, payer: str, account: str, project: str, document: str, asked: list[str]
+    ) -> None:
         started, answer, handled = time.thread_time(), b"", work.begin()
         try:
-            answer = await self._answer(message, account, project, document)
+            answer = await self._answer(message, account, project, document, asked)
             await self._respond(message, answer)
         finally:
             self._admission.leave(payer)
@@ -102,7 +113,7 @@ class Dispatcher:
             most = 0.01 + len(message.data) * 2e-6 + sum(handled) * work.HANDLED_BYTE_SECONDS
             self._admission.charge(payer, min(spent, most) + len(answer) * ANSWER_BYTE_SECONDS)
 
-    async def _answer(self, message: Msg, account: str, project: str, document: str) -> bytes:
+    async def _answer(self, message: Msg, account: str, project: str, document: str, asked: list[str]) -> bytes:
         identifier: str | int | float | None = None
         try:
             request = parse(message.data)
@@ -118,6 +129,8 @@ class Dispatcher:
                     document=document,
                 )
                 result = await documents.call(caller, request, partial(check_access, caller))
+            if document != PROJECT and [preferred := self._peers.preferred(document)] != asked:
+                result = named(result, preferred)
             return fitted(identifier, encode_result(identifier, result), self._connection.max_payload)
         except RpcError as error:
             return encode_error(identifier, error)

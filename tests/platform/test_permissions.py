@@ -24,6 +24,7 @@ ALLOWED: dict[str, dict[str, list[str]]] = {
             "projects.{p}.streams.1",
             "projects.{p}.a.b.c",
             "docs.{a}.{p}.x",
+            "docs.{a}.{p}.x.y",
         ],
         "subscribe": [
             "_INBOX.account.{a}.>",
@@ -44,6 +45,7 @@ ALLOWED: dict[str, dict[str, list[str]]] = {
             "_INBOX.admin.{p}.1",
             "docs.disk.{p}.x",
             "docs.disk.{p}.-",
+            "docs.disk.{p}.x.y",
         ],
         "subscribe": [
             "projects.{p}.>",
@@ -92,12 +94,20 @@ ALLOWED: dict[str, dict[str, list[str]]] = {
             "_INBOX.project.{p}.1",
             "events.project.{p}.presence.x",
             "events.project.{p}.documents.changed",
+            "keepers.x",
             "$JS.API.STREAM.INFO.KV_memberships",
             "$JS.API.STREAM.MSG.GET.KV_memberships",
             "$JS.API.STREAM.INFO.KV_projects",
             "$JS.API.STREAM.MSG.GET.KV_projects",
         ],
-        "subscribe": ["docs.*.*.* keeper", "_INBOX.keeper.>", "state.memberships.>", "state.projects.x"],
+        "subscribe": [
+            "docs.*.*.* keeper",
+            "docs.*.*.*.x keeper",
+            "keepers.*",
+            "_INBOX.keeper.>",
+            "state.memberships.>",
+            "state.projects.x",
+        ],
     },
     "admin": {
         "publish": [
@@ -161,6 +171,9 @@ _EVERYBODYS_BUSINESS = [
     "docs.{b}.{q}.x",
     "docs.admin.{p}.x",
     "docs.disk.{q}.x",
+    "docs.{b}.{q}.x.y",
+    "docs.admin.{p}.x.y",
+    "keepers.x",
     "docs",
     "doc.0.{p}.x",
     "audit.sign_in.{a}",
@@ -221,7 +234,8 @@ FORBIDDEN_PUBLISH: dict[str, list[str]] = {
         "docs.{a}.{p}.x",
         "docs.{p}.{p}.x",
         "docs.disk.{p}",
-        "docs.disk.{p}.x.y",
+        "docs.disk.{p}.x.y.z",
+        "docs.disk.{q}.x.y",
         "events.account.{a}.projects",
         "_INBOX.account.{a}.x",
         "_INBOX.account.{a}.{q}.x",
@@ -320,7 +334,7 @@ FORBIDDEN_PUBLISH: dict[str, list[str]] = {
         *[
             s
             for s in _EVERYBODYS_BUSINESS
-            if s not in ("events.project.{p}.presence.x", "events.project.{p}.documents.changed")
+            if s not in ("events.project.{p}.presence.x", "events.project.{p}.documents.changed", "keepers.x")
         ],
         "docs.{a}.{p}.x",
         "docs.disk.{p}.x",
@@ -437,8 +451,11 @@ _NOBODY_SUBSCRIBES = [
     "runners.>",
     "docs.>",
     "docs.*.*.*",
+    "docs.*.*.*.*",
     "docs.{a}.{p}.x",
     "docs.disk.{p}.x",
+    "keepers.*",
+    "keepers.x",
     "events.project.{q}.doc.x",
     "events.project.{q}.documents.changed",
     "doc.>",
@@ -508,8 +525,10 @@ FORBIDDEN_SUBSCRIBE: dict[str, list[str]] = {
         "$SRV.PING.other",
     ],
     "keeper": [
-        *[s for s in _NO_HUB if not s.startswith("docs.")],
+        *[s for s in _NO_HUB if not s.startswith(("docs.", "keepers."))],
         "docs.*.*.*",
+        "docs.*.*.*.*",
+        "keepers.>",
         "docs.>",
         "state.accounts.>",
         "events.project.{p}.>",

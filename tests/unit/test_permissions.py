@@ -48,7 +48,7 @@ def test_no_right_of_a_guest_has_a_wildcard_before_its_id(role: str) -> None:
     # Answers go to any account's inbox, to the part of it where only this project may answer.
     answers = {"_INBOX.account.*.{{tag(project)}}.>"} if role == "project" else set()
     # One word, so that a project cannot say what keepers say of its documents, and asks only of its own.
-    own = {f"{words}.*" for words in ("events.project.ID", "events.project.ID.doc", "docs.disk.ID")}
+    own = {f"{words}.*" for words in ("events.project.ID", "events.project.ID.doc", "docs.disk.ID", "docs.disk.ID.*")}
     answers |= {subject.replace("ID", "{{tag(project)}}") for subject in own} if role == "project" else set()
     for subject in {*scope.publish, *scope.subscribe} - answers:
         assert "*" not in subject

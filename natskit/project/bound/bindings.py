@@ -7,10 +7,12 @@ import contextlib
 import logging
 import random
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from nats.aio.msg import Msg
 
+from natskit.bus.affinity import Affinity
 from natskit.bus.connection import Connection
 from natskit.bus.permissions import DISK
 from natskit.bus.request import request
@@ -46,6 +48,7 @@ class Bindings:
         self.home, self.writing = home, writing
         self._project_id, self._most = project_id, most
         self._connection: Connection | None = None
+        self._keepers = Affinity()
         self._bound: dict[str, Bound] = {}
         self._entries: dict[str, Entry] = {}
         self._is_remembered = True
@@ -81,12 +84,14 @@ class Bindings:
 
     async def ask(self, document: str, method: str, **params: Any) -> Any:
         """Ask a keeper. Raises :class:`NatskitError`."""
-        assert self._connection is not None
-        subject = f"docs.{DISK}.{self._project_id}.{document}"
         async with self._turns:
-            return decode_response(
-                await request(self._connection, subject, encode_request(method, params), ASK_SECONDS)
+            return await self._keepers.ask(
+                f"docs.{DISK}.{self._project_id}.{document}", partial(self._send, encode_request(method, params))
             )
+
+    async def _send(self, body: bytes, subject: str) -> Any:
+        assert self._connection is not None
+        return decode_response(await request(self._connection, subject, body, ASK_SECONDS))
 
     def note(self, document: str, entry: Entry) -> None:
         """Remember what a document and its file have in common, soon on the disk too."""

@@ -108,6 +108,9 @@ const ASKED = /** @type {Record<string, [string, string]>} */ ({
   projects: ["the project", "is it started?"],
 });
 
+/** Of how many documents a client remembers the keeper. */
+const MOST_KEEPERS = 1000;
+
 /** All other methods of the documents service do the same twice as once. */
 const DOCUMENTS_ONCE = new Set(["restore", "delete"]);
 
@@ -135,6 +138,8 @@ export async function connect(current, onStatus = () => {}) {
 export class Client {
   #nats = /** @type {import("@nats-io/nats-core").NatsConnection | null} */ (null);
   #socket = /** @type {WebSocket | undefined} */ (undefined);
+  /** The keepers to ask, by the subject of a document. */
+  #keepers = /** @type {Map<string, string>} */ (new Map());
   #attempt = 0;
   #refresh = /** @type {ReturnType<typeof setInterval> | undefined} */ (undefined);
   #closed = false;
@@ -552,13 +557,21 @@ export class Client {
   async #exchange(subject, method, params, options, data) {
     const body = withData(request(method, params), data);
     const timeout = options.timeout ?? CALL_TIMEOUT;
+    /** @returns {Promise<any>} */
     const ask = async () => {
       this.checkSize(body.payload);
       const answered = subject.startsWith("projects.") ? { noMux: true, reply: this.inboxFor(subject) } : {};
       const options = { timeout, ...answered, ...(body.headers ? { headers: body.headers } : {}) };
-      // With an inbox of its own (noMux), the library wraps the server's error into another one.
-      return this.nats.request(subject, body.payload, options).catch((error) => {
-        throw error.name === "RequestError" && error.cause instanceof Error ? error.cause : error;
+      const keeper = this.#keepers.get(subject);
+      const to = keeper ? `${subject}.${keeper}` : subject;
+      return this.nats.request(to, body.payload, options).catch((error) => {
+        // With an inbox of its own (noMux), the library wraps the server's error into another one.
+        const cause = error.name === "RequestError" && error.cause instanceof Error ? error.cause : error;
+        if (keeper) {
+          this.#keepers.delete(subject);
+          if (isAbsent(cause)) return ask();
+        }
+        throw cause;
       });
     };
     const deadline = Date.now() + timeout;
@@ -567,7 +580,9 @@ export class Client {
       const answer = await ask().catch((error) => this.#askAgain(error, ask, deadline));
       try {
         const json = jsonLength(answer);
-        return { result: readResponse(answer.data.subarray(0, json)), data: answer.data.subarray(json) };
+        const result = readResponse(answer.data.subarray(0, json));
+        if (subject.startsWith("docs.")) this.#noteKeeper(subject, result);
+        return { result, data: answer.data.subarray(json) };
       } catch (error) {
         const wait = secondsToWait(error) * 1000;
         if (!wait || Date.now() + wait > deadline) throw error;
@@ -585,6 +600,18 @@ export class Client {
       }
       throw error instanceof NatskitError ? error : explain(error, method, subject, timeout);
     }
+  }
+
+  /**
+   * A keeper names the one to ask about this document from now on (natskit/bus/affinity.py).
+   * @param {string} subject
+   * @param {any} answer
+   */
+  #noteKeeper(subject, answer) {
+    if (typeof answer?.keeper !== "string") return;
+    this.#keepers.delete(subject);
+    this.#keepers.set(subject, answer.keeper);
+    if (this.#keepers.size > MOST_KEEPERS) this.#keepers.delete(this.#keepers.keys().next().value ?? "");
   }
 
   /**
