@@ -37,7 +37,7 @@ GONE_SECONDS = 0.5
 """How long a file may be missing: some editors remove it before they write it anew."""
 MOST_WAITS = 8
 """A file that is written all the time is read nevertheless."""
-MOST_OLDER = 5
+MOST_OLDER = 8
 """How often to look again at a document that is older than its file."""
 MOST_TURNS = 8
 AGAIN_SECONDS = 2.0
@@ -216,6 +216,10 @@ class Bound:
         found = await self._project.ask(
             self.document, "text", known=base.sequence if base and is_old else 0, **self._kind
         )
+        newest = max(self.sequence, base.sequence if base is not None and is_old else 0)
+        if found["sequence"] < newest and self._is_lagging():
+            return True
+        self._older = 0
         if found["text"] is None:
             await self._say_in_step()
             return True
@@ -224,12 +228,8 @@ class Bound:
         self._missing_since = 0.0
         if file.text == found["text"]:
             return await self._agree(found["text"], found["sequence"], file.version)
-        if is_old:
-            if base is not None and found["sequence"] < base.sequence and self._is_lagging():
-                return True
-            self._older = 0
-            if self._base is not None:
-                return await self._to_file(file, found["text"], found["sequence"])
+        if is_old and self._base is not None:
+            return await self._to_file(file, found["text"], found["sequence"])
         await self._to_document(file, found["text"], found["sequence"])
         return False
 
@@ -244,16 +244,16 @@ class Bound:
         )
 
     def _is_lagging(self) -> bool:
-        """Whether to wait for a document that is older than its file: a replica may be behind.
+        """Whether to wait for a document that is older than its file or than an event: a replica may be behind.
 
         If it stays so, the streams were restored from a backup, and the file has what was written since. Then nobody
         knows what both have in common, and they are merged.
         """
         self._older += 1
         if self._older > MOST_OLDER:
-            self._base = None
+            self._base, self.sequence = None, 0
             return False
-        self.look(AGAIN_SECONDS)
+        self.look(min(SETTLE_SECONDS * 2**self._older, AGAIN_SECONDS))
         return True
 
     def _is_settled(self, file: TextFile) -> bool:
@@ -306,7 +306,10 @@ class Bound:
             return await self._agree(text, sequence, version_of(data))
         async with self._project.writing:
             is_done = await asyncio.to_thread(text_file.write, self._project.home, self.path, data, before)
-        return is_done and await self._agree(text, sequence, version_of(data))
+        if not is_done:  # it may have been there for a moment, in which a program read it
+            self._recent.append((time.time(), Base(text, sequence, _digest(text), version_of(data))))
+            return False
+        return await self._agree(text, sequence, version_of(data))
 
     async def _to_document(self, file: TextFile, mine: str, sequence: int) -> None:
         """The file was changed: bring that into the document."""
@@ -331,7 +334,7 @@ class Bound:
             raise
         self._replace_base(Base(file.text, 0, _digest(file.text), file.version))
         if base is not None:  # the first time is no change
-            self._pace.took(time.time(), _size_of_changes(mine, file.text))
+            self._pace.took(time.time(), _sizes_of_changes(mine, file.text)[0])
 
     def _replace_base(self, base: Base) -> None:
         now = time.time()
@@ -344,9 +347,11 @@ class Bound:
         """What the program had read that wrote a file: one such as ``sed`` reads it, and replaces it later.
 
         What people wrote meanwhile, and the agent put into the file, is not in its text, and it did not remove it.
+        The least that a program may have done is taken for what it did; of two that are as small, the one that removes
+        less.
         """
         known = [old for when, old in reversed(self._recent) if when > file.modified - RECENT_SECONDS]
-        return min([base, *known], key=lambda each: _size_of_changes(each.text or "", file.text))
+        return min([base, *known], key=lambda each: _sizes_of_changes(each.text or "", file.text))
 
     async def _text_of_base(self) -> str | None:
         """What document and file had in common; ``None`` if nobody knows any more."""
@@ -373,12 +378,15 @@ class Bound:
         params = {"sequence": sequence, "sha256": _digest(old), "changes": made, **self._kind}
         for attempt in range(ATTEMPTS):
             try:
-                await self._project.ask(self.document, "edit", **params, client=self._client, number=self._number)
+                stored = await self._project.ask(
+                    self.document, "edit", **params, client=self._client, number=self._number
+                )
             except (AnswerLostError, ConnectionLostError):
                 if attempt == ATTEMPTS - 1:
                     raise
                 await asyncio.sleep(SETTLE_SECONDS)
             else:
+                self.sequence = max(self.sequence, stored["sequence"])
                 return
 
     async def _follow_path(self) -> None:
@@ -434,8 +442,11 @@ def _check_kind(path: str) -> None:
         raise RpcError("invalid_state", f"{path[:200]} is natskit's own")
 
 
-def _size_of_changes(old: str, new: str) -> int:
-    return sum(change.end - change.start + len(change.text) for change in changes(old, new))
+def _sizes_of_changes(old: str, new: str) -> tuple[int, int]:
+    """How many characters were added or removed, and how many of them were removed."""
+    made = changes(old, new)
+    removed = sum(change.end - change.start for change in made)
+    return removed + sum(len(change.text) for change in made), removed
 
 
 def _new_client() -> int:
