@@ -289,7 +289,7 @@ async def test_what_an_agent_may_do(site: Site, place: Place) -> None:
 
 
 def word(step: int) -> str:
-    """A word that is like no other: a program that replaced one by another one of nearly the same letters cannot be told
+    """A word that is like no other. A program that replaced one by another of nearly the same letters cannot be told
     from one that had not seen the first."""
     return f"<{hashlib.sha256(str(step).encode()).hexdigest()[:8]}>"
 
