@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ async def test_a_replica_that_is_behind_an_event(tmp_path: Path) -> None:
     for texts in ([(6, "one two\n"), (7, "one two three\n")], [(7, "one two three\n"), (8, "four\n")]):
         replica.texts = texts
         bound.was_edited(texts[-1][0])
-        await eventually(lambda texts=texts: file.read_text() == texts[-1][1], "the file has the newest", 10)
+        await eventually(partial(_reads, file, texts[-1][1]), "the file has the newest", 10)
     assert bound.close() is None
     assert not bound.problem
 
@@ -61,3 +62,7 @@ async def test_streams_that_were_restored_are_behind_for_good(tmp_path: Path) ->
     bound.was_edited(4)
     await eventually(lambda: file.read_text() == "one\ntwo\n", "the file follows again", 10)
     bound.close()
+
+
+def _reads(file: Path, text: str) -> bool:
+    return file.read_text() == text
