@@ -66,16 +66,16 @@ async def _when(left_out: Any, count: int) -> list[list[str]] | None:
 
 
 async def test_folders_of_no_document_are_watched_no_more(place: Place) -> None:
-    agents = _agents(place)
+    agents, folder = _agents(place), place.home / "folder/of/its"
 
-    def watched() -> int:
-        return sum(info.read_text().count("inotify wd:") for agent in agents for info in (agent / "fdinfo").iterdir())
+    def is_watched() -> bool:
+        number = f" ino:{folder.stat().st_ino:x} "
+        return any(number in info.read_text() for agent in agents for info in (agent / "fdinfo").iterdir())
 
-    before = watched()
     copy = await opened(place.owner, place.project, "folder/of/its/own.md", "text\n")
-    await eventually(lambda: watched() > before, "its folder is watched", 30)
+    await eventually(is_watched, "its folder is watched", 30)
     await place.owner.ask(place.project, copy.document, "delete")
-    await eventually(lambda: watched() == before, "its folder is watched no more", 30)
+    await eventually(lambda: not is_watched(), "its folder is watched no more", 30)
 
 
 def _agents(place: Place) -> list[Path]:
