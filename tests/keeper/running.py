@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from natskit.bus.request_many import request_many
 from natskit.client import Client
 from tests.keeper.writer import Person
 from tests.kit.wait import eventually
@@ -44,3 +46,10 @@ def start_runner(folder: Path) -> subprocess.Popen[bytes]:
     with (folder / "runner.log").open("ab") as log:
         command = [sys.executable, "-m", "natskit.runner", "--settings", str(folder / "runner.json")]
         return subprocess.Popen(command, stdout=log, stderr=log)
+
+
+async def keepers(client: Client) -> dict[str, str]:
+    """The names of the keepers by their ids."""
+    answers = await request_many(client.connection, "$SRV.INFO.keeper", b"", seconds=5, stall=0.5)
+    found = [json.loads(answer.data)["metadata"] for answer in answers]
+    return {each["id"]: each["keeper"] for each in found}

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 
 import pytest
 
 from natskit.bus.affinity import KEEPER
-from natskit.bus.request_many import request_many
 from natskit.client import Client
 from natskit.rpc import RpcError
 from tests.hub.site import Site
+from tests.keeper.running import keepers
 from tests.keeper.writer import Person, opened, person, project_of
 from tests.kit.wait import eventually
-
-
-async def keepers(client: Client) -> dict[str, str]:
-    """The names of the keepers by their ids."""
-    answers = await request_many(client.connection, "$SRV.INFO.keeper", b"", seconds=5, stall=0.5)
-    found = [json.loads(answer.data)["metadata"] for answer in answers]
-    return {each["id"]: each["keeper"] for each in found}
 
 
 async def named(someone: Person, project: str, document: str) -> str:

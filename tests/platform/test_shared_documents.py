@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +16,11 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from tests.documents import REPOSITORY, block
+from tests.keeper.running import keepers
 from tests.kit.wait import wait_for
 from tests.platform.site import LocalSite, World
 from tests.platform.test_console import PATIENCE, browser, open_project, sign_in
+from tests.platform.test_resilience import admin, pid_of
 from tests.platform.test_terminals import focus, prompts, shows
 
 __all__ = ["browser"]
@@ -149,6 +154,55 @@ def test_two_people_write_one_text(ann: Seat, bob: Seat) -> None:
     bob.shows("Hello from Ann. And from Bob.")
     bob.page.click("#document-close")
     expect(ann.page.locator("#document-people li")).to_have_text(["you"])
+
+
+def test_a_page_asks_the_keeper_that_answers_name(
+    browser: Browser, site: LocalSite, world: World, problems: list[str]
+) -> None:
+    """And another one when that one is gone."""
+    seat = take_seat(browser, problems, world.email_a)
+    frames: list[str] = []
+    seat.page.on("websocket", lambda socket: socket.on("framesent", lambda frame: frames.append(_text_of(frame))))
+    open_project(seat.page, site, world)
+    seat.create("asked.md")
+
+    def asked() -> set[str]:
+        """The keepers that were asked by name."""
+        return set(re.findall(r"PUB docs\.[^.\s]+\.[^.\s]+\.[^.\s]+\.(\w+) ", "".join(frames)))
+
+    seat.type_at("Control+End", "one ")
+    expect(seat.state).to_have_text("saved")
+    wait_for(lambda: len(asked()) == 1, "a keeper is asked by name")
+    (first,) = asked()
+    os.kill(pid_of(site, _keepers(site)[first]), signal.SIGKILL)
+    seat.type_at("Control+End", "two ")
+    seat.shows("one two ")
+    expect(seat.state).to_have_text("saved")
+
+    def another_is_asked() -> bool:
+        """Answers name the one that is gone until the other keeper misses it."""
+        seat.type_at("Control+End", "more ")
+        expect(seat.state).to_have_text("saved")
+        return len(asked()) > 1
+
+    wait_for(another_is_asked, "another keeper is asked by name", 60)
+    seat.context.close()
+    wait_for(lambda: len(_keepers(site)) == 2, "the keeper is back", 60)
+
+
+def _keepers(site: LocalSite) -> dict[str, str]:
+    """The names of the keepers by their ids."""
+
+    async def ask() -> dict[str, str]:
+        async with await admin(site) as client:
+            return await keepers(client)
+
+    with ThreadPoolExecutor() as apart:  # Playwright's event loop runs in this thread
+        return apart.submit(asyncio.run, ask()).result()
+
+
+def _text_of(frame: bytes | str) -> str:
+    return frame if isinstance(frame, str) else frame.decode("utf-8", "replace")
 
 
 def test_a_reload_brings_back_the_text(ann: Seat, world: World) -> None:
