@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import re
 import secrets
@@ -29,6 +28,7 @@ from starlette.types import Receive, Scope, Send
 
 from natskit import rpc
 from natskit.bus.file_transfer import PARTS_IN_FLIGHT, Transfer, Upload, read
+from natskit.bus.payload import Pieces
 from natskit.bus.permissions import check_id
 from natskit.bus.request import request_with_data
 from natskit.errors import ConnectionLostError, NatskitError
@@ -247,25 +247,26 @@ class FilesOverHttp:
 
     async def _receive(self, request: Request, account: str, upload: Upload, expected: str | None, skipped: int) -> str:
         """Pass the body on, without the bytes at its begin that have arrived before."""
-        digest = hashlib.sha256() if not upload.offset else None  # else only the project knows all bytes
-        waiting = bytearray()
+        pieces: list[memoryview] = []
+        waiting = 0
 
         async def send(size: int) -> None:
-            data = bytes(memoryview(waiting)[:size])
-            del waiting[:size]
-            if digest is not None:
-                digest.update(data)
-            await self._pay(request, account, len(data), "up")
+            nonlocal pieces, waiting
+            data, pieces = _cut(pieces, size)
+            waiting -= size
+            await self._pay(request, account, size, "up")
             await upload.send(data)
 
         async for chunk in request.stream():
-            waiting += memoryview(chunk)[skipped:]
+            piece = memoryview(chunk)[skipped:]
             skipped -= min(skipped, len(chunk))
-            while len(waiting) >= upload.part:
+            pieces.append(piece)
+            waiting += len(piece)
+            while waiting >= upload.part:
                 await send(upload.part)
         if waiting:
-            await send(len(waiting))
-        return await upload.finish(digest.hexdigest() if digest is not None else None, expected)
+            await send(waiting)
+        return await upload.finish(None, expected)
 
     async def _paid(
         self, request: Request, account: str, parts: AsyncGenerator[memoryview | bytes, None]
@@ -333,7 +334,7 @@ class FilesOverHttp:
     def _transfer(self, request: Request) -> Transfer:
         connection, project_id = self._hub.file_connection, check_id(request.path_params["project_id"], "project")
 
-        async def exchange(method: str, params: dict[str, Any], data: bytes, wait: float) -> tuple[Any, memoryview]:
+        async def exchange(method: str, params: dict[str, Any], data: bytes | Pieces, wait: float) -> tuple[Any, memoryview]:
             body = rpc.encode_request(method, {key: value for key, value in params.items() if value is not None})
             answer, more = await request_with_data(connection, f"projects.{project_id}.api", body, data, wait)
             return rpc.decode_response(answer), more
@@ -343,6 +344,17 @@ class FilesOverHttp:
     def _parts_in_flight(self) -> int:
         """How many parts each file may have on their way, so that all together fit into memory."""
         return max(1, min(PARTS_IN_FLIGHT, PARTS // max(1, sum(self._streams.values()))))
+
+
+def _cut(pieces: list[memoryview], size: int) -> tuple[Pieces, list[memoryview]]:
+    """The first ``size`` bytes of some pieces, and the pieces after them."""
+    first: list[memoryview] = []
+    for index, piece in enumerate(pieces):
+        first.append(piece[:size])
+        if len(piece) >= size:
+            return Pieces(*first), [piece[size:], *pieces[index + 1 :]]
+        size -= len(piece)
+    raise AssertionError("there are not that many bytes")
 
 
 async def _data(
