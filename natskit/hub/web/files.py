@@ -208,9 +208,13 @@ class FilesOverHttp:
         return _Passed(self._paid(request, account, folder.parts()), 200, headers, place.pop_all())
 
     async def _arrived(self, transfer: Transfer, path: str, upload: str) -> Response:
-        """How much has arrived of an upload that broke off, as in draft-ietf-httpbis-resumable-upload."""
+        """How much has arrived of an upload that broke off, and whether it is finished, as in
+        draft-ietf-httpbis-resumable-upload."""
         answer, _ = await transfer.ask("upload_part", {"path": path, "upload": upload, "offset": 0})
-        return Response(status_code=204, headers={"Upload-Offset": str(answer["offset"]), "Cache-Control": "no-store"})
+        headers = {"Upload-Offset": str(answer["offset"]), "Upload-Complete": "?0", "Cache-Control": "no-store"}
+        if "version" in answer:
+            headers |= {"Upload-Complete": "?1", "Upload-Version": answer["version"]}
+        return Response(status_code=204, headers=headers)
 
     async def put(self, request: Request) -> Response:
         """Replace a file of a project. ``If-None-Match: *`` makes a new one only.
@@ -229,12 +233,15 @@ class FilesOverHttp:
             await self._check_member(request, session_id, account)
             upload = Upload(self._transfer(request), _path(request), chosen or secrets.token_hex(16))
             try:
-                arrived = await upload.start(size, expected)
-                if begin > arrived:
-                    raise RefusedError(
-                        409, "conflict", f"{arrived} bytes have arrived of this upload: go on from there"
-                    )
-                version = await self._receive(request, account, upload, expected, arrived - begin)
+                if 0 < begin == size:  # it may be finished: the answer was lost
+                    upload.offset = size
+                    version = await upload.finish(None, expected)
+                else:
+                    arrived = await upload.start(size, expected)
+                    if begin > arrived:
+                        said = f"{arrived} bytes have arrived of this upload: go on from there"
+                        raise RefusedError(409, "conflict", said)
+                    version = await self._receive(request, account, upload, expected, arrived - begin)
             except BaseException as error:
                 await upload.leave()
                 if chosen is None:
