@@ -31,7 +31,8 @@ from nats.aio.msg import Msg
 from nats.protocol.parser import PERMISSIONS_ERR
 
 from natskit.bus.credentials import Creds, CredsText, check_creds, check_readable
-from natskit.bus.payload import headers_size
+from natskit.bus.large_messages import LargeMessageParser
+from natskit.bus.payload import Pieces, headers_size
 from natskit.bus.permissions import answer_prefix
 from natskit.bus.servers import NatsServers
 from natskit.bus.tcp_transport import CLOSE_SECONDS, OPEN_TIMEOUT, TcpTransport
@@ -83,6 +84,7 @@ class Connection(NatsClient):
         apart_from: Connection | None = None,
     ) -> None:
         super().__init__()
+        self._ps = LargeMessageParser(self)
         self.apart_from = apart_from
         """Avoid the server of this connection where there is a choice, so that the loss of a host ends only one."""
         self._ca_file = ca_file
@@ -121,7 +123,7 @@ class Connection(NatsClient):
         if self.is_connected:  # else its next attempt uses them
             await self._connect_anew()
 
-    async def ask(self, subject: str, body: bytes, wait: float, headers: dict[str, str] | None = None) -> Msg:
+    async def ask(self, subject: str, body: bytes | Pieces, wait: float, headers: dict[str, str] | None = None) -> Msg:
         """Send one request and return its answer.
 
         nats-py's ``request`` uses one inbox for all answers; a project or a runner may answer only in an inbox with its
@@ -160,7 +162,7 @@ class Connection(NatsClient):
         return message
 
     async def publish(
-        self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, Any] | None = None
+        self, subject: str, payload: bytes | Pieces = b"", reply: str = "", headers: dict[str, Any] | None = None
     ) -> None:
         """Publish a message, as nats-py does.
 
@@ -170,6 +172,24 @@ class Connection(NatsClient):
         if headers and len(payload) + headers_size(headers) > self.max_payload:
             raise nats.errors.MaxPayloadError
         await super().publish(subject, payload, reply, headers)
+
+    async def _send_publish(
+        self, subject: str, reply: str, payload: bytes | Pieces, payload_size: int, headers: dict[str, Any] | None
+    ) -> None:
+        if not isinstance(payload, Pieces):
+            await super()._send_publish(subject, reply, payload, payload_size, headers)
+            return
+        # nats-py would join the pieces. They follow each other here, since nothing else runs until the last one.
+        lines = "".join(f"{key}: {value}\r\n" for key, value in (headers or {}).items())
+        header = f"NATS/1.0\r\n{lines}\r\n".encode()
+        command = f"HPUB {subject} {reply} {len(header)} {len(header) + payload_size}\r\n".encode() + header
+        self._pending += [command, *payload]
+        self._pending_data_size += len(command) + payload_size
+        self.stats["out_msgs"] += 1
+        self.stats["out_bytes"] += payload_size
+        await self._send_command(b"\r\n")
+        if self._flush_queue is not None and self._flush_queue.empty():
+            await self._flush_pending()
 
     async def _process_err(self, err_msg: str) -> None:
         error = nats.errors.Error(f"nats: {err_msg}")

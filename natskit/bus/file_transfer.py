@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from typing import Any, Protocol
 
 from natskit import rpc
+from natskit.bus.payload import Pieces
 from natskit.errors import AbsentError, ConnectionLostError
 
 PART_BYTES = 1024 * 1024
@@ -36,7 +37,7 @@ class Exchange(Protocol):
     """
 
     def __call__(
-        self, method: str, params: dict[str, Any], data: bytes, wait: float
+        self, method: str, params: dict[str, Any], data: bytes | Pieces, wait: float
     ) -> Awaitable[tuple[Any, memoryview]]: ...
 
 
@@ -68,7 +69,7 @@ class Transfer:
         """Make the next parts larger: one has arrived."""
         self.part = min(4 * self.part, self.largest)
 
-    async def ask(self, method: str, params: dict[str, Any], data: bytes = b"") -> tuple[Any, memoryview]:
+    async def ask(self, method: str, params: dict[str, Any], data: bytes | Pieces = b"") -> tuple[Any, memoryview]:
         """Send a request, and repeat it until it is answered.
 
         Raises :class:`RpcError`, and :class:`ConnectionLostError` if nothing is answered for ``patience`` seconds.
@@ -138,7 +139,7 @@ class Upload:
         self._transfer = transfer
         self._where = {"path": path, "upload": upload}
         self._progress = progress
-        self._flying: deque[tuple[int, bytes, asyncio.Task[tuple[Any, memoryview]]]] = deque()
+        self._flying: deque[tuple[int, bytes | Pieces, asyncio.Task[tuple[Any, memoryview]]]] = deque()
         self.offset = 0
         """Where the next part begins."""
         room = ROOM + len(rpc.encode_request("upload_part", self._where))
@@ -157,7 +158,7 @@ class Upload:
         self._progress(self.offset)
         return self.offset
 
-    async def send(self, data: bytes) -> None:
+    async def send(self, data: bytes | Pieces) -> None:
         """Send the next part, of at most :attr:`part` bytes, when not too many are in flight."""
         while len(self._flying) >= self._transfer.in_flight():
             await self._settle()
@@ -210,7 +211,7 @@ class Upload:
                 raise rpc.RpcError("invalid_state", "what had arrived of the upload is gone: begin again")
             self._progress(offset + len(data))
 
-    async def _part(self, offset: int, data: bytes) -> tuple[Any, memoryview]:
+    async def _part(self, offset: int, data: bytes | Pieces) -> tuple[Any, memoryview]:
         return await self._transfer.ask("upload_part", {**self._where, "offset": offset}, data)
 
 

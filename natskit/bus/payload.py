@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nats.aio.msg import Msg
@@ -24,9 +24,28 @@ def headers_size(headers: Mapping[str, Any]) -> int:
     return len("NATS/1.0\r\n") + sum(lines) + len("\r\n")
 
 
-def with_data(body: bytes, data: bytes) -> tuple[bytes, dict[str, str] | None]:
+class Pieces:
+    """The bytes of a message, or of the data in one, in several pieces, which nothing joins before they are sent."""
+
+    def __init__(self, *pieces: bytes | memoryview) -> None:
+        self._pieces = pieces
+        self._size = sum(map(len, pieces))
+
+    def __len__(self) -> int:
+        """How many bytes they have together."""
+        return self._size
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        """The pieces."""
+        return iter(self._pieces)
+
+
+def with_data(body: bytes, data: bytes | Pieces) -> tuple[bytes | Pieces, dict[str, str] | None]:
     """The payload and the headers of a JSON message with data after it."""
-    return (body + data, {JSON_HEADER: str(len(body))}) if data else (body, None)
+    if not data:
+        return body, None
+    more = data if isinstance(data, Pieces) else (data,)
+    return Pieces(body, *more), {JSON_HEADER: str(len(body))}
 
 
 def json_and_data(message: Msg) -> tuple[bytes, memoryview]:

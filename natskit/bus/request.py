@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import nats.errors
 
 from natskit.bus.connection import Connection
-from natskit.bus.payload import headers_size, json_and_data, with_data
+from natskit.bus.payload import Pieces, headers_size, json_and_data, with_data
 from natskit.errors import AbsentError, AnswerLostError, ConnectionLostError
 from natskit.rpc import RpcError
 
 
-def check_size(connection: Connection, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+def check_size(connection: Connection, body: bytes | Pieces, headers: Mapping[str, str] | None = None) -> None:
     """Raises :class:`RpcError` if a request is larger than the server accepts, before any of it is sent."""
     size = len(body) + (headers_size(headers) if headers else 0)
     if size > connection.max_payload:
@@ -34,7 +34,7 @@ async def request(connection: Connection, subject: str, body: bytes, wait: float
 
 
 async def request_with_data(
-    connection: Connection, subject: str, body: bytes, data: bytes, wait: float
+    connection: Connection, subject: str, body: bytes, data: bytes | Pieces, wait: float
 ) -> tuple[bytes, memoryview]:
     """A :func:`request` with data after its JSON. Returns the JSON of the answer, and the data after that."""
     payload, headers = with_data(body, data)

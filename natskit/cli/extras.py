@@ -6,6 +6,7 @@ MODULES = {
     "argon2": "hub",
     "authlib": "hub",
     "cryptography": "hub",
+    "httptools": "hub",
     "joserfc": "hub",
     "prometheus_client": "hub",
     "starlette": "hub",

@@ -45,8 +45,9 @@ PATIENCE_SECONDS = 120.0
 """How long the command waits for a runner or a hub that does not answer, such as one that restarts."""
 PAUSE_SECONDS = 0.5
 MOST_FILES = 2_000_000
-"""Files, folders and links of a project that moves. This command holds three lists of them. A runner that somebody has
-taken over might never end its list."""
+MOST_LIST_BYTES = 512 * 1024 * 1024
+"""Files, folders and links of a project that moves, and the bytes of their paths and targets. This command holds three
+lists of them. A runner that somebody has taken over might never end its list."""
 
 Report = Callable[[str, int, int], None]
 """Is called with what is done, how much of it is done, and how much there is."""
@@ -343,19 +344,27 @@ class Move:
     async def _list(self, runner: str, *, target: bool) -> list[Entry]:
         found: list[Entry] = []
         after: str | None = None
+        size = 0
         while True:
             page = await self._ask(runner, "list", target=target, after=after)
-            found += [Entry(*entry) for entry in page["entries"]]
+            entries = [Entry(*entry) for entry in page["entries"]]
+            size += sum(len(entry.path) + len(entry.target) for entry in entries)
+            if len(found) + len(entries) > MOST_FILES:
+                raise NatskitError(
+                    f"runner {self._names[runner]} lists more than {MOST_FILES:,} files: remove some, or pack them "
+                    "into archives, and repeat the command"
+                )
+            if size > MOST_LIST_BYTES:
+                raise NatskitError(
+                    f"runner {self._names[runner]} lists paths of more than {MOST_LIST_BYTES:,} bytes together: shorten "
+                    "them, or pack files into archives, and repeat the command"
+                )
+            found += entries
             before, after = after, page["next"]
             if after is None:
                 return found
             if not page["entries"] or after == before:
                 raise NatskitError(f"runner {self._names[runner]} does not go on with the list of files")
-            if len(found) > MOST_FILES:
-                raise NatskitError(
-                    f"runner {self._names[runner]} lists more than {MOST_FILES:,} files: remove some, or pack them "
-                    "into archives, and repeat the command"
-                )
 
     async def _batches(self, runner: str, method: str, name: str, items: list[Any]) -> None:
         """Send items in as many requests as they need, one after the other: their order matters."""

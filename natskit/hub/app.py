@@ -311,6 +311,7 @@ async def serve(program: HubProgram) -> None:
         HttpApi(hub).app(),
         host=program.http.host,
         port=program.http.port,
+        http="httptools",
         log_config=None,
         access_log=False,
         lifespan="off",

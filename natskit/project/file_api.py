@@ -131,7 +131,8 @@ async def upload_part(caller: Caller, path: str, upload: Upload, offset: Size) -
     """Take a part of the file: the bytes after the request's JSON, which begin at ``offset``.
 
     The answer says how much has arrived without a gap; the caller continues from there. So the caller may send parts
-    before earlier ones are answered, and send them again after a lost answer.
+    before earlier ones are answered, and send them again after a lost answer. If the upload was finished within the
+    last hour, the answer has its ``version``.
     """
     uploads = caller.agent.uploads
     async with uploads.turn(upload, caller.account):
@@ -158,7 +159,10 @@ async def finish_upload(
         if version is not None:
             async with caller.agent.writing:
                 await asyncio.to_thread(uploads.finish, caller.home, path, upload, version, expected_version, stamp)
-    return {"version": version or uploads.finished_version(path, upload) or sha256 or ""}
+    if version is None:  # the first answer was lost
+        done = uploads.finished(path, upload)
+        version = done.version if done else sha256 or ""
+    return {"version": version}
 
 
 @file_methods.method("cancel_upload", access="member", idempotent=True)

@@ -18,7 +18,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 from natskit.project.content import (
     ABSENT,
@@ -40,8 +40,8 @@ from natskit.rpc import RpcError
 
 MOST_UPLOADS, MOST_UPLOADS_EACH = 64, 16
 """Open uploads of a project, and of one account."""
-MOST_FINISHED = 1024
-"""Finished uploads that are remembered, for callers whose answer was lost."""
+MOST_FINISHED, FINISHED_SECONDS = 1024, 3600.0
+"""How many finished uploads are remembered, and for how long, for callers whose answer was lost."""
 IDLE_SECONDS = 60.0
 """An upload that has been silent for this long gives its place to another one, and may still continue later."""
 LEFT_SECONDS = 7 * 86400.0
@@ -66,6 +66,17 @@ class UploadState(TypedDict):
 
     offset: int
     """Bytes. The next part begins here."""
+    version: NotRequired[str]
+    """Of an upload that is finished: the file's version then."""
+
+
+class Finished(NamedTuple):
+    """An upload whose file got its name."""
+
+    size: int
+    version: str
+    until: float
+    """When it is forgotten."""
 
 
 def read_part(home: Home, path: str, offset: int, size: int, tag: str | None) -> tuple[FileState, bytes]:
@@ -115,8 +126,9 @@ class Uploads:
     def __init__(self, most: int = MOST_UPLOADS, most_each: int = MOST_UPLOADS_EACH) -> None:
         self._most, self._most_each = most, most_each
         self._open: dict[str, _Open] = {}
-        self._finished: OrderedDict[tuple[str, str], str] = OrderedDict()
-        """The versions of finished uploads: an answer may be lost, and a page does not know the digest."""
+        self._finished: OrderedDict[tuple[str, str], Finished] = OrderedDict()
+        """The uploads that were finished lately, the first one first, by path and id: an answer may be lost, and a page
+        does not know the digest."""
 
     def turn(self, upload: str, caller: str) -> asyncio.Lock:
         """The lock of an upload. Raises :class:`RpcError` if too many others are open, or for a malformed id."""
@@ -156,6 +168,7 @@ class Uploads:
                 one = self._known(upload)
                 if offset == 0:
                     one.digest, one.known = hashlib.sha256(), (identity(fd), 0)
+                    self._finished.pop((path, upload), None)
             finally:
                 os.close(fd)
         return {"offset": offset}
@@ -165,6 +178,18 @@ class Uploads:
 
         A part that does not fit on the disk is dropped whole. A gap is no error: the answer says how much has arrived.
         """
+        try:
+            return self._append(home, path, upload, offset, data)
+        except RpcError as error:
+            if error.kind != "not_found":
+                raise
+            self._open.pop(upload, None)
+            done = self.finished(path, upload)
+            if done is None:
+                raise
+            return {"offset": done.size, "version": done.version}
+
+    def _append(self, home: Home, path: str, upload: str, offset: int, data: bytes | memoryview) -> UploadState:
         with explained(path), self._existing(home, path, upload) as (_, fd):
             size = os.fstat(fd).st_size
             new = memoryview(data)[max(0, size - offset) :]
@@ -205,28 +230,34 @@ class Uploads:
                 os.fsync(fd)
                 return actual
         except RpcError as error:
-            is_done = (path, upload) in self._finished or (sha256 is not None and self._is_there(home, path, sha256))
+            is_done = self.finished(path, upload) is not None or (sha256 is not None and self._is_there(home, path, sha256))
             if error.kind != "not_found" or not is_done:
                 raise
             return None
 
-    def finished_version(self, path: str, upload: str) -> str | None:
-        """The version of an upload that was finished lately. ``None`` if this agent does not remember it."""
+    def finished(self, path: str, upload: str) -> Finished | None:
+        """What is known of an upload that was finished lately."""
+        now = time.monotonic()
+        while self._finished and next(iter(self._finished.values())).until <= now:
+            self._finished.popitem(last=False)
         return self._finished.get((path, upload))
 
     def finish(
         self, home: Home, path: str, upload: str, version: str, expected_version: str | None, stamp: Stamp
     ) -> None:
         """Give an upload that was :meth:`received` the name of its target, if that has the expected version."""
-        self._rename(home, path, upload, version, expected_version, stamp)
-        self._finished[path, upload] = version
+        size = self._rename(home, path, upload, version, expected_version, stamp)
+        self._finished.pop((path, upload), None)
+        self._finished[path, upload] = Finished(size, version, time.monotonic() + FINISHED_SECONDS)
         while len(self._finished) > MOST_FINISHED:
             self._finished.popitem(last=False)
 
     def _rename(
         self, home: Home, path: str, upload: str, version: str, expected_version: str | None, stamp: Stamp
-    ) -> None:
+    ) -> int:
+        """Returns the size of the file."""
         with explained(path), self._existing(home, path, upload) as (place, fd):
+            size = os.fstat(fd).st_size
             if place.fd is None:
                 check_absence(path, expected_version)
                 os.fchmod(fd, NEW_FILE_MODE)
@@ -234,16 +265,17 @@ class Uploads:
                 status = status_of_file(path, place)
                 if is_version(path, place, version, expected_version):
                     self._forget(place, upload)
-                    return
+                    return size
                 check_writable(path, place, status)
                 if status.st_nlink > 1:
-                    pour(place, fd, os.fstat(fd).st_size, stamp)
+                    pour(place, fd, size, stamp)
                     self._forget(place, upload)
-                    return
+                    return size
                 make_alike(fd, place, status)
             stamp.put_on(fd)
             rename_durably(place, _name(upload), fd)
         self._open.pop(upload, None)
+        return size
 
     def cancel(self, home: Home, path: str, upload: str) -> None:
         """Discard an unfinished upload."""

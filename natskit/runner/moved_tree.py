@@ -28,6 +28,8 @@ OPEN_FOLDERS = 64
 MODE_BITS = 0o1777
 """Without the bits that let a program run as its owner: no sandbox allows them."""
 HASHED_BYTES = 1 << 20
+MOST_ENTRIES = 10_000
+"""Entries of one page, however large a message may be."""
 ENTRY_BYTES = 120
 """Bytes of an entry in JSON besides its path and its target."""
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -58,8 +60,8 @@ class Tree:
         os.close(self._top)
 
     def page(self, after: str | None, room: int) -> tuple[list[Entry], str | None]:
-        """The entries that come after a path, as many as fit into ``room`` bytes of JSON, and the path of the last if
-        there may be more. A folder comes before its content; names are sorted as bytes."""
+        """The entries that come after a path, as many as fit into ``room`` bytes of JSON and at most
+        :data:`MOST_ENTRIES`, and the path of the last if there may be more. A folder comes before its content; names are sorted as bytes."""
         found: list[Entry] = []
         if after is None:
             found.append(self._entry(b"", os.fstat(self._top)))
@@ -68,7 +70,7 @@ class Tree:
                 entry = self._look(path)
                 # A character of a path has up to six in JSON.
                 room -= ENTRY_BYTES + 6 * (len(entry.path) + len(entry.target))
-                if room < 0 and found:
+                if found and (room < 0 or len(found) == MOST_ENTRIES):
                     return found, found[-1].path
                 found.append(entry)
         return found, None

@@ -15,6 +15,7 @@ import subprocess
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from socket import create_connection, socket
 from urllib.parse import quote
 
 import httpx
@@ -363,6 +364,7 @@ def break_off(http: httpx.Client, address: str, data: bytes, upload: str, home: 
 def arrived(http: httpx.Client, address: str, upload: str) -> int:
     answer = http.head(address, headers={"Upload-Id": upload})
     assert (answer.status_code, answer.content) == (204, b"")
+    assert (answer.headers["upload-complete"], answer.headers.get("upload-version")) == ("?0", None)
     return int(answer.headers["upload-offset"])
 
 
@@ -385,6 +387,43 @@ def test_an_upload_with_an_id_goes_on_where_it_broke_off(http: httpx.Client, wor
         assert (answer.status_code, answer.json()) == (200, {"version": version})
         assert (home / "goes-on").stat().st_ino == inode, "it began again"
         assert (home / "goes-on").read_bytes() == data
+    assert list(home.glob(".natskit-*")) == []
+
+
+def put_without_reading(site: LocalSite, http: httpx.Client, path: str, data: bytes, headers: dict[str, str]) -> socket:
+    """Send a whole file, and do not read the answer."""
+    cookies = "; ".join(f"{name}={value}" for name, value in http.cookies.items())
+    headers |= {"Host": site.url.removeprefix("https://"), "Origin": site.url, "Cookie": cookies}
+    headers |= {"Content-Length": str(len(data))}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    host, port = headers["Host"].split(":")
+    context = ssl.create_default_context(cafile=site.ca_file)
+    plain = create_connection((host, int(port)))
+    connection = context.wrap_socket(plain, server_hostname=host)
+    connection.sendall(f"PUT {path} HTTP/1.1\r\n{lines}\r\n".encode() + data)
+    return connection
+
+
+def test_an_upload_whose_last_answer_is_lost_is_known_to_be_done(
+    site: LocalSite, http: httpx.Client, world: World, home: Path
+) -> None:
+    data, upload, address = random.Random(10).randbytes(3 * MIB), "cd" * 16, url(world, "lost-answer")
+    version, target = hashlib.sha256(data).hexdigest(), home / "lost-answer"
+    with put_without_reading(site, http, address, data, {"Upload-Id": upload}):
+        wait_for(target.exists, "the file is in its place")
+    inode = target.stat().st_ino
+
+    def said() -> tuple[int, str | None, str | None, str | None]:
+        answer = http.head(address, headers={"Upload-Id": upload})
+        names = "upload-offset", "upload-complete", "upload-version"
+        return answer.status_code, *(answer.headers.get(name) for name in names)  # type: ignore[return-value]
+
+    wait_for(lambda: said() == (204, str(len(data)), "?1", version), "the upload is known to be done")
+    rest = {"Upload-Id": upload, "Content-Range": f"bytes */{len(data)}"}
+    answer = http.put(address, content=b"", headers=rest)
+    assert (answer.status_code, answer.json()) == (200, {"version": version})
+    assert (target.stat().st_ino, target.read_bytes()) == (inode, data), "it was sent again"
+    assert http.head(url(world, "another"), headers={"Upload-Id": upload}).status_code == 404
     assert list(home.glob(".natskit-*")) == []
 
 

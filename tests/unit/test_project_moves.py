@@ -20,8 +20,10 @@ from natskit.cli.move import SMALL_BYTES, Move, difference, plan
 from natskit.client import Client
 from natskit.errors import NatskitError
 from natskit.rpc import RpcError
+from natskit.runner import moved_tree
 from natskit.runner.moved_tree import Tree
 
+LONG = Entry("x" * 6000, "directory", 0o700, 1, 0, 0, 1, 0, "")
 TOP = Entry("", "directory", 0o700, 1, 0, 0, 1, 0, "")
 
 
@@ -119,6 +121,18 @@ def test_pages_of_any_size_have_every_name_once_and_in_order(made: list[bytes], 
         assert [from_path(entry.path) for entry in found] == sorted(expected, key=lambda path: path.split(b"/"))
 
 
+def test_a_page_has_no_more_than_so_many_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message may have 64 MiB."""
+    monkeypatch.setattr(moved_tree, "MOST_ENTRIES", 3)
+    for name in "abcd":
+        (tmp_path / name).touch()
+    with Tree(tmp_path) as tree:
+        first, after = tree.page(None, 1 << 26)
+        rest, end = tree.page(after, 1 << 26)
+    assert ([entry.path for entry in first], after) == (["", "a", "b"], "b")
+    assert ([entry.path for entry in rest], end) == (["c", "d"], None)
+
+
 def test_a_page_goes_on_after_a_name_that_is_gone(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()
@@ -204,12 +218,14 @@ class Hostile:
         ([{"entries": [], "next": "a"}], "does not go on"),
         ([{"entries": [TOP], "next": "a"}], "does not go on"),
         ([{"entries": [TOP] * 50, "next": "a"}, {"entries": [TOP] * 50, "next": "b"}], "more than 100 files"),
+        ([{"entries": [LONG], "next": "a"}, {"entries": [LONG], "next": "b"}], "paths of more than 10,000 bytes"),
     ],
 )
 async def test_a_list_that_does_not_end_is_refused(
     pages: list[dict[str, Any]], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(move, "MOST_FILES", 100)
+    monkeypatch.setattr(move, "MOST_LIST_BYTES", 10_000)
     moving = Move(cast("Client", Hostile(*pages)), "p", lambda *_: None)
     moving._known({"runner_id": "r", "name": "spare"})
     with pytest.raises(NatskitError, match=said):

@@ -21,7 +21,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from natskit.project import batch, trash, tree
+from natskit.project import batch, transfer, trash, tree
 from natskit.project.content import ABSENT, PLAIN, Stamp, version_of
 from natskit.project.files import Home
 from natskit.project.transfer import MOST_UPLOADS, MOST_UPLOADS_EACH, Uploads, read_part
@@ -379,6 +379,31 @@ def test_an_upload_goes_on_with_another_agent(home: Home) -> None:
     assert (stat.S_IMODE(status.st_mode), status.st_mtime) == (0o750, 1234567.0)
     assert os.listdir(home.path) == ["a"]
     assert not second.received(home, "a", UPLOAD, len(data), version_of(data)), "it is at its place already"
+
+
+def test_a_finished_upload_is_known_for_a_while(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    uploads, now = Uploads(), 1000.0
+    monkeypatch.setattr(transfer, "MOST_FINISHED", 2)
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    done = {"offset": 3, "version": version_of(b"old")}
+    upload(home, "a", b"old", uploads=uploads)
+    (home.path / "a").write_bytes(b"of somebody else")
+    assert uploads.append(home, "a", UPLOAD, 0, b"") == done
+    assert kind_of(uploads.append, home, "b", UPLOAD, 0, b"") == "not_found", "that is another file"
+    assert not uploads._open, "nothing is open, and takes a place"
+    assert uploads.start(home, "a", UPLOAD, 3, None) == {"offset": 0}, "the same id may be used again"
+    assert uploads.append(home, "a", UPLOAD, 0, b"") == {"offset": 0}
+    uploads.cancel(home, "a", UPLOAD)
+    assert kind_of(uploads.append, home, "a", UPLOAD, 0, b"") == "not_found"
+    upload(home, "a", b"old", uploads=uploads)
+    now += transfer.FINISHED_SECONDS - 1
+    assert uploads.append(home, "a", UPLOAD, 0, b"") == done
+    now += 1
+    assert kind_of(uploads.append, home, "a", UPLOAD, 0, b"") == "not_found", "that was long ago"
+    for name in "abc":
+        upload(home, name, b"old", uploads=uploads)
+    assert kind_of(uploads.append, home, "a", UPLOAD, 0, b"") == "not_found", "there are too many"
+    assert uploads.append(home, "b", UPLOAD, 0, b"") == uploads.append(home, "c", UPLOAD, 0, b"") == done
 
 
 def test_what_arrived_is_what_was_sent(home: Home) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import re
 import secrets
@@ -29,6 +28,7 @@ from starlette.types import Receive, Scope, Send
 
 from natskit import rpc
 from natskit.bus.file_transfer import PARTS_IN_FLIGHT, Transfer, Upload, read
+from natskit.bus.payload import Pieces
 from natskit.bus.permissions import check_id
 from natskit.bus.request import request_with_data
 from natskit.errors import ConnectionLostError, NatskitError
@@ -208,9 +208,13 @@ class FilesOverHttp:
         return _Passed(self._paid(request, account, folder.parts()), 200, headers, place.pop_all())
 
     async def _arrived(self, transfer: Transfer, path: str, upload: str) -> Response:
-        """How much has arrived of an upload that broke off, as in draft-ietf-httpbis-resumable-upload."""
+        """How much has arrived of an upload that broke off, and whether it is finished, as in
+        draft-ietf-httpbis-resumable-upload."""
         answer, _ = await transfer.ask("upload_part", {"path": path, "upload": upload, "offset": 0})
-        return Response(status_code=204, headers={"Upload-Offset": str(answer["offset"]), "Cache-Control": "no-store"})
+        headers = {"Upload-Offset": str(answer["offset"]), "Upload-Complete": "?0", "Cache-Control": "no-store"}
+        if "version" in answer:
+            headers |= {"Upload-Complete": "?1", "Upload-Version": answer["version"]}
+        return Response(status_code=204, headers=headers)
 
     async def put(self, request: Request) -> Response:
         """Replace a file of a project. ``If-None-Match: *`` makes a new one only.
@@ -229,12 +233,15 @@ class FilesOverHttp:
             await self._check_member(request, session_id, account)
             upload = Upload(self._transfer(request), _path(request), chosen or secrets.token_hex(16))
             try:
-                arrived = await upload.start(size, expected)
-                if begin > arrived:
-                    raise RefusedError(
-                        409, "conflict", f"{arrived} bytes have arrived of this upload: go on from there"
-                    )
-                version = await self._receive(request, account, upload, expected, arrived - begin)
+                if 0 < begin == size:  # it may be finished: the answer was lost
+                    upload.offset = size
+                    version = await upload.finish(None, expected)
+                else:
+                    arrived = await upload.start(size, expected)
+                    if begin > arrived:
+                        said = f"{arrived} bytes have arrived of this upload: go on from there"
+                        raise RefusedError(409, "conflict", said)
+                    version = await self._receive(request, account, upload, expected, arrived - begin)
             except BaseException as error:
                 await upload.leave()
                 if chosen is None:
@@ -247,25 +254,26 @@ class FilesOverHttp:
 
     async def _receive(self, request: Request, account: str, upload: Upload, expected: str | None, skipped: int) -> str:
         """Pass the body on, without the bytes at its begin that have arrived before."""
-        digest = hashlib.sha256() if not upload.offset else None  # else only the project knows all bytes
-        waiting = bytearray()
+        pieces: list[memoryview] = []
+        waiting = 0
 
         async def send(size: int) -> None:
-            data = bytes(memoryview(waiting)[:size])
-            del waiting[:size]
-            if digest is not None:
-                digest.update(data)
-            await self._pay(request, account, len(data), "up")
+            nonlocal pieces, waiting
+            data, pieces = _cut(pieces, size)
+            waiting -= size
+            await self._pay(request, account, size, "up")
             await upload.send(data)
 
         async for chunk in request.stream():
-            waiting += memoryview(chunk)[skipped:]
+            piece = memoryview(chunk)[skipped:]
             skipped -= min(skipped, len(chunk))
-            while len(waiting) >= upload.part:
+            pieces.append(piece)
+            waiting += len(piece)
+            while waiting >= upload.part:
                 await send(upload.part)
         if waiting:
-            await send(len(waiting))
-        return await upload.finish(digest.hexdigest() if digest is not None else None, expected)
+            await send(waiting)
+        return await upload.finish(None, expected)
 
     async def _paid(
         self, request: Request, account: str, parts: AsyncGenerator[memoryview | bytes, None]
@@ -333,7 +341,7 @@ class FilesOverHttp:
     def _transfer(self, request: Request) -> Transfer:
         connection, project_id = self._hub.file_connection, check_id(request.path_params["project_id"], "project")
 
-        async def exchange(method: str, params: dict[str, Any], data: bytes, wait: float) -> tuple[Any, memoryview]:
+        async def exchange(method: str, params: dict[str, Any], data: bytes | Pieces, wait: float) -> tuple[Any, memoryview]:
             body = rpc.encode_request(method, {key: value for key, value in params.items() if value is not None})
             answer, more = await request_with_data(connection, f"projects.{project_id}.api", body, data, wait)
             return rpc.decode_response(answer), more
@@ -343,6 +351,17 @@ class FilesOverHttp:
     def _parts_in_flight(self) -> int:
         """How many parts each file may have on their way, so that all together fit into memory."""
         return max(1, min(PARTS_IN_FLIGHT, PARTS // max(1, sum(self._streams.values()))))
+
+
+def _cut(pieces: list[memoryview], size: int) -> tuple[Pieces, list[memoryview]]:
+    """The first ``size`` bytes of some pieces, and the pieces after them."""
+    first: list[memoryview] = []
+    for index, piece in enumerate(pieces):
+        first.append(piece[:size])
+        if len(piece) >= size:
+            return Pieces(*first), [piece[size:], *pieces[index + 1 :]]
+        size -= len(piece)
+    raise AssertionError("there are not that many bytes")
 
 
 async def _data(
