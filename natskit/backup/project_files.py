@@ -99,8 +99,8 @@ class Repository:
                 known = unpacking.Listed.of(first, nodes)
             if first.get("type") not in ("dir", "file"):
                 raise BackupError(
-                    f"{path} is a {first.get('type')} in the backup: name the file that it leads to, or the folder that "
-                    "it is in"
+                    f"{path} is a {first.get('type')} in the backup: name the folder that it is in, or the file that "
+                    "it leads to"
                 )
             with self._printing("dump", entry.snapshot, f"/{wanted}") as content, unpacking.arising(place) as made:
                 if first.get("type") == "file":

@@ -168,7 +168,7 @@ async def test_what_a_killed_restore_left_is_removed_by_the_next_run(
 ) -> None:
     path = one.write(PROJECT, "file", "old")
     manifest = await backed_up(site, target, one)
-    (entry,) = manifest.files or ()
+    (entry,) = manifest.files or []
     killed = RunnerFiles(one.client, target, key, one.runner)
     await killed.stage(entry, entry.size)
     assert staged(tmp_path)
@@ -305,7 +305,7 @@ async def test_a_listing_is_read_while_restic_writes_it(
     for number in range(500):
         one.write(PROJECT, f"file{number}{'x' * 200}", "")
     manifest = await backed_up(site, target, one)
-    (entry,) = manifest.files or ()
+    (entry,) = manifest.files or []
     repository = Repository(target, key, RUNNER)
     nodes = repository._nodes(entry.snapshot)
     assert next(nodes)["path"] == f"/{PROJECT}"
