@@ -102,6 +102,7 @@ class RunnerFiles:
         self._sent = 0
         """Bytes that its host has sent to the target."""
         self._stage_id: str | None = None
+        self._settled: list[str] = []
         self._part = min(PIECE_BYTES, client.connection.max_payload - ROOM_BYTES)
 
     async def size(self) -> int:
@@ -179,12 +180,16 @@ class RunnerFiles:
         """Exchange the projects that are staged with those that are there. Returns them. Raises :class:`BackupError` if
         one of them runs, and then has changed nothing."""
         answer, _ = await self._ask("settle", stage_id=self._stage_id, wait=STAGE_SECONDS)
-        return self._parsed(list[str], answer)  # type: ignore[no-any-return]
+        self._settled = self._parsed(list[str], answer)
+        return self._settled
 
     async def undo(self) -> None:
         """Exchange them back, if they were exchanged. Raises :class:`BackupError`."""
-        if self._stage_id is not None:
-            await self._ask("undo", stage_id=self._stage_id, wait=STAGE_SECONDS)
+        if self._stage_id is None:
+            return
+        answer, _ = await self._ask("undo", stage_id=self._stage_id, wait=STAGE_SECONDS)
+        if kept := sorted({*self._settled} - {*self._parsed(list[str], answer)}):
+            raise BackupError(f"runner {self.runner.name} was restarted meanwhile, and {', '.join(kept)} stay")
 
     async def discard(self) -> None:
         """Remove what is staged: the restored files, or the ones that they have replaced."""

@@ -421,19 +421,20 @@ async def settle(call: BackupCall, stage_id: Id) -> list[str]:
             try:
                 for project_id, home in waiting.items():
                     await _settle(backups, stage_id, project_id, home)
-            except RpcError:
+            except NatskitError:
                 await _undo(backups, stage_id)
                 raise
         return sorted(backups.settled[stage_id])
 
 
 @backup_methods.method("undo")
-async def undo(call: BackupCall, stage_id: Id) -> dict[str, Any]:
-    """Exchange the projects back that :func:`settle` has put in their places. Raises :class:`RpcError` if one of them
-    runs: it keeps the restored files."""
+async def undo(call: BackupCall, stage_id: Id) -> list[str]:
+    """Exchange the projects back that :func:`settle` has put in their places. Returns them. Raises :class:`RpcError` if
+    one of them runs: it keeps the restored files."""
     async with call.backups.exchanging:
+        settled = sorted(call.backups.settled.get(stage_id, {}))
         await _undo(call.backups, stage_id)
-    return {}
+        return settled
 
 
 @backup_methods.method("discard")
