@@ -183,6 +183,7 @@ def describe(site: Topology, identity: Identity) -> None:
         "authorization_ttl": site.hub[0].hub_authorization_ttl,
         "session_sliding": site.hub[0].hub_session_sliding,
         "runners": [settings.runner_uuid for settings in site.runner],
+        "backup_bytes": {settings.runner_uuid: settings.runner_backup_max_bytes for settings in site.runner},
         "deploy": how_to_deploy(sys.argv, os.environ),
         "certificates": tls.used(site),
         "named_files": referenced_files.outside(site),

@@ -7,8 +7,8 @@ import io
 import os
 import shutil
 import tarfile
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from natskit import __version__
 from natskit.backup import sealing, stream_snapshot
 from natskit.backup.manifest import FilesEntry, Manifest, StreamEntry
 from natskit.backup.platform_streams import Site, accounts, bytes_of, in_order
-from natskit.backup.runner_files import Runner, RunnerFiles
+from natskit.backup.runner_files import HostAwayError, Runner, RunnerFiles
 from natskit.backup.sealing import BackupKey
 from natskit.backup.target import Target, name_of
 from natskit.bus.permissions import TAKE_BACKUP
@@ -46,6 +46,8 @@ class Source:
     """The operator's connection; ``None``: without the files of projects."""
     runners: tuple[Runner, ...] = ()
     """Those whose projects' files the backup contains."""
+    absent: tuple[str, ...] = ()
+    """The names of runners that it leaves out on request."""
     rate: int = 0
     """The most that each runner sends, in KiB a second; 0 for no limit."""
     but: frozenset[str] = frozenset()
@@ -53,7 +55,10 @@ class Source:
 
 
 async def create(source: Source, target: Target, say: Say) -> Manifest:
-    """Take a backup. Removes it after an error. Raises :class:`BackupError` and other natskit errors."""
+    """Take a backup. Removes it after an error. Raises :class:`BackupError` and other natskit errors.
+
+    It goes on without a runner that does not answer. :attr:`Manifest.lacks` says so.
+    """
     target.create()
     with target.locked():
         started = datetime.now(UTC)
@@ -61,7 +66,8 @@ async def create(source: Source, target: Target, say: Say) -> Manifest:
         identity = Identity.load(source.site.identity)
         names = await accounts(source.site, identity, source.but)
         client = source.client
-        runners = [RunnerFiles(client, target, key, one, source.rate) for one in source.runners if client]
+        asked = [RunnerFiles(client, target, key, one, source.rate) for one in source.runners if client]
+        runners, absent = await _present(asked, source.absent, say)
         await _check_space(source, target, identity, names, runners)
         try:
             async with _kept_if_complete() as taken:
@@ -71,8 +77,9 @@ async def create(source: Source, target: Target, say: Say) -> Manifest:
                     streams = []
                     for name in names:
                         streams += await _take_streams(source.site, identity, name, folder, key, say)
-                    for runner in runners:
-                        taken.append((runner, await _take_files(runner, name_of(folder), say)))
+                    for runner, _ in runners:
+                        with _unless_away(runner, absent, say):
+                            taken.append((runner, await _take_files(runner, name_of(folder), say)))
                     manifest = Manifest(
                         name=name_of(folder),
                         natskit=__version__,
@@ -84,6 +91,7 @@ async def create(source: Source, target: Target, say: Say) -> Manifest:
                         inventory=inventory,
                         streams=streams,
                         files=[entry for _, entry in taken] if client is not None else None,
+                        absent=absent,
                     )
                     manifest.write(folder, key)
         except OSError as error:
@@ -108,16 +116,36 @@ async def _kept_if_complete() -> AsyncIterator[list[tuple[RunnerFiles, FilesEntr
         raise
 
 
+@contextmanager
+def _unless_away(runner: RunnerFiles, absent: list[str], say: Say) -> Iterator[None]:
+    """Go on without a runner that does not answer, and add its name to ``absent``."""
+    try:
+        yield
+    except HostAwayError as error:
+        say(f"{error}. Its files are NOT in the backup")
+        absent.append(runner.runner.name)
+
+
+async def _present(
+    runners: Sequence[RunnerFiles], left_out: Sequence[str], say: Say
+) -> tuple[list[tuple[RunnerFiles, int]], list[str]]:
+    """The runners that answer with the bytes of their files, and the names of all that the backup will lack."""
+    found, absent = list[tuple[RunnerFiles, int]](), [*left_out]
+    for runner in runners:
+        with _unless_away(runner, absent, say):
+            found.append((runner, await runner.size()))
+    return found, absent
+
+
 async def _check_space(
-    source: Source, target: Target, identity: Identity, names: Sequence[str], runners: Sequence[RunnerFiles]
+    source: Source, target: Target, identity: Identity, names: Sequence[str], runners: Sequence[tuple[RunnerFiles, int]]
 ) -> None:
     """Check that the disk has room for the backup. Raises :class:`BackupError`."""
     needed = RESERVE_BYTES
     for name in names:
         async with source.site.as_user(name, identity, TAKE_BACKUP) as connection:
             needed += bytes_of(await stream_snapshot.streams(connection))
-    for runner in runners:
-        size = await runner.size()  # also says whether the runner answers, before anything is written
+    for runner, size in runners:
         if target.keeps_files and runner.runner.runner_id not in target.repositories:  # later, restic adds what is new
             needed += size
     free = shutil.disk_usage(target.directory).free

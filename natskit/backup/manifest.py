@@ -24,6 +24,27 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class Lacks(_Model):
+    """What a complete backup should have and does not have."""
+
+    runners: list[str] = []
+    """Those that did not answer, or were left out on request."""
+    projects: int = 0
+    """Left out, because files of another user were found in their folders."""
+    files: int = 0
+    """That could not be read. A runner names a thousand at most."""
+
+    def __bool__(self) -> bool:
+        return bool(self.runners or self.projects or self.files)
+
+    def __str__(self) -> str:
+        """For people: ``the files of runner two, 1 project, 3 files``; empty if nothing lacks."""
+        parts = [f"the files of runner {name}" for name in self.runners]
+        for number, word in ((self.projects, "project"), (self.files, "file")):
+            parts += [f"{number} {word}{'' if number == 1 else 's'}"] if number else []
+        return ", ".join(parts)
+
+
 class StreamEntry(_Model):
     """A stream at the start of its snapshot."""
 
@@ -86,6 +107,8 @@ class Manifest(_Model):
     """In the order in which they were taken."""
     files: list[FilesEntry] | None
     """``None`` if the backup was taken without files."""
+    absent: list[str] = []
+    """The names of runners whose files are not in it: they did not answer, or were left out on request."""
     mac: str = ""
 
     @property
@@ -97,6 +120,16 @@ class Manifest(_Model):
     def size(self) -> int:
         """Bytes of all these files."""
         return sum(sealed.size for sealed in self.contents)
+
+    @property
+    def lacks(self) -> Lacks:
+        """What should be in it and is not."""
+        entries = self.files or []
+        return Lacks(
+            runners=sorted(self.absent),
+            projects=sum(len(entry.left_out) for entry in entries),
+            files=sum(len(entry.unread) for entry in entries),
+        )
 
     def write(self, folder: Path, key: BackupKey) -> None:
         """Write it with its authentication code."""
@@ -111,7 +144,9 @@ class Manifest(_Model):
             )
 
     def _signed(self) -> bytes:
-        return json.dumps(self.model_dump(mode="json", exclude={"mac"}), sort_keys=True).encode()
+        # Manifests of earlier builds know of no absent runners.
+        unsigned = {"mac"} if self.absent else {"mac", "absent"}
+        return json.dumps(self.model_dump(mode="json", exclude=unsigned), sort_keys=True).encode()
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from natskit.backup.manifest import Manifest, Verification, age_of
+from natskit.backup.manifest import Lacks, Manifest, Verification, age_of
 from natskit.backup.target import Target
 from natskit.errors import BackupError
 from natskit.identity.files import write_private
@@ -32,22 +32,31 @@ class Record(BaseModel):
     begun: AwareDatetime
     """Of the newest one: what was written since is not in it."""
     verified: AwareDatetime | None
+    lacks: Lacks = Lacks()
+    """What the newest one should have and does not have."""
 
     @classmethod
     def of(cls, target: Target) -> Record | None:
         """What a target holds; ``None`` without a backup whose manifest can be read."""
-        begun, verified = [], []
+        found, verified = list[Manifest](), []
         for name in target.names():
             folder = target.directory / name
             try:
-                begun.append(Manifest.read(folder).started)
+                found.append(Manifest.read(folder))
             except BackupError:
                 continue
-            if found := Verification.read(folder):
-                verified.append(found.finished)
-        if not begun:
+            if good := Verification.read(folder):
+                verified.append(good.finished)
+        if not found:
             return None
-        return cls(target=target.place, backups=len(begun), begun=max(begun), verified=max(verified, default=None))
+        newest = max(found, key=lambda manifest: manifest.started)
+        return cls(
+            target=target.place,
+            backups=len(found),
+            begun=newest.started,
+            verified=max(verified, default=None),
+            lacks=newest.lacks,
+        )
 
     @classmethod
     def read(cls, platform: Path) -> Record | None:
@@ -79,9 +88,14 @@ class Record(BaseModel):
             "When a verification has last found nothing wrong, in Unix seconds; 0 for never",
             self.verified.timestamp() if self.verified else 0.0,
         )
-        return [*found, verified]
+        lacks = Gauge("natskit_backup_lacks", "What the newest backup should have and does not have")
+        lacks.add(float(len(self.lacks.runners)), what="runners")
+        lacks.add(float(self.lacks.projects), what="projects")
+        lacks.add(float(self.lacks.files), what="files")
+        return [*found, verified, lacks]
 
     def words(self, now: datetime) -> str:
         """For people."""
         verified = f"verified {age_of(self.verified, now)} ago" if self.verified else "never verified"
-        return f"last backup: {age_of(self.begun, now)} ago in {self.target}, {verified}"
+        lacks = f"; it lacks {self.lacks}" if self.lacks else ""
+        return f"last backup: {age_of(self.begun, now)} ago in {self.target}, {verified}{lacks}"

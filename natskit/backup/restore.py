@@ -32,6 +32,7 @@ from natskit.identity import backup as identity_backup
 from natskit.identity import claims
 from natskit.identity.identity import Identity
 from natskit.ops.account_resolver import Servers
+from natskit.validation.names import shown
 
 CLOSING_SECONDS = 20.0
 """Until nats-server has disconnected all clients of a closed NATS account."""
@@ -90,8 +91,9 @@ class Restoration:
             raise BackupError(f"{self._folder} has no stream {label}: it has {names}")
         self.files = (self.manifest.files or []) if label is None else []
 
-    async def run(self, client: Client | None, say: Say) -> None:
-        """Close the platform, restore, compare, open it again. Raises :class:`NatskitError`.
+    async def run(self, client: Client | None, say: Say) -> list[str]:
+        """Close the platform, restore, compare, open it again. Returns the files that could not be restored, which
+        ``say`` got. Raises :class:`NatskitError`.
 
         ``client`` is the operator's connection to the runners, and is needed for files alone. They are put in their
         places first, and then the platform is closed: while it is closed, no runner can be reached.
@@ -99,13 +101,15 @@ class Restoration:
         with self._target.locked(), self._target.fetched(self.manifest.name):
             for stream in self.streams:  # before anything is changed
                 await asyncio.to_thread(sealing.check, self._folder, stream.content)
+            missing: list[str] = []
             if client is not None:
-                await restore_files(client, self._target, self._key, self.files, say)
+                missing = await restore_files(client, self._target, self._key, self.files, say)
             accounts = sorted({stream.account for stream in self.streams})
             async with self._site.resolvers(self._identity) as servers, self._closed(servers, accounts):
                 for account in accounts:
                     mine = [stream for stream in self.streams if stream.account == account]
                     await self._restore_streams(account, mine, say)
+            return missing
 
     @asynccontextmanager
     async def _closed(self, servers: Servers, accounts: Sequence[str]) -> AsyncIterator[None]:
@@ -159,34 +163,59 @@ async def restore_files(
     entries: Sequence[FilesEntry],
     say: Say,
     project_id: str | None = None,
-) -> None:
+) -> list[str]:
     """Restore the files of projects, or of one project, on the hosts of their runners.
 
-    All hosts get the files beside those that they have, then each puts them in their places. Raises
-    :class:`BackupError`; before all hosts have the files, nothing has changed.
+    All hosts get the files beside those that they have, then each exchanges them. After an error, all exchange them
+    back. Returns the files that could not be restored. Raises :class:`BackupError`.
     """
-    runners = [
-        (RunnerFiles(client, target, key, Runner(entry.runner, entry.name)), entry)
-        for entry in entries
-        if entry.snapshot
-    ]
+    runners = []
+    for entry in entries:
+        runner = RunnerFiles(client, target, key, Runner(entry.runner, entry.name))
+        size = await asyncio.to_thread(runner.repository.size_of, entry, project_id) if entry.snapshot else None
+        if size is not None:
+            runners.append((runner, entry, size))
+    if project_id is not None and not runners:
+        raise BackupError(f"the backup has no files of project {project_id}: `natskit backup list` names the others")
+    missing, settled = list[str](), list[str]()
     try:
-        for runner, entry in runners:
-            await runner.stage(entry, project_id)
+        for runner, entry, size in runners:
+            for path in await runner.stage(entry, size, project_id):
+                say(f"runner {entry.name}: {shown(path)} could NOT be restored")
+                missing.append(path)
             if found := await runner.running():
                 raise BackupError(
                     f"projects run whose files would be replaced: stop them with `natskit project stop {found[0]}`"
                     + (f", and {', '.join(found[1:])}" if found[1:] else "")
                 )
-    except BaseException:
-        for runner, _ in runners:
-            with suppress(NatskitError):
-                await runner.discard()
+        for runner, entry, _ in runners:
+            done = await runner.settle()
+            settled += done
+            say(f"runner {entry.name}: {len(done)} projects")
+    except BaseException as error:
+        if (kept := await _undone([runner for runner, _, _ in runners])) and isinstance(error, NatskitError):
+            raise BackupError(
+                f"{error}\nSome projects have the restored files already: {'; '.join(kept)}. Run the command again"
+            ) from None
         raise
-    settled = 0
-    for runner, entry in runners:
-        found = await runner.settle()
-        settled += len(found)
-        say(f"runner {entry.name}: {len(found)} projects")
+    finally:
+        for runner, _, _ in runners:
+            with suppress(NatskitError):  # the next run removes what is left
+                await runner.discard()
     if project_id is not None and not settled:
-        raise BackupError(f"the backup has no files of project {project_id}: `natskit backup list` names the others")
+        raise BackupError(
+            f"project {project_id} keeps the files that it has, since {len(missing)} could not be restored: get those "
+            "that can be read with `natskit backup files`"
+        )
+    return missing
+
+
+async def _undone(runners: Sequence[RunnerFiles]) -> list[str]:
+    """Exchange the files back on all hosts. Returns why some have not done so."""
+    kept = []
+    for runner in runners:
+        try:
+            await runner.undo()
+        except NatskitError as error:
+            kept.append(str(error))
+    return kept

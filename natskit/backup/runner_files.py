@@ -31,6 +31,7 @@ from natskit.backup.project_files import Repository
 from natskit.backup.sealing import BackupKey
 from natskit.backup.target import Target
 from natskit.client import Client
+from natskit.config.settings import BACKUP_BYTES
 from natskit.errors import BackupError, ConnectionLostError, NatskitError
 from natskit.process.lifecycle import cancel, end_with_parent
 from natskit.rpc import RpcError
@@ -54,6 +55,10 @@ ROOM_BYTES = 4096
 PIECE_BYTES = 768 * 1024
 
 
+class HostAwayError(BackupError):
+    """A runner does not answer."""
+
+
 class Result(BaseModel):
     """What a run of restic on a runner's host has found. The host may be in somebody else's hands."""
 
@@ -64,6 +69,8 @@ class Result(BaseModel):
     unread: list[str] = []
     strange: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$")]] = []
     """Folders of projects with files of another user."""
+    missing: list[str] = []
+    """Files that restic could not restore."""
 
 
 class _Begun(BaseModel):
@@ -80,6 +87,8 @@ class Runner:
 
     runner_id: str
     name: str
+    most_bytes: int = BACKUP_BYTES
+    """The most that its host may send during one backup."""
 
 
 class RunnerFiles:
@@ -90,6 +99,10 @@ class RunnerFiles:
         self._client, self._target, self.runner, self._rate = client, target, runner, rate
         self._password = key.repository_password(runner.runner_id)
         self.repository = Repository(target, key, runner.runner_id)
+        self._sent = 0
+        """Bytes that its host has sent to the target."""
+        self._stage_id: str | None = None
+        self._settled: list[str] = []
         self._part = min(PIECE_BYTES, client.connection.max_payload - ROOM_BYTES)
 
     async def size(self) -> int:
@@ -105,7 +118,7 @@ class RunnerFiles:
         attempt, rounds, left_out = 1, 0, list[str]()
         while True:
             asked = {"runner_id": self.runner.runner_id, "name": name, "rate": self._rate, "left_out": left_out}
-            made = await self._job("take", **asked)
+            made = await self._job("take", str(uuid.uuid4()), **asked)
             if made is None:
                 return FilesEntry(
                     runner=self.runner.runner_id, name=self.runner.name, taken=taken, left_out=sorted(left_out)
@@ -119,7 +132,7 @@ class RunnerFiles:
                     "somebody has taken over its host"
                 )
             try:
-                found = await self._job("compare", snapshot=made.snapshot) or Result()
+                found = await self._job("compare", str(uuid.uuid4()), snapshot=made.snapshot) or Result()
             except BaseException:
                 await asyncio.to_thread(self.repository.forget, made.snapshot)
                 raise
@@ -146,27 +159,42 @@ class RunnerFiles:
                     f"in others, the last in {left_out[-1]}: look at them, and at its host"
                 )
 
-    async def stage(self, entry: FilesEntry, project_id: str | None = None) -> None:
-        """Restore the projects of a snapshot, or one of them, beside those that are there. Raises
-        :class:`BackupError`."""
+    async def stage(self, entry: FilesEntry, size: int, project_id: str | None = None) -> list[str]:
+        """Restore the projects of a snapshot, or one of them, beside those that are there; ``size`` is what they need
+        in bytes. Returns the files that could not be restored. Raises :class:`BackupError`."""
         await asyncio.to_thread(self.repository.ensure)
-        await self._job("stage", snapshot=entry.snapshot, size=0 if project_id else entry.size, project_id=project_id)
+        self._stage_id = str(uuid.uuid4())
+        asked = {"snapshot": entry.snapshot, "size": size, "project_id": project_id}
+        found = await self._job("stage", self._stage_id, **asked)
+        return found.missing if found is not None else []
 
     async def holds(self, project_id: str) -> bool:
         """Whether the files of a project are on this host."""
         return self._parsed(bool, (await self._ask("holds", project_id=project_id))[0])  # type: ignore[no-any-return]
 
-    async def running(self, project_ids: list[str] | None = None) -> list[str]:
-        """Of these projects, or of all that are staged, those that run."""
-        return self._parsed(list[str], (await self._ask("running", project_ids=project_ids))[0])  # type: ignore[no-any-return]
+    async def running(self) -> list[str]:
+        """Of the projects that are staged, those that run."""
+        return self._parsed(list[str], (await self._ask("running", stage_id=self._stage_id))[0])  # type: ignore[no-any-return]
 
     async def settle(self) -> list[str]:
-        """Put what is staged in its place. Returns the projects. Raises :class:`BackupError` if one of them runs."""
-        return self._parsed(list[str], (await self._ask("settle", wait=STAGE_SECONDS))[0])  # type: ignore[no-any-return]
+        """Exchange the projects that are staged with those that are there. Returns them. Raises :class:`BackupError` if
+        one of them runs, and then has changed nothing."""
+        answer, _ = await self._ask("settle", stage_id=self._stage_id, wait=STAGE_SECONDS)
+        self._settled = self._parsed(list[str], answer)
+        return self._settled
+
+    async def undo(self) -> None:
+        """Exchange them back, if they were exchanged. Raises :class:`BackupError`."""
+        if self._stage_id is None:
+            return
+        answer, _ = await self._ask("undo", stage_id=self._stage_id, wait=STAGE_SECONDS)
+        if kept := sorted({*self._settled} - {*self._parsed(list[str], answer)}):
+            raise BackupError(f"runner {self.runner.name} was restarted meanwhile, and {', '.join(kept)} stay")
 
     async def discard(self) -> None:
-        """Remove what is staged."""
-        await self._ask("discard", wait=STAGE_SECONDS)
+        """Remove what is staged: the restored files, or the ones that they have replaced."""
+        if self._stage_id is not None:
+            await self._ask("discard", stage_id=self._stage_id, wait=STAGE_SECONDS)
 
     # ----
 
@@ -181,10 +209,9 @@ class RunnerFiles:
                 f"runner {self.runner.name} gives an impossible answer: {place}: {first['msg']}"
             ) from None
 
-    async def _job(self, method: str, **params: Any) -> Result | None:
+    async def _job(self, method: str, job_id: str, **params: Any) -> Result | None:
         """Run restic on the runner's host. Returns what it found; ``None`` if there is nothing to do. Raises
         :class:`BackupError`."""
-        job_id = str(uuid.uuid4())
         begun, _ = await self._ask(method, job_id=job_id, password=self._password, wait=STAGE_SECONDS, **params)
         if self._parsed(_Begun, begun).is_empty:
             return None
@@ -254,6 +281,13 @@ class RunnerFiles:
                 return
             if data:
                 heard = time.monotonic()
+                self._sent += len(data)
+                if self._sent > self.runner.most_bytes:
+                    raise BackupError(
+                        f"runner {self.runner.name} has sent more than {self.runner.most_bytes // 1024**2} MiB for one "
+                        "backup: look at what its projects keep, or raise runner_backup_max_bytes of its host and "
+                        "deploy. `natskit backup prune` removes what it has sent"
+                    )
                 to.write(data)
                 await to.drain()
             elif time.monotonic() - heard > STALL_SECONDS:
@@ -282,7 +316,7 @@ class RunnerFiles:
             except ConnectionLostError as error:
                 said = error
             if time.monotonic() - begun > PATIENCE_SECONDS:
-                raise BackupError(f"runner {self.runner.name} does not answer: {said}") from None
+                raise HostAwayError(f"runner {self.runner.name} does not answer: {said}") from None
             await asyncio.sleep(PAUSE_SECONDS)
 
 

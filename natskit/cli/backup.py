@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from natskit.cli.platform import (
     with_client,
 )
 from natskit.errors import BackupError, NatskitError
+from natskit.validation.names import shown
 
 if TYPE_CHECKING:
     from natskit.backup.manifest import Manifest
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
     from natskit.backup.runner_files import Runner
     from natskit.backup.target import Target
     from natskit.client import Client
+
+
+INCOMPLETE = 3
+"""The exit code of a command that has done its work, but for files that it named."""
 
 
 @click.group()
@@ -87,6 +93,10 @@ def create(
 
     The backup contains every write that was acknowledged before the command began.
 
+    Exits 3 when the backup is complete and can be restored, but lacks something that you did not leave out: a runner
+    that did not answer, a project with files of another user, files that could not be read. Each is named. Exits 1 when
+    there is no backup.
+
     \b
     Examples:
       natskit backup create --target /srv/backup
@@ -99,6 +109,7 @@ def create(
     _refuse_inside(platform, place)
     target = _target(place)
     runners = () if without_files else tuple(_runners(directory, absent))
+    asked = () if without_files else tuple(sorted(set(absent)))
 
     async def run(client: Client | None) -> Manifest:
         source = Source(
@@ -107,6 +118,7 @@ def create(
             inventory=tuple(_inventory(platform)),
             client=client,
             runners=runners,
+            absent=asked,
             rate=rate,
             but=frozenset(without),
         )
@@ -119,13 +131,17 @@ def create(
         show_json(made.model_dump(mode="json", exclude={"mac"}))
     else:
         click.echo(f"{target.place}/{made.name} is complete. Check it with: natskit backup verify {made.name}")
+    lacks = made.lacks.model_copy(update={"runners": sorted({*made.absent} - {*asked})})
+    if lacks:
+        click.echo(f"natskit: the backup lacks {lacks}", err=True)
+        sys.exit(INCOMPLETE)
 
 
 @backup.command("list")
 @_target_option
 @json_option
 def list_backups(place: str, as_json: bool) -> None:
-    """List the backups, oldest first, and when each was last verified. Needs no passphrase.
+    """List the backups, oldest first, when each was last verified, and what it lacks. Needs no passphrase.
 
     \b
     Example:
@@ -142,23 +158,25 @@ def list_backups(place: str, as_json: bool) -> None:
         try:
             manifest = Manifest.read(folder)
         except BackupError as error:
-            rows.append([name, "", "", "", "", str(error)])
+            rows.append([name, "", "", "", "", str(error), ""])
             records.append({"name": name, "problem": str(error)})
             continue
         messages = sum(stream.messages for stream in manifest.streams)
         files = None if manifest.files is None else sum(entry.files for entry in manifest.files)
         said = f"{age_of(verified.finished, now)} ago" if verified else "never"
         numbers = [str(len(manifest.streams)), str(messages), "left out" if files is None else str(files)]
-        rows.append([name, f"{age_of(manifest.started, now)} ago", *numbers, said])
+        lacks = manifest.lacks
+        rows.append([name, f"{age_of(manifest.started, now)} ago", *numbers, said, str(lacks)])
         records.append(
             {"name": name, "started": manifest.started.isoformat(), "url": manifest.url, "messages": messages}
             | {"streams": len(manifest.streams), "files": files, "bytes": manifest.size}
             | {"verified": verified.model_dump(mode="json") if verified else None}
+            | {"lacks": lacks.model_dump(mode="json")}
         )
     if as_json:
         show_json(records)
     else:
-        columns = ["backup", "begun", "streams", "messages", "files", "verified"]
+        columns = ["backup", "begun", "streams", "messages", "files", "verified", "lacks"]
         show_table(columns, rows, f"There is no backup in {target.place}.")
 
 
@@ -218,6 +236,8 @@ def restore(
     Nobody can use the platform until the command has compared everything with the backup. Then its programs reconnect
     by themselves. With --project, everybody goes on, and the project must be stopped.
 
+    Exits 3 when files could not be restored. Each is named, and its project keeps the files that it has, if it has any.
+
     \b
     Examples:
       natskit --platform ~/bus/platform backup restore --target /srv/backup
@@ -242,7 +262,7 @@ def restore(
             raise BackupError("--project restores files, and nothing else: leave out --stream and --without-files")
         if not overwrite:
             raise BackupError(f"the files of {project} would be replaced: add --overwrite, and take a backup before")
-        _restore_project(directory, platform, target, name, project)
+        _end_restore(_restore_project(directory, platform, target, name, project))
         return
     if "memory" in platform["resolvers"].values():
         raise BackupError("nats_resolver is memory: a NATS account cannot be closed then; use full, and deploy")
@@ -259,11 +279,18 @@ def restore(
     if not overwrite:
         _refuse_filled(directory, platform, label)
     if restoration.files:
-        with_client(directory, lambda client: restoration.run(client, click.echo))
+        missing = with_client(directory, lambda client: restoration.run(client, click.echo))
     else:
-        asyncio.run(restoration.run(None, click.echo))
+        missing = asyncio.run(restoration.run(None, click.echo))
     note(directory, f"backup restore: {restoration.manifest.name}" + (f", {label}" if label else ""))
     click.echo("The platform is open again. Check it with: natskit ready")
+    _end_restore(missing)
+
+
+def _end_restore(missing: list[str]) -> None:
+    if missing:
+        click.echo(f"natskit: {len(missing)} files could not be restored", err=True)
+        sys.exit(INCOMPLETE)
 
 
 @backup.command()
@@ -279,7 +306,8 @@ def files(directory: str, place: str, project: str, path: str, new: Path, name: 
     """Get a file or a folder of a project out of a backup; without PATH, all files of the project.
 
     The command changes nothing on the platform: `natskit cp` puts into the project what you want to have back. PROJECT
-    is an id or a title; a project that was deleted has only its id.
+    is an id or a title; a project that was deleted has only its id. The files are yours alone, and only files, folders
+    and links are made.
 
     \b
     Examples:
@@ -301,7 +329,8 @@ def files(directory: str, place: str, project: str, path: str, new: Path, name: 
         return str((await find_project(client, project))["project_id"])
 
     project_id = project if ID.fullmatch(project) else with_client(directory, find)
-    extract(target, key, manifest.files, project_id, path, new)
+    for left_out in extract(target, key, manifest.files, project_id, path, new):
+        click.echo(f"{shown(left_out)} is no file, folder or link, and was left out")
     click.echo(f"{new} is as it was in the backup {manifest.name}. Put it back with: natskit cp")
 
 
@@ -329,7 +358,8 @@ def prune(directory: str, place: str, keep: int, keep_days: float) -> None:
     click.echo("\n".join(f"{name} is removed." for name in removed) or "Nothing is old enough to be removed.")
 
 
-def _restore_project(directory: str, platform: Platform, target: Target, name: str | None, project: str) -> None:
+def _restore_project(directory: str, platform: Platform, target: Target, name: str | None, project: str) -> list[str]:
+    """Returns the files that could not be restored."""
     from natskit.backup.restore import restore_files
     from natskit.backup.runner_files import RunnerFiles
     from natskit.backup.sealing import BackupKey
@@ -339,7 +369,7 @@ def _restore_project(directory: str, platform: Platform, target: Target, name: s
     key = BackupKey.load(Path(platform["identity"]))
     runners = _runners(directory, ())
 
-    async def restore(client: Client) -> str:
+    async def restore(client: Client) -> tuple[str, list[str]]:
         found = await find_project(client, project)
         with target.locked():
             manifest = trusted(target.folder(name), key)
@@ -354,12 +384,13 @@ def _restore_project(directory: str, platform: Platform, target: Target, name: s
                     f"the backup {manifest.name} has no files of the runner that the project is on: get them with "
                     "`natskit backup files`, and put them back with `natskit cp`"
                 )
-            await restore_files(client, target, key, entries, lambda _: None, found["project_id"])
-        return f"{found['title']!r} has the files of the backup {manifest.name}"
+            missing = await restore_files(client, target, key, entries, click.echo, found["project_id"])
+        return f"{found['title']!r} has the files of the backup {manifest.name}", missing
 
-    done = with_client(directory, restore)
+    done, missing = with_client(directory, restore)
     note(directory, f"backup restore: {done}")
     click.echo(f"{done}. Start it with: natskit project start")
+    return missing
 
 
 def _remember(platform: Platform, target: Target) -> None:
@@ -415,8 +446,13 @@ def _site(platform: Platform) -> Site:
 def _runners(directory: str, absent: tuple[str, ...]) -> list[Runner]:
     """The runners of the platform. Raises :class:`BackupError` if one of ``absent`` is unknown."""
     from natskit.backup.runner_files import Runner
+    from natskit.config.settings import BACKUP_BYTES
 
-    found = [Runner(row["runner_id"], row["name"]) for row in call_hub(directory, "runner_list")]
+    most = Platform.find(directory).content.get("backup_bytes", {})  # an earlier deploy has written none
+    found = [
+        Runner(row["runner_id"], row["name"], most.get(row["runner_id"], BACKUP_BYTES))
+        for row in call_hub(directory, "runner_list")
+    ]
     names = [runner.name for runner in found]
     if unknown := [name for name in absent if name not in names]:
         raise BackupError(f"there is no runner {unknown[0]}: `natskit runner list` names {', '.join(names)}")

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from natskit.cli.backup import INCOMPLETE
 from natskit.cli.platform import METRICS_FOLDER, Platform
 from natskit.errors import NatskitError, SettingsError
 
@@ -34,6 +35,8 @@ class Task:
     longest: str
     spread: str = "5m"
     environment: dict[str, str] = field(default_factory=dict)
+    also_good: int | None = None
+    """An exit code after which the next command runs as after 0."""
 
     def files(self, directory: Path) -> dict[str, str]:
         """The units by their file names; ``directory`` is where the commands run."""
@@ -47,6 +50,7 @@ class Task:
             "spread": self.spread,
             "environment": self.environment,
             "directory": str(directory),
+            "also_good": self.also_good,
         }
         return {f"{self.name}.{kind}": render(f"schedule/task.{kind}", values) for kind in ("service", "timer")}
 
@@ -76,6 +80,9 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
     "--keep-days", default=30, show_default=True, type=click.IntRange(min=0), help="Keep those of D days, too."
 )
 @click.option("--without-files", is_flag=True, help="Leave out the files of projects.")
+@click.option(
+    "--without-runner", "absent", multiple=True, metavar="NAME", help="Leave out the files of projects on this runner."
+)
 @_common
 @click.pass_obj
 def schedule_backup(
@@ -86,6 +93,7 @@ def schedule_backup(
     keep: int,
     keep_days: int,
     without_files: bool,
+    absent: tuple[str, ...],
     name: str,
     show: bool,
 ) -> None:
@@ -112,17 +120,19 @@ def schedule_backup(
     if is_remote and os.environ.get("RCLONE_CONFIG"):
         environment["RCLONE_CONFIG"] = os.environ["RCLONE_CONFIG"]
     backup = [*_natskit(platform), "backup"]
+    left_out = ["--without-files"] if without_files else [word for one in absent for word in ("--without-runner", one)]
     tasks = [
         Task(
             name=f"{name}-backup",
             title="natskit backup",
             commands=[
-                [*backup, "create", *(["--without-files"] if without_files else [])],
+                [*backup, "create", *left_out],
                 [*backup, "prune", "--keep", str(keep), "--keep-days", str(keep_days)],
             ],
             calendar=f"*-*-* {at}:00",
             longest=f"{BACKUP_HOURS}h",
             environment=environment,
+            also_good=INCOMPLETE,
         ),
         Task(
             name=f"{name}-verify",

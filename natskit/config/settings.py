@@ -365,6 +365,10 @@ class ProxySettings(_Role):
         return self.proxy_http_port or (80 if self.proxy_acme_webroot else None)
 
 
+BACKUP_BYTES = 1024**4
+"""The default of runner_backup_max_bytes."""
+
+
 class RunnerSettings(_Role):
     """The runner of one host, and the limits of its projects."""
 
@@ -386,6 +390,9 @@ class RunnerSettings(_Role):
     stopped; its user gets time to delete files."""
     runner_disk_reserve: Bytes = 1024**3
     """Minimum free disk space on a runner's host. Below it, the runner stops the project that writes the most."""
+    runner_backup_max_bytes: Annotated[int, Field(ge=1024**2), Unit("bytes")] = BACKUP_BYTES
+    """The most that the host may send to the target of backups during one backup. Somebody who has taken over the host
+    could otherwise fill the target."""
     runner_project_window: Annotated[int, Field(ge=128 * 1024, le=32 * 1024**2), Unit("bytes")] = 2 * 1024**2
     """Maximum unacknowledged output of one command."""
     runner_project_reader_patience: Annotated[int, Field(ge=10), Unit("seconds")] = 600

@@ -23,7 +23,7 @@ LONGEST_TARGET = 4095
 """Bytes of the target of a link: ``PATH_MAX`` without the NUL (symlink(2))."""
 MOST_LEVELS = 200
 """Folders within folders that one operation holds open at a time."""
-RENAME_NOREPLACE = 1
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -270,6 +270,17 @@ def rename_new(folder: int, name: bytes, to_folder: int, to: bytes) -> None:
         os.stat(to, dir_fd=to_folder, follow_symlinks=False)
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     os.rename(name, to, src_dir_fd=folder, dst_dir_fd=to_folder)
+
+
+def exchange(folder: int, name: bytes, to_folder: int, to: bytes) -> bool:
+    """Give each of two files the other's name at once (renameat2(2)). Returns whether this file system can do it.
+    Raises :class:`OSError`."""
+    if not _libc.renameat2(folder, name, to_folder, to, RENAME_EXCHANGE):
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS):
+        return False
+    raise OSError(number, os.strerror(number))
 
 
 def _rename(path: str, source: Place, to: str, target: Place, *, replace: bool) -> None:

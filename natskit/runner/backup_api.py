@@ -2,7 +2,9 @@
 
 Only the control machine may publish there. It begins a job, which is one run of restic on this host
 (:mod:`natskit.runner.backup_job`), carries restic's bytes to the target and back, and reads the result. A runner has
-one job at a time. Restored files wait beside the projects until ``settle`` puts them in their places.
+one job at a time. Restored files wait beside the projects, in a folder of their job, until ``settle`` exchanges them
+with those that are there. ``undo`` exchanges them back, and ``discard`` removes what is in that folder. The next job
+removes what a killed restore has left.
 """
 
 from __future__ import annotations
@@ -21,12 +23,15 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from natskit.bus.project_move import to_path
 from natskit.errors import NatskitError
 from natskit.project.config import Id
+from natskit.project.tree import exchange
 from natskit.rpc import Methods, RpcError
 from natskit.runner.agent_unit import instance_of, project_of
-from natskit.runner.backup_job import BackupJob
+from natskit.runner.backup_job import MOST_LINES, BackupJob
 from natskit.runner.config import RunnerProgram
+from natskit.runner.moved_tree import Tree
 from natskit.runner.project_agent import ProjectAgent
 from natskit.runner.removal import remove_tree
 from natskit.runner.sandbox import HOMES
@@ -34,7 +39,7 @@ from natskit.runner.sandbox import HOMES
 OF_THE_RUNNER = ("agent.log", "project.json", "project.creds")
 """What a runner keeps beside a project's home without systemd, and makes anew at each start."""
 STAGE = ".restored"
-"""The folder, beside the projects, with what is restored and not in its place yet."""
+"""The folder, beside the projects, with a folder for each job whose restored files are not in their places yet."""
 CLOCK_SECONDS = 1e-5
 """How far two times of the same moment may differ: Python has microseconds, restic nanoseconds."""
 NAMED_BYTES = 128 * 1024
@@ -42,6 +47,7 @@ NAMED_BYTES = 128 * 1024
 MOST_TORN = 1000
 """Files that are named."""
 SPARE_BYTES = 64 * 1024**2
+AT_FDCWD = -100
 _PARTLY = 3
 """restic's exit code when it has made a snapshot without files that it could not read."""
 
@@ -76,13 +82,32 @@ class Backups:
         self._job: BackupJob | None = None
         self._job_id = ""
         self._found = _Found()
-        self.settled: list[str] = []
-        """The projects that were put in their places last: the answer to a request that is repeated."""
+        self.exchanging = asyncio.Lock()
+        self.settled: dict[str, dict[str, tuple[Path, bool]]] = {}
+        """The projects that a job has put in their places, where they waited, and whether there were files before."""
+        self.missing: dict[str, dict[str, list[str]]] = {}
+        """What a job could not restore: the paths by the name of their project's folder."""
 
     @property
-    def stage(self) -> Path:
+    def stages(self) -> Path:
         """Where restored files wait."""
         return self.top / STAGE
+
+    def stage(self, stage_id: str) -> Path:
+        """Where those of one job wait."""
+        return self.stages / stage_id
+
+    def check_staged(self, stage_id: str) -> None:
+        """Raises :class:`RpcError` unless restored files of this job wait."""
+        if not self.stage(stage_id).is_dir():
+            raise RpcError(
+                "conflict", "the restored files are not there any more: another command backs up or restores meanwhile"
+            )
+
+    async def sweep(self) -> None:
+        """Remove what killed restores have left. Raises :class:`RpcError`."""
+        self.settled, self.missing = {}, {}
+        await _remove(self.stages)
 
     def check_free(self, job_id: str) -> None:
         """Raises :class:`RpcError` while another job runs."""
@@ -160,20 +185,41 @@ class Backups:
         """The folder of a project in a snapshot of this runner."""
         return instance_of(project_id) if self.with_systemd else project_id
 
-    def restored(self) -> dict[str, Path]:
-        """The homes that wait, by project. Without systemd, a project's home has a folder around it."""
+    def restored(self, stage_id: str) -> dict[str, Path]:
+        """The homes that wait and will be put in their places, by project. Without systemd, a project's home has a
+        folder around it.
+
+        A project that has files on this host keeps them if some of the restored ones are missing.
+        """
         try:
-            names = sorted(os.listdir(self.stage))
+            names = sorted(os.listdir(self.stage(stage_id)))
         except FileNotFoundError:
             return {}
         found = {}
         for name in names:
             if project_id := self.project_in(name):
-                inner = self.stage / name / "home"
-                home = inner if project_id == name else self.stage / name
-                if home.is_dir():
+                folder = self.stage(stage_id) / name
+                home = folder / "home" if project_id == name else folder
+                is_whole = not self.missing.get(stage_id, {}).get(name)
+                if home.is_dir() and (is_whole or not os.path.lexists(self.project(project_id).home)):
                     found[project_id] = home
         return found
+
+    def note_missing(self, job: BackupJob, job_id: str) -> list[str]:
+        """What restic could not restore, if it has named all of it. Removes what there is of these files: restic leaves
+        one with wrong content."""
+        if "There were " not in " ".join(job.said) or len(job.errors) >= MOST_LINES:
+            return []
+        items = sorted({str(error.get("item", "")).lstrip("/") for error in job.errors})
+        missing = self.missing.setdefault(job_id, {})
+        for item in items:
+            missing.setdefault(item.partition("/")[0], []).append(item)
+        with Tree(self.stage(job_id)) as tree:
+            for item in items:
+                with suppress(RpcError, FileNotFoundError, ValueError):
+                    if not tree.is_folder(path := to_path(os.fsencode(item))):
+                        tree.discard([path])
+        return items
 
 
 @dataclass
@@ -259,6 +305,8 @@ async def take(
     ``rate`` is in KiB a second; 0 for no limit.
     """
     top, left_out = call.backups.top, left_out or []
+    call.backups.check_free(job_id)
+    await call.backups.sweep()
     present = {one for one in await asyncio.to_thread(os.listdir, top) if call.backups.project_in(one)}
     if not present - {*left_out}:
         return {"is_empty": True}  # restic refuses to make an empty snapshot
@@ -285,15 +333,15 @@ async def stage(
     """Begin to restore all projects of a snapshot, or one, beside those that are there."""
     backups = call.backups
     backups.check_free(job_id)  # before what another command restores is removed
-    backups.settled = []
-    await remove_tree(backups.stage)
+    await backups.sweep()
     free = shutil.disk_usage(backups.top).free - SPARE_BYTES
     if size > free:
         raise RpcError(
             "limit", f"the restored files need {size // 1024**2} MiB, and {backups.top} has {free // 1024**2} MiB free"
         )
-    backups.stage.mkdir(mode=0o700)
-    words = ["restore", snapshot, "--target", str(backups.stage), "--verify"]
+    place = backups.stage(job_id)
+    place.mkdir(mode=0o700, parents=True)
+    words = ["restore", snapshot, "--target", str(place), "--verify"]
     if project_id is not None:
         # A snapshot may be of a runner that keeps its projects in another way.
         words += [word for name in (project_id, instance_of(project_id)) for word in ("--include", f"/{name}")]
@@ -322,13 +370,14 @@ async def result(call: BackupCall, job_id: Id) -> dict[str, Any]:
     job = backups.job(job_id)
     code = await job.result()
     unread = backups.unread(job) if code == _PARTLY else []
+    missing = backups.note_missing(job, job_id) if code and backups.stage(job_id).is_dir() else []
     said = " ".join(job.said) or "; ".join(str(error.get("error")) for error in job.errors[:3])
     await backups.end()
-    if code == _PARTLY and not unread:
-        code = 0
-    if code not in (0, _PARTLY):
+    if job.failure:
+        raise RpcError("invalid_state", f"what restic says cannot be read: {job.failure}")
+    if code not in (0, _PARTLY) and not missing:
         raise RpcError("invalid_state", f"restic ended with {code}: {said[-500:]}")
-    return backups.found | {"unread": _named(unread)}
+    return backups.found | {"unread": _named(unread), "missing": _named(missing)}
 
 
 @backup_methods.method("end")
@@ -341,10 +390,11 @@ async def end(call: BackupCall, job_id: Id) -> dict[str, Any]:
 
 
 @backup_methods.method("running")
-async def running(call: BackupCall, project_ids: list[Id] | None) -> list[str]:
-    """Of these projects, or of all that wait to be put in their places, those that run."""
-    wanted = call.backups.restored() if project_ids is None else project_ids
-    return sorted(one for one in wanted if call.backups.project(one).state not in ("stopped", "failed"))
+async def running(call: BackupCall, stage_id: Id) -> list[str]:
+    """Of the projects that wait to be put in their places, those that run."""
+    backups = call.backups
+    backups.check_staged(stage_id)
+    return [one for one in backups.restored(stage_id) if backups.project(one).state not in ("stopped", "failed")]
 
 
 @backup_methods.method("holds")
@@ -354,55 +404,96 @@ async def holds(call: BackupCall, project_id: Id) -> bool:
 
 
 @backup_methods.method("settle")
-async def settle(call: BackupCall) -> list[str]:
-    """Put each restored project in its place, and remove the files that were there. Returns their ids.
+async def settle(call: BackupCall, stage_id: Id) -> list[str]:
+    """Exchange each restored project with the one that is there. Returns their ids.
 
-    Raises :class:`RpcError` before anything is changed if one of them runs.
+    Raises :class:`RpcError` if one of them runs or cannot be replaced. All are as they were then.
     """
     backups = call.backups
-    waiting = backups.restored()
-    if not waiting:
-        await _discard(backups)
-        return backups.settled
-    for project_id in waiting:
-        if backups.project(project_id).state not in ("stopped", "failed"):
-            raise RpcError("conflict", f"the project {project_id} runs: stop it first")
-    for project_id, home in waiting.items():
-        project = backups.project(project_id)
-        async with project.lock:
-            await project.stop()  # one that failed would be started again
+    async with backups.exchanging:
+        if stage_id not in backups.settled:  # a request may be repeated
+            backups.check_staged(stage_id)
+            waiting = backups.restored(stage_id)
+            for project_id in waiting:
+                if backups.project(project_id).state not in ("stopped", "failed"):
+                    raise RpcError("conflict", f"the project {project_id} runs: stop it first")
+            backups.settled[stage_id] = {}
             try:
-                project.make_place()
-                await asyncio.to_thread(_replace, project.home, home, backups.stage / f"old-{project_id}")
-            except OSError as error:
-                raise RpcError("invalid_state", f"{project.home} cannot be replaced: {error.strerror}") from None
-    backups.settled = sorted(waiting)
-    await _discard(backups)
-    return backups.settled
+                for project_id, home in waiting.items():
+                    await _settle(backups, stage_id, project_id, home)
+            except NatskitError:
+                await _undo(backups, stage_id)
+                raise
+        return sorted(backups.settled[stage_id])
+
+
+@backup_methods.method("undo")
+async def undo(call: BackupCall, stage_id: Id) -> list[str]:
+    """Exchange the projects back that :func:`settle` has put in their places. Returns them. Raises :class:`RpcError` if
+    one of them runs: it keeps the restored files."""
+    async with call.backups.exchanging:
+        settled = sorted(call.backups.settled.get(stage_id, {}))
+        await _undo(call.backups, stage_id)
+        return settled
 
 
 @backup_methods.method("discard")
-async def discard(call: BackupCall) -> dict[str, Any]:
-    """Remove restored files that are not in their places."""
-    await _discard(call.backups)
+async def discard(call: BackupCall, stage_id: Id) -> dict[str, Any]:
+    """Remove the restored files of a job that are not in their places, or those that they have replaced."""
+    backups = call.backups
+    async with backups.exchanging:
+        backups.settled.pop(stage_id, None)
+        backups.missing.pop(stage_id, None)
+        await _remove(backups.stage(stage_id))
+        with suppress(OSError):  # not empty, or not there
+            backups.stages.rmdir()
     return {}
 
 
-def _replace(home: Path, new: Path, old: Path) -> None:
-    """Give a project new files, or leave it as it is. Raises :class:`OSError`."""
-    was_there = os.path.lexists(home)
-    if was_there:
-        home.rename(old)
+async def _settle(backups: Backups, stage_id: str, project_id: str, home: Path) -> None:
+    project = backups.project(project_id)
+    async with project.lock:
+        await project.stop()  # one that failed would be started again
+        try:
+            project.make_place()
+            had_files = await asyncio.to_thread(os.path.lexists, project.home)
+            await asyncio.to_thread(_exchange if had_files else os.rename, home, project.home)
+        except OSError as error:
+            raise RpcError("invalid_state", f"{project.home} cannot be replaced: {error.strerror}") from None
+        backups.settled[stage_id][project_id] = (home, had_files)
+
+
+async def _undo(backups: Backups, stage_id: str) -> None:
+    settled = backups.settled.get(stage_id, {})
+    for project_id, (home, had_files) in [*settled.items()]:
+        project = backups.project(project_id)
+        async with project.lock:
+            if project.state not in ("stopped", "failed"):
+                raise RpcError("conflict", f"the project {project_id} runs, and keeps the restored files")
+            try:
+                await asyncio.to_thread(_exchange if had_files else os.rename, project.home, home)
+            except OSError as error:
+                raise RpcError("invalid_state", f"{project.home} keeps the restored files: {error.strerror}") from None
+        del settled[project_id]
+    backups.settled.pop(stage_id, None)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Give each of two folders the other's name, or leave both as they are. Raises :class:`OSError`."""
+    if exchange(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other)):
+        return
+    beside = one.with_name(f".{one.name}.old")
+    other.rename(beside)
     try:
-        new.rename(home)
+        one.rename(other)
     except OSError:
-        if was_there:
-            old.rename(home)
+        beside.rename(other)
         raise
+    beside.rename(one)
 
 
-async def _discard(backups: Backups) -> None:
+async def _remove(path: Path) -> None:
     try:
-        await remove_tree(backups.stage)
+        await remove_tree(path)
     except NatskitError as error:
         raise RpcError("invalid_state", str(error)) from None

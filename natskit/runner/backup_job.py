@@ -12,11 +12,12 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ LINE_BYTES = 4 * 1024 * 1024
 MOST_LINES = 1000
 """Lines of its messages that are kept."""
 REPOSITORY = "rclone:backup"
+_ABOUT_A_FILE = re.compile(r"ignoring error for (/.*?): (.*)")
 OOM_SCORE = 500
 """restic is killed before the platform's programs when memory runs out."""
 
@@ -61,6 +63,8 @@ class BackupJob:
         """What restic said of single files."""
         self.said: list[str] = []
         """Its other messages."""
+        self.failure = ""
+        """Why restic was ended, if its output could not be read."""
 
     @property
     def is_running(self) -> bool:
@@ -93,7 +97,7 @@ class BackupJob:
             )
         finally:
             os.close(secret)
-        self._tasks = [asyncio.ensure_future(self._follow()), asyncio.ensure_future(self._follow_errors())]
+        self._tasks = [asyncio.ensure_future(self._guarded(one)) for one in (self._follow(), self._follow_errors())]
         self._watch = asyncio.ensure_future(self._end_if_left())
 
     async def read(self, number: int, most: int) -> tuple[bytes, bool]:
@@ -195,6 +199,14 @@ class BackupJob:
         # It writes packs of files before it sends them, and the unit's /tmp is read-only.
         return found | {"TMPDIR": str(self._folder), "RESTIC_PROGRESS_FPS": "1"}
 
+    async def _guarded(self, reading: Coroutine[Any, Any, None]) -> None:
+        """Read on. What cannot be read ends restic, which would wait for its reader without end."""
+        try:
+            await reading
+        except Exception as error:
+            self.failure = self.failure or f"{type(error).__name__}: {error}"[:300]
+            self._kill()
+
     async def _follow(self) -> None:
         assert self._process is not None
         assert self._process.stdout is not None
@@ -209,6 +221,8 @@ class BackupJob:
             found = json.loads(line) if line.startswith("{") else {}
             if found.get("message_type") == "error":
                 self.errors = [*self.errors, found][:MOST_LINES]
+            elif about := _ABOUT_A_FILE.match(line):  # restic before 0.17 restores so, in spite of --json
+                self.errors = [*self.errors, {"item": about[1], "error": about[2]}][:MOST_LINES]
             elif line.strip():
                 self.said = [*self.said, line.strip()[:500]][-3:]
 

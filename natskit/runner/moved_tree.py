@@ -150,6 +150,12 @@ class Tree:
                 os.fchmod(fd, entry.mode & MODE_BITS)
                 os.utime(fd, ns=(entry.mtime, entry.mtime))
 
+    def is_folder(self, path: str) -> bool:
+        """Whether a name is that of a folder."""
+        name = from_path(path)
+        with _explained(name):
+            return self._is_folder(name)
+
     def discard(self, paths: Iterable[str]) -> None:
         """Remove files, and folders with what is in them."""
         for path in paths:

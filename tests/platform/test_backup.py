@@ -176,6 +176,39 @@ def test_a_file_that_is_being_written_is_named(site: BackedUp) -> None:
     natskit(site, "backup", "verify")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
+def test_a_backup_that_lacks_a_project_says_so_everywhere(site: BackedUp) -> None:
+    site.natskit("project", "create", "admin@localhost", "Odd")
+    site.natskit("exec", "Odd", "--start", "--", "sh", "-c", "echo x > odd")
+    odd = next((site.root / "runner" / "projects").glob("*/home/odd"))
+    os.chown(odd, 12_345, 12_345)
+    metrics = site.root.parent / "metrics"
+    metrics.mkdir()
+    done = subprocess.run(
+        [Path(sys.executable).with_name("natskit"), "backup", "create"],
+        env=site.environment | {"NATSKIT_METRICS": str(metrics)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    try:
+        assert done.returncode == 3, done.stdout + done.stderr
+        assert f"{odd.parents[1].name} is NOT in the backup" in done.stdout
+        assert done.stderr.endswith("natskit: the backup lacks 1 project\n")
+        assert 'natskit_backup_lacks{what="projects"} 1.0\n' in (metrics / "backup.prom").read_text()
+        assert "; it lacks 1 project\n" in site.natskit("status").stdout
+        lacks = {"runners": [], "projects": 1, "files": 0}
+        assert site.natskit_json("status")["backup"]["lacks"] == lacks
+        assert site.natskit_json("backup", "list")[-1]["lacks"] == lacks
+        assert "1 project" in natskit(site, "backup", "list")
+    finally:
+        os.chown(odd, 0, 0)
+    runner = site.natskit_json("runner", "list")[0]["name"]
+    natskit(site, "backup", "create", "--without-runner", runner)  # exits 0: it was asked for
+    assert f"; it lacks the files of runner {runner}\n" in site.natskit("status").stdout
+    assert site.info["backup_bytes"] == {one["runner_id"]: 1024**4 for one in site.natskit_json("runner", "list")}
+
+
 def test_a_run_that_is_told_to_end_leaves_nothing(site: BackedUp) -> None:
     before = sorted(os.listdir(site.target))
     process = subprocess.Popen(

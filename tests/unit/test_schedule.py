@@ -61,6 +61,18 @@ def test_backups_every_day_and_a_verification_every_week(platform: Path, tmp_pat
     verify(found, tmp_path)
 
 
+def test_a_dead_host_is_left_out_of_each_backup(platform: Path, tmp_path: Path) -> None:
+    words = ("backup", "--target", "/srv/backup", "--without-runner", "two", "--without-runner", "a b", "--print")
+    found = units(schedule(platform, *words, **{COMMAND: "cat /root/passphrase"}))
+    create, prune = re.findall(r"^ExecStart=(.*)$", found["natskit-backup.service"], re.MULTILINE)
+    assert create.endswith(" backup create --without-runner two --without-runner 'a b'")
+    assert "--without-runner" not in prune
+    # An incomplete backup is a backup: old ones are removed after it.
+    assert "\nSuccessExitStatus=3\n" in found["natskit-backup.service"]
+    assert "SuccessExitStatus" not in found["natskit-verify.service"]
+    verify(found, tmp_path)
+
+
 def test_the_canary_every_few_minutes(platform: Path, tmp_path: Path) -> None:
     words = ("canary", "--email", "c@example.org", "--password-file", "/root/canary", "--every", "10", "--print")
     found = units(schedule(platform, *words, "--name", "bus"))

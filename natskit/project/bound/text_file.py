@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
 import os
 import re
 from collections.abc import Iterator
@@ -26,7 +24,7 @@ from natskit.project.content import (
 )
 from natskit.project.files import Home
 from natskit.project.paths import FOLDER, Place, explained, shown
-from natskit.project.tree import rename_new
+from natskit.project.tree import exchange, rename_new
 from natskit.rpc import RpcError
 from natskit.text_changes import MOST_LINES, matcher
 
@@ -34,12 +32,9 @@ MOST_BYTES = 512 * 1024
 """Of a file that is kept the same as a document: its text goes in one message."""
 MARK = b"\xef\xbb\xbf"
 """A byte order mark, which some editors put at the beginning. It is no part of the text."""
-RENAME_EXCHANGE = 2
 MOST_TURNS = 20
 """How often a file is put back that somebody wrote in the moment when it was replaced."""
 _END = re.compile(rb"\r*\n")
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -226,12 +221,7 @@ def _exchange(place: Place, status: os.stat_result, data: bytes, before: bytes) 
 
 def _swap(place: Place, temporary: bytes) -> bool:
     """Whether this file system can do it."""
-    if not _libc.renameat2(place.folder, temporary, place.folder, place.name, RENAME_EXCHANGE):
-        return True
-    number = ctypes.get_errno()
-    if number in (errno.EINVAL, errno.ENOSYS):
-        return False
-    raise OSError(number, os.strerror(number))
+    return exchange(place.folder, temporary, place.folder, place.name)
 
 
 def _read_name(folder: int, name: bytes) -> bytes:
