@@ -253,7 +253,7 @@ export class Platform {
         connections: new Plot({ title: "Connections", lines: accent, write: each }, place),
         messages: new Plot({ title: "Messages a second", lines: accent, write: each }, place),
         connects: new Plot({ title: "Connects a second", lines: connects, write: each }, place),
-        load: new Plot({ title: "Load of the busiest runner’s host", lines: accent, write: percent }, place),
+        load: new Plot({ title: "Busiest runner’s load", lines: accent, write: percent }, place),
       };
     }
     for (const [name, plot] of Object.entries(this.#plots)) {

@@ -2,7 +2,7 @@
 
 import uPlot from "uplot";
 
-const HEIGHT = 120;
+const HEIGHT = 110;
 
 /** One plot: its title, its lines with their names and colours (custom properties), and how a value is written.
  * @typedef {object} Shown
@@ -64,7 +64,7 @@ export class Plot {
       legend: { show: false },
       scales: { y: { range: (_, __, most) => [0, most > 0 ? most * 1.1 : 1] } },
       axes: [
-        { ...axis, space: 80 },
+        { ...axis, size: 28, space: 80, values: (_, splits) => splits.map(clock) },
         { ...axis, size: 52, space: 30, values: (_, splits) => splits.map((value) => this.#shown.write(value)) },
       ],
       series: [
@@ -77,6 +77,16 @@ export class Plot {
       ],
     };
   }
+}
+
+/** @param {number} seconds in Unix time */
+function clock(seconds) {
+  return new Date(seconds * 1000).toLocaleTimeString(undefined, {
+    hour: "2-digit",
+    minute: "2-digit",
+    second: "2-digit",
+    hourCycle: "h23",
+  });
 }
 
 /** The present value of a colour of the page, which has one for light and one for dark. @param {string} property */
