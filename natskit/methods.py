@@ -11,6 +11,7 @@ IDEMPOTENT = frozenset(
         "chmod",
         "create_project",
         "delete_project",
+        "describe_platform",
         "empty_trash",
         "finish_upload",
         "hash_files",
@@ -58,9 +59,10 @@ CHANGES_RIGHTS = frozenset(
 OVER_HTTP = frozenset(
     {
         "change_password",
+        "describe_platform",
         "end_all_sessions",
         "end_session",
         "list_sessions",
     }
 )
-"""These are about the session. Only HTTP requests carry the cookie that says which one."""
+"""Clients call these over HTTP: about the session, only the cookie says which one; and the proxy asks hubs in turn."""

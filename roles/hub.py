@@ -159,6 +159,7 @@ def program_file(settings: Settings, site: Topology, runners: dict[str, dict[str
             },
             "backends": {name: backend.model_dump() for name, backend in settings.hub_backends.items()},
             "oidc": _oidc(settings, site, directory),
+            "administrators": settings.hub_administrators,
             "api_packages": settings.hub_api_packages,
             "metrics": exporter.access(settings, site, settings.hub_names.index(name) + 1, files),
             "runners": runners,

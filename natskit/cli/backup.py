@@ -394,14 +394,21 @@ def _restore_project(directory: str, platform: Platform, target: Target, name: s
 
 
 def _remember(platform: Platform, target: Target) -> None:
-    """Note for `natskit status` and for Prometheus what the target holds now. The backup is good without that."""
+    """Note for `natskit status`, for Prometheus and for the console what the target holds now. The backup is good
+    without that."""
     from natskit.backup.record import Record
 
+    if (found := Record.of(target)) is None:
+        return
     try:
-        if found := Record.of(target):
-            found.keep(platform.directory, metrics_folder(platform))
+        found.keep(platform.directory, metrics_folder(platform))
     except OSError as error:
         click.echo(f"not recorded: {error.filename}: {error.strerror}", err=True)
+    times = {"begun": found.begun.timestamp(), "verified": found.verified.timestamp() if found.verified else None}
+    try:
+        call_hub(str(platform.directory), "note_backup", wait=PATIENCE, **times)
+    except NatskitError as error:
+        click.echo(f"the console does not know of it: {error}", err=True)
 
 
 def _refuse_inside(platform: Platform, place: str) -> None:

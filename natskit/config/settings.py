@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from natskit.bus.permissions import DOCUMENT_SHARDS, MAX_PROJECTS_PER_ACCOUNT
 from natskit.config import local_paths
 from natskit.config.nats_settings import NatsSettings
-from natskit.config.types import HOST_PATH, Bytes, Host, HostPath, Listed, Port, Seconds, Structured, Unit
+from natskit.config.types import HOST_PATH, Bytes, Email, Host, HostPath, Listed, Port, Seconds, Structured, Unit
 from natskit.errors import SettingsError
 from natskit.project.environment import OWN as OWN_VARIABLES
 from natskit.runner.sandbox import clean, why_no_device, why_not_shown
@@ -196,6 +196,9 @@ class HubSettings(_Role):
     """The share of each hub's time that one account, project or runner may use over a longer time. Further requests are
     refused with `unavailable` and `retry_after`; files over HTTP are slowed down. 0.25 allows 4,000 small requests a
     second, a list of 1,500 projects every 0.2 s, or 100 MB of files a second. From 1 on there is no limit."""
+    hub_administrators: Annotated[list[Email], Listed] = []
+    """E-mail addresses of the accounts that see the page Platform of the console (docs/how-to/monitor.md). Make these
+    accounts yourself before: a backend or an OpenID provider could make one with an address that nobody has yet."""
     hub_api_packages: Packages = []
     """Python packages that add methods to the hub (docs/how-to/add-your-own-api.md)."""
     hub_audit_days: Annotated[int, Field(ge=1, le=3650), Unit("days")] = 365

@@ -142,6 +142,7 @@ HUB_WIDE = (
     "hub_audit_bytes",
     "keeper_max_bytes",
     "keeper_max_project_bytes",
+    "hub_administrators",
     "hub_backends",
     *(key for key in HubSettings.model_fields if key.startswith("hub_oidc_")),
 )

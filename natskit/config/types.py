@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from natskit.validation.addresses import host_name
+from natskit.validation.names import NameRefusedError, checked_address
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,17 @@ def _address(value: str) -> str:
 
 Address = Annotated[str, AfterValidator(_address)]
 """HOST:PORT."""
+
+
+def _email(value: str) -> str:
+    try:
+        return checked_address(value)
+    except NameRefusedError as error:
+        raise ValueError(str(error)) from None
+
+
+Email = Annotated[str, AfterValidator(_email)]
+"""An e-mail address, by the rules for those of accounts."""
 HOST_PATH = r"^/[^\s%;\"'$\\]*$"
 HostPath = Annotated[str, Field(pattern=HOST_PATH)]
 """An absolute path on the host, without characters that are special for systemd, nginx or nats-server."""

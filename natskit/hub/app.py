@@ -33,6 +33,7 @@ from natskit.hub.config import HubProgram
 from natskit.hub.context import HubContext
 from natskit.hub.metrics import Metrics
 from natskit.hub.services.accounts import Accounts
+from natskit.hub.services.overview import Overview
 from natskit.hub.services.projects import Projects
 from natskit.hub.services.runners import Runners
 from natskit.hub.sign_in.backend import Backends
@@ -132,12 +133,25 @@ class Hub:
         self.backends = Backends(self.program.backends, self.accounts, self.sessions, self.audit)
         parts = self.state, self.accounts, self.sessions, self.audit
         self.oidc = self._new_oidc(*parts) if self._new_oidc else None
+        overview = Overview(
+            self.program.name,
+            self.program.version,
+            self.state,
+            self.runners,
+            platform,
+            self._ask,
+            self.metrics,
+            self.problems,
+            self.tokens.platform_account,
+            len(self.program.nats.urls),
+        )
         context = HubContext(
             program=self.program,
             state=self.state,
             accounts=self.accounts,
             projects=self.projects,
             runners=self.runners,
+            overview=overview,
             sessions=self.sessions,
             tokens=self.tokens,
             audit=self.audit,

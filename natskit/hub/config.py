@@ -114,6 +114,8 @@ class HubProgram(_Part):
     password: PasswordSettings = PasswordSettings()
     backends: dict[str, BackendEntry] = {}
     oidc: OidcSettings | None = None
+    administrators: list[str] = []
+    """The e-mail addresses of accounts that may call methods for administrators."""
     api_packages: list[str] = []
     metrics: MetricsAccess | None = None
     """Where the hub shows its metrics to another host than the proxy's."""

@@ -9,6 +9,7 @@ from natskit.hub.auth.sessions import Sessions
 from natskit.hub.auth.tokens import Tokens
 from natskit.hub.config import HubProgram
 from natskit.hub.services.accounts import Accounts
+from natskit.hub.services.overview import Overview
 from natskit.hub.services.projects import Projects
 from natskit.hub.services.runners import Runners
 from natskit.hub.state.view import State
@@ -25,6 +26,7 @@ class HubContext:
     accounts: Accounts
     projects: Projects
     runners: Runners
+    overview: Overview
     sessions: Sessions
     tokens: Tokens
     audit: Audit

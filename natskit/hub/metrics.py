@@ -59,6 +59,31 @@ class Metrics:
             found = self._outcomes[kind, outcome] = self._requests.labels(kind, outcome)
         found.observe(seconds)
 
+    def numbers(self) -> dict[str, float]:
+        """What has happened since the hub was started, and the events of the audit that wait, for people."""
+        counted = {
+            (sample.name, *sample.labels.values()): sample.value
+            for metric in self._registry.collect()
+            for sample in metric.samples
+        }
+
+        def total(name: str, *only: str) -> float:
+            values = ((labels, value) for (found, *labels), value in counted.items() if found == name)
+            return sum(value for labels, value in values if not only or labels[0] in only)
+
+        return {
+            "callouts": total("natskit_hub_callouts_total", "granted"),
+            "callouts_refused": total("natskit_hub_callouts_total", "refused", "malformed"),
+            "callouts_shed": total("natskit_hub_callouts_total", "shed"),
+            "callout_seconds": total("natskit_hub_callout_seconds_sum"),
+            "callouts_answered": total("natskit_hub_callout_seconds_count"),
+            "requests": total("natskit_hub_request_seconds_count"),
+            "requests_refused": total("natskit_hub_refused_requests_total"),
+            "sign_ins": total("natskit_hub_sign_ins_total", "ok"),
+            "sign_ins_refused": total("natskit_hub_sign_ins_total", "refused"),
+            "audit_waiting": total("natskit_hub_audit_waiting"),
+        }
+
     def watch(self, gauges: Numbers) -> None:
         """Read these numbers, which are kept elsewhere, whenever Prometheus asks."""
         self._registry.register(_Watched(gauges))

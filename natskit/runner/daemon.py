@@ -22,6 +22,7 @@ from natskit.errors import NatskitError
 from natskit.process.lifecycle import cancel, spawn
 from natskit.project.config import Id
 from natskit.rpc import Methods, RpcError
+from natskit.runner import usage
 from natskit.runner.agent_process import AgentProcess
 from natskit.runner.agent_unit import AgentUnit, units
 from natskit.runner.backup_api import BackupCall, Backups, backup_methods
@@ -64,8 +65,9 @@ class Runner:
         self.program = program
         self._projects: dict[str, ProjectAgent] = {}
         self._kind: type[ProjectAgent] = AgentUnit if program.manager == "systemd" else AgentProcess
-        place = HOMES if program.manager == "systemd" else program.directory
-        self._disk = Disk(program, self._running, self._hold, place)
+        self.place = HOMES if program.manager == "systemd" else program.directory
+        """Where the files of its projects are."""
+        self._disk = Disk(program, self._running, self._hold, self.place)
         self._followed = Followed(program.directory / "shown")
         self._connection: Connection | None = None
         self._hub = f"hub.runner.{program.runner_id}"
@@ -130,6 +132,10 @@ class Runner:
         return [
             {"project_id": one.project_id, "state": one.state, "detail": one.detail} for one in self._projects.values()
         ]
+
+    def disk_of(self, project_id: str) -> int | None:
+        """Bytes of a project's files at the last measurement; ``None`` before the first one."""
+        return self._disk.size(project_id)
 
     def _is_connected(self) -> bool:
         return self._connection is not None and self._connection.is_connected
@@ -358,6 +364,13 @@ class Runner:
         spawn(self._tasks, work)
 
 
+async def _usage(runner: Runner) -> dict[str, Any]:
+    disk = {one["project_id"]: runner.disk_of(one["project_id"]) for one in runner.states()}
+    look = usage.by_cgroups if runner.program.manager == "systemd" else usage.by_processes
+    used = {project_id: one for project_id, one in (await asyncio.to_thread(look)).items() if project_id in disk}
+    return {"host": await asyncio.to_thread(usage.host, runner.place), "projects": usage.rows(used, disk)}
+
+
 runner_methods: Methods[Runner] = Methods()
 """The methods a hub may call on a runner, by ``runners.{runner_id}.api``."""
 
@@ -372,6 +385,12 @@ async def ping(runner: Runner) -> dict[str, Any]:
 async def list_projects(runner: Runner) -> list[ProjectState]:
     """The projects this runner has started, and their state."""
     return runner.states()
+
+
+@runner_methods.method("usage")
+async def tell_usage(runner: Runner) -> dict[str, Any]:
+    """What the host and its projects use now."""
+    return await _usage(runner)
 
 
 @runner_methods.method()

@@ -16,6 +16,8 @@ from tests.platform.site import LocalSite, World, deployed, populate
 
 # Gone before the next folder's tests: they may need the machine.
 BACKEND_TOKEN = new_token()
+ADMINISTRATOR = "chief@example.org"
+"""The account that may see the page Platform of the console. Tests that need it make it."""
 
 
 @pytest.fixture(scope="package")
@@ -37,6 +39,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, provider: Provider) -> Iterat
         "hub_oidc_client_id": "natskit",
         "hub_oidc_client_secret_file": str(provider.secret_file),
         "hub_oidc_label": "Example",
+        "hub_administrators": ADMINISTRATOR,
         "hub_backends": json.dumps({"shop": {"sha256": digest(BACKEND_TOKEN)}}),
     }
     # The tests sign in far more often than people do.

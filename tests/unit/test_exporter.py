@@ -13,6 +13,7 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from natskit.exporter import cgroups, machine, written
+from natskit.process.cgroups import PROGRAMS, PROJECTS, Tree, project_of
 from natskit.process.metrics_file import Gauge, text, write
 from natskit.runner.agent_unit import unit_of
 from tests.kit.wait import eventually
@@ -27,7 +28,7 @@ def samples(metrics: list[Metric]) -> dict[tuple[str, ...], float]:
 
 def lay_out(root: Path, new: bool) -> None:
     """Cgroups as the kernel shows them: one tree, or one for each controller."""
-    project, program = cgroups.PROJECTS / unit_of(PROJECT_ID), cgroups.PROGRAMS / "natskit-nats.service"
+    project, program = PROJECTS / unit_of(PROJECT_ID), PROGRAMS / "natskit-nats.service"
     files = {
         "systemd": {"cgroup.procs": f"{os.getpid()}\n"},
         "cpuacct": {"cpu.stat": "usage_usec 2500000\nuser_usec 1\n"} if new else {"cpuacct.usage": "2500000000\n"},
@@ -49,7 +50,7 @@ def lay_out(root: Path, new: bool) -> None:
 async def test_a_project_and_a_program_by_their_cgroups(tmp_path: Path, new: bool) -> None:
     lay_out(tmp_path, new)
     expected = ["natskit-nats.service", "natskit-hub-1.service"]
-    found = samples(await cgroups.collect(expected, cgroups.Tree(tmp_path)))
+    found = samples(await cgroups.collect(expected, Tree(tmp_path)))
     assert found["natskit_project_cpu_seconds_total", PROJECT_ID] == 2.5
     assert found["natskit_project_memory_bytes", PROJECT_ID] == 4096
     assert found["natskit_project_tasks", PROJECT_ID] == 3
@@ -60,14 +61,14 @@ async def test_a_project_and_a_program_by_their_cgroups(tmp_path: Path, new: boo
 
 
 async def test_a_host_without_projects(tmp_path: Path) -> None:
-    found = samples(await cgroups.collect(["natskit-nats.service"], cgroups.Tree(tmp_path / "nothing")))
+    found = samples(await cgroups.collect(["natskit-nats.service"], Tree(tmp_path / "nothing")))
     assert found == {("natskit_program_up", "natskit-nats"): 0}
 
 
 def test_the_name_of_a_unit_says_the_project() -> None:
-    assert cgroups.project_of(unit_of(PROJECT_ID)) == PROJECT_ID
+    assert project_of(unit_of(PROJECT_ID)) == PROJECT_ID
     for other in ("natskit-project@p.service", "natskit-project@px.service", "natskit-nats.service", "cron.service"):
-        assert cgroups.project_of(other) is None
+        assert project_of(other) is None
 
 
 async def test_the_machine(tmp_path: Path) -> None:

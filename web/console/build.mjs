@@ -32,7 +32,9 @@ await build({
   logLevel: "warning",
 });
 await cp(fileURLToPath(import.meta.resolve("@xterm/xterm/css/xterm.css")), join(dist, "xterm.css"));
-for (const file of ["index.html", "console.css", "files.css", "icon.svg"]) await cp(join(here, file), join(dist, file));
+await cp(join(dirname(fileURLToPath(import.meta.resolve("uplot"))), "uPlot.min.css"), join(dist, "uplot.css"));
+for (const file of ["index.html", "console.css", "files.css", "platform.css", "icon.svg"])
+  await cp(join(here, file), join(dist, file));
 
 const from = join(dirname(fileURLToPath(import.meta.resolve("pdfjs-dist"))), "..");
 const to = join(dist, "pdfjs");

@@ -14,6 +14,7 @@ from typing import Any
 from natskit.errors import SettingsError
 from natskit.hub.caller import Caller, Kind
 from natskit.rpc import Declaration, Methods, RpcError
+from natskit.validation.names import address_form
 
 PROJECT = "project_id"
 """The parameter that names the project which a rule is about."""
@@ -41,6 +42,19 @@ async def _account(caller: Caller, declaration: Declaration) -> None:
         raise RpcError(
             "must_change_password", "you signed in with a one-time password: change it first (change_password)"
         )
+
+
+async def _administrator(caller: Caller, declaration: Declaration) -> None:
+    await _account(caller, declaration)
+    if not is_administrator(caller):
+        raise RpcError("forbidden", "only an administrator of the platform may do that")
+
+
+def is_administrator(caller: Caller) -> bool:
+    """Whether the settings name the e-mail of the calling account (``hub_administrators``). An address that only looks
+    the same is not enough."""
+    named = {address_form(email) for email in caller.hub.program.administrators}
+    return address_form(caller.account.email) in named
 
 
 async def _member(caller: Caller, project_id: str) -> None:
@@ -72,6 +86,7 @@ RULES: Mapping[Kind, Mapping[str, Rule]] = {
     "account": {
         "connected": _CONNECTED,
         "account": Rule("every account that is not disabled", _account),
+        "administrator": Rule("the accounts that hub_administrators names", _administrator),
         "member": Rule("the accounts that may use the project", _account, _member),
         "owner": Rule("the account that owns the project", _account, _owner),
     },

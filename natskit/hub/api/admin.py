@@ -8,6 +8,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from natskit.hub.caller import Caller
+from natskit.hub.state.records import Backup
+from natskit.hub.state.view import BACKUP
 from natskit.hub.timestamp import iso
 from natskit.rpc import Methods, RpcError
 
@@ -232,6 +234,16 @@ async def runner_try(caller: Caller, runner: str) -> dict[str, Any]:
 async def note(caller: Caller, what: Annotated[str, Field(max_length=200)]) -> dict[str, Any]:
     """Record in the audit something that was done without a hub: each call of an admin method is an audit event."""
     return {"noted": what, "hub": caller.hub.program.name}
+
+
+@admin_methods.method(access="admin", audited=False)
+async def note_backup(
+    caller: Caller, begun: Annotated[float, Field(gt=0)], verified: Annotated[float, Field(gt=0)] | None = None
+) -> dict[str, Any]:
+    """Tell the hubs when the newest good backup was begun, and when one was last verified, in Unix seconds."""
+    record = Backup(begun=begun, verified=verified)
+    await caller.hub.state.runners.change(BACKUP, lambda _: record)
+    return {"noted": True, "hub": caller.hub.program.name}
 
 
 @admin_methods.method(access="admin", audited=False)

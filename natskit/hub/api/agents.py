@@ -122,4 +122,4 @@ async def _seen(caller: Caller, **fields: Any) -> None:
     def note(known: Runner | None) -> Runner:
         return replace(known or Runner(version="", last_seen=0), last_seen=time.time(), **fields)
 
-    await caller.hub.state.runners.change(caller.id, note)
+    await caller.hub.state.change_runner(caller.id, note)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from natskit.hub.api.access import is_administrator
 from natskit.hub.caller import Caller
 from natskit.hub.timestamp import iso
 from natskit.rpc import Methods, RpcError
@@ -28,7 +29,12 @@ async def ping(caller: Caller) -> dict[str, Any]:
 async def whoami(caller: Caller) -> dict[str, Any]:
     """The calling account."""
     account = caller.account
-    return {"account_id": caller.id, "email": account.email, "must_change_password": account.one_time}
+    return {
+        "account_id": caller.id,
+        "email": account.email,
+        "must_change_password": account.one_time,
+        "administrator": is_administrator(caller),
+    }
 
 
 @natskit_hub.method(access="account", idempotent=True, audited=False, immediate=True)
@@ -114,6 +120,13 @@ async def write_text_file_to_project(
 async def read_text_file_from_project(caller: Caller, project_id: str, path: str) -> Any:
     """Read a file of a running project."""
     return await caller.hub.projects.call(project_id, "read_text_file", {"path": path})
+
+
+@natskit_hub.method(access="administrator", idempotent=True, audited=False, transport="http")
+async def describe_platform(caller: Caller) -> dict[str, Any]:
+    """The platform as the answering hub sees it: its programs, the use of projects, alerts and the last backup. Each
+    hub counts for itself, and the proxy lets them answer in turn."""
+    return await caller.hub.overview.describe()
 
 
 @natskit_hub.method(access="account", audited=False, transport="http", one_time_password=True)

@@ -39,7 +39,7 @@ class Runners:
         now = time.time()
         rows: list[dict[str, Any]] = []
         for runner_id, entry in sorted(self._state.known_runners.items(), key=lambda item: item[1].name):
-            seen = self._state.runners.get(runner_id)
+            seen = self._state.runner(runner_id)
             heard = seen is not None and seen.last_seen > 0
             projects = [project for project in self._state.projects_on(runner_id).values() if not project.trial]
             # A project that is being restarted has the reason why it ended before.
@@ -68,7 +68,7 @@ class Runners:
             record = old or Runner(version="", last_seen=0)
             return replace(record, revoked_keys=sorted({*record.revoked_keys, key}))
 
-        await self._state.runners.change(runner_id, mutate)
+        await self._state.change_runner(runner_id, mutate)
 
     async def allow(self, runner_id: str) -> None:
         """Accept a revoked runner again."""
@@ -79,4 +79,4 @@ class Runners:
                 return None
             return replace(old, revoked_keys=[other for other in old.revoked_keys if other != key])
 
-        await self._state.runners.change(runner_id, mutate)
+        await self._state.change_runner(runner_id, mutate)

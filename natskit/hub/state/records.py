@@ -153,6 +153,15 @@ class Runner(Record, frozen=True, kw_only=True, gc=False):
         return now - self.last_seen < RUNNER_ALIVE_SECONDS
 
 
+class Backup(Record, frozen=True, kw_only=True, gc=False):
+    """``runners/backup``: what the control machine has said of its backups. All times are Unix seconds."""
+
+    begun: float
+    """Of the newest good one."""
+    verified: float | None = None
+    """When a backup was last restored on trial, and was good."""
+
+
 def _share_account_id(record: EmailClaim | Session) -> None:
     """Keep the account's id once in memory, with the key of the account's own record."""
     msgspec.structs.force_setattr(record, "account_id", sys.intern(record.account_id))

@@ -17,6 +17,7 @@ from natskit.hub.state.bucket import Bucket
 from natskit.hub.state.index import Index
 from natskit.hub.state.records import (
     Account,
+    Backup,
     EmailClaim,
     Membership,
     Project,
@@ -36,6 +37,9 @@ PROJECTS_AT_ONCE = 6
 normal to share several projects with one person."""
 
 AccountRecord = Account | EmailClaim
+RunnerRecord = Runner | Backup
+BACKUP = "backup"
+"""The key of the :class:`Backup`, among those of runners: it is about their files, too."""
 
 
 class Holder(NamedTuple):
@@ -108,9 +112,7 @@ class State:
             # Nobody waits for an answer to this, unlike at sign-out.
             on_expired=lambda key: locked_out(self.names_of_session(key)),
         )
-        self.runners: Bucket[Runner] = Bucket(
-            connection, "runners", lambda _, data: Runner.from_json(data), self._on_runner
-        )
+        self.runners: Bucket[RunnerRecord] = Bucket(connection, "runners", _parse_runner, self._on_runner)
         self.buckets = (self.accounts, self.projects, self.memberships, self.sessions, self.runners)
 
     @property
@@ -231,9 +233,24 @@ class State:
         """The public key of a runner that the deploy knows and that is not revoked; else ``None``."""
         return next(iter(self._runner_keys(runner_id)), None)
 
+    def runner(self, runner_id: str | None) -> Runner | None:
+        """What is known of a runner that was heard from, or revoked."""
+        found = self.runners.get(runner_id or "")
+        return found if isinstance(found, Runner) else None
+
+    async def change_runner(self, runner_id: str, mutate: Callable[[Runner | None], Runner | None]) -> None:
+        """Change what is known of a runner to the result of ``mutate``. Raises :class:`StateError`."""
+        await self.runners.change(runner_id, lambda old: mutate(old if isinstance(old, Runner) else None))
+
+    @property
+    def backup(self) -> Backup | None:
+        """What the control machine has last said of its backups."""
+        found = self.runners.get(BACKUP)
+        return found if isinstance(found, Backup) else None
+
     def is_alive(self, runner_id: str | None) -> bool:
         """Whether a runner is accepted and was heard from lately."""
-        record = self.runners.get(runner_id or "")
+        record = self.runner(runner_id)
         return record is not None and record.alive(time.time()) and self.runner_key(runner_id) is not None
 
     async def update_project(self, project_id: str, **fields: Any) -> Project:
@@ -339,7 +356,7 @@ class State:
 
     def _runner_keys(self, runner_id: str | None) -> list[str]:
         """The accepted public keys of a runner, the one in use first. None if that was revoked."""
-        known, record = self.known_runners.get(runner_id or ""), self.runners.get(runner_id or "")
+        known, record = self.known_runners.get(runner_id or ""), self.runner(runner_id)
         revoked = record.revoked_keys if record is not None else []
         if known is None or known.public_key in revoked:
             return []
@@ -427,9 +444,9 @@ class State:
         elif new is not None:
             self._sessions_of.add(new.account_id, key)
 
-    def _on_runner(self, key: str, new: Runner | None) -> None:
+    def _on_runner(self, key: str, new: RunnerRecord | None) -> None:
         old, known = self.runners.get(key), self.known_runners.get(key)
-        before, after = (set(record.revoked_keys if record else ()) for record in (old, new))
+        before, after = (set(one.revoked_keys if isinstance(one, Runner) else ()) for one in (old, new))
         if known is not None and known.public_key in after - before:
             mine = self.projects_on(key).items()
             self._locked_out(self._runner_names(key).union(*(self._project_names(p, project) for p, project in mine)))
@@ -444,6 +461,11 @@ def existing(project: Project | None) -> Project:
 
 def _parse_account(key: str, data: bytes) -> AccountRecord:
     model: type[Record] = EmailClaim if key.startswith(("email.", "external.")) else Account
+    return model.from_json(data)  # type: ignore[return-value]
+
+
+def _parse_runner(key: str, data: bytes) -> RunnerRecord:
+    model: type[Record] = Backup if key == BACKUP else Runner
     return model.from_json(data)  # type: ignore[return-value]
 
 

@@ -37,6 +37,67 @@
  */
 
 /**
+ * The platform as one hub sees it, for administrators. All times are ISO 8601, sizes are in bytes.
+ * @typedef {object} PlatformOverview
+ * @property {string} time when it was seen
+ * @property {{name: string, version: string, problems: string[], counters: Record<string, number>}} hub the hub that
+ *   answers; `problems` is empty when all is well, and `counters` count since its start
+ * @property {number} accounts
+ * @property {number} projects
+ * @property {NatsServerSeen[]} nats_servers those that answer
+ * @property {number} nats_servers_expected
+ * @property {{role: "hub" | "keeper", name: string, nats_server: string, since: string}[]} connected
+ * @property {RunnerSeen[]} runners
+ * @property {ProjectUse[]} use the projects that use most
+ * @property {{begun: string | null, verified: string | null}} backup when the newest good backup was begun, and when one
+ *   was last verified
+ * @property {{name: string, severity: "critical" | "warning", about: string}[]} alerts those that the hub can see
+ */
+
+/**
+ * A nats-server, as it describes itself.
+ * @typedef {object} NatsServerSeen
+ * @property {string} name
+ * @property {string} version
+ * @property {string} since
+ * @property {number} cpu_percent of one processor
+ * @property {number} processors
+ * @property {number} memory_bytes
+ * @property {number} connections
+ * @property {number} slow_consumers
+ * @property {number} messages to and from it since its start
+ * @property {number | null} storage_bytes of its streams
+ * @property {number | null} storage_limit_bytes
+ * @property {boolean | null} has_leader whether it knows a leader of JetStream; `null` if it is alone
+ */
+
+/**
+ * A runner.
+ * @typedef {object} RunnerSeen
+ * @property {string} runner_id
+ * @property {string} name
+ * @property {boolean} revoked
+ * @property {boolean} alive
+ * @property {string | null} version
+ * @property {number} running how many projects run there
+ * @property {{load: number, processors: number, memory_bytes: number, memory_available_bytes: number,
+ *   disk_bytes: number, disk_free_bytes: number} | null} host `null` if the runner does not answer
+ */
+
+/**
+ * What a project uses. `null` for what its host does not count.
+ * @typedef {object} ProjectUse
+ * @property {string} project_id
+ * @property {string} title
+ * @property {string | null} owner
+ * @property {string} runner
+ * @property {number | null} cpu_seconds since its start
+ * @property {number | null} memory_bytes
+ * @property {number | null} tasks processes and threads
+ * @property {number | null} disk_bytes at the last measurement
+ */
+
+/**
  * A text file.
  * @typedef {object} TextFile
  * @property {string} text
@@ -99,7 +160,8 @@
  * What each method of the hub answers.
  * @typedef {object} HubResults
  * @property {{pong: true, hub: string, time: string}} ping
- * @property {{account_id: string, email: string, must_change_password: boolean}} whoami
+ * @property {{account_id: string, email: string, must_change_password: boolean, administrator: boolean}} whoami
+ * @property {PlatformOverview} describe_platform
  * @property {Project[]} list_projects
  * @property {Project} create_project
  * @property {Project} rename_project

@@ -9,6 +9,7 @@ export const IDEMPOTENT = new Set([
   "chmod",
   "create_project",
   "delete_project",
+  "describe_platform",
   "empty_trash",
   "finish_upload",
   "hash_files",
@@ -46,5 +47,11 @@ export const IDEMPOTENT = new Set([
 /** These always change what the caller may do. The hub then makes the caller reconnect. */
 export const CHANGES_RIGHTS = new Set(["create_project", "delete_project"]);
 
-/** These are about the session. Only HTTP requests carry the cookie that says which one. */
-export const OVER_HTTP = new Set(["change_password", "end_all_sessions", "end_session", "list_sessions"]);
+/** Clients call these over HTTP: about the session, only the cookie says which one; and the proxy asks hubs in turn. */
+export const OVER_HTTP = new Set([
+  "change_password",
+  "describe_platform",
+  "end_all_sessions",
+  "end_session",
+  "list_sessions",
+]);

@@ -40,6 +40,10 @@ export { FolderWatch, ProjectFiles, StreamReader, TerminalView };
 /** @typedef {import("./api.js").FileState} FileState */
 /** @typedef {import("./api.js").TrashedEntry} TrashedEntry */
 /** @typedef {import("./api.js").TrashPage} TrashPage */
+/** @typedef {import("./api.js").PlatformOverview} PlatformOverview */
+/** @typedef {import("./api.js").NatsServerSeen} NatsServerSeen */
+/** @typedef {import("./api.js").RunnerSeen} RunnerSeen */
+/** @typedef {import("./api.js").ProjectUse} ProjectUse */
 /** @typedef {import("./api.js").HubResults} HubResults */
 /** @typedef {import("./api.js").ProjectResults} ProjectResults */
 /** @typedef {import("./files.js").Progress} Progress */

@@ -7,6 +7,7 @@ import { askOverHttp, connect, NatskitError, session, signIn, signInOptions } fr
 import { Documents } from "./documents.js";
 import { Files } from "./files.js";
 import { element, guard, listItem, show } from "./page.js";
+import { Platform } from "./platform.js";
 import { Sessions } from "./sessions.js";
 import { Terminal } from "./terminal.js";
 import { Terminals } from "./terminals.js";
@@ -48,6 +49,7 @@ const documents = new Documents(
   () => files.listDrafts(),
 );
 const sessions = new Sessions(() => client);
+const platform = new Platform(() => client);
 
 async function start() {
   const asked = signInOptions().catch(() => ({ oidc: null, url: location.origin }));
@@ -100,6 +102,7 @@ async function enter(current) {
   });
   roundTrips = setInterval(() => void measure(), ROUND_TRIP_EVERY);
   void measure();
+  void platform.signedIn();
   await refresh();
   terminal.resume();
   void documents.sendKept();
@@ -137,6 +140,7 @@ function leave(message) {
   clearInterval(roundTrips);
   stopListening();
   sessions.close();
+  platform.signedOut();
   files.signedOut();
   projects = [];
   terminal.keep(new Set());
