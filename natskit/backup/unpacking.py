@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from natskit.bus.project_move import Entry, Written, from_path, to_path
+from natskit.bus.project_move import Entry, Written, to_path
 from natskit.errors import BackupError
 from natskit.project.tree import Removal
 from natskit.rpc import RpcError
@@ -140,15 +140,16 @@ def _entry(path: str, kind: Any, mode: int, moment: int) -> Entry:
 
 
 def _below(name: str, above: str) -> str:
-    """The path of a member below the folder that was asked for; empty for that folder. Raises :class:`ValueError`."""
+    """The path of a member below the folder that was asked for; empty for that folder. Raises :class:`ValueError`.
+
+    :class:`Tree` refuses ``..`` in it.
+    """
     whole = name.rstrip("/")
     if whole == above:
         return ""
     if not whole.startswith(f"{above}/"):
         raise ValueError(f"restic printed {name[:200]!r}, which is not in {above}")
-    path = to_path(os.fsencode(whole[len(above) + 1 :]))
-    from_path(path)
-    return path
+    return to_path(os.fsencode(whole[len(above) + 1 :]))
 
 
 def _as_in_json(name: str) -> str:
