@@ -528,7 +528,6 @@ FORBIDDEN_SUBSCRIBE: dict[str, list[str]] = {
         *[s for s in _NO_HUB if not s.startswith(("docs.", "keepers."))],
         "docs.*.*.*",
         "docs.*.*.*.*",
-        "keepers.>",
         "docs.>",
         "state.accounts.>",
         "events.project.{p}.>",
