@@ -78,9 +78,7 @@ def install_restic(cluster: Cluster) -> None:
         docker("cp", os.path.realpath(program), f"{cluster.container(machine)}:/usr/local/bin/restic")
 
 
-def test_a_host_that_cannot_take_part_is_named(
-    cluster: Cluster, backup: Backups, projects: dict[str, str]
-) -> None:
+def test_a_host_that_cannot_take_part_is_named(cluster: Cluster, backup: Backups, projects: dict[str, str]) -> None:
     assert len(projects) == len(RUNNERS)
     done = backup("create", check=False)
     assert done.returncode == 1
