@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -64,11 +65,9 @@ class Repository:
             )
         return files
 
-    def size_of(self, entry: FilesEntry, project_id: str | None) -> int | None:
-        """Bytes of the files of a snapshot, or of one of its projects; ``None`` if it has no such project. Raises
+    def size_of(self, entry: FilesEntry, project_id: str) -> int | None:
+        """Bytes of the files of a project; ``None`` if the snapshot has no such project. Raises
         :class:`BackupError`."""
-        if project_id is None:
-            return entry.size
         for folder in (project_id, instance_of(project_id)):
             sizes = [_size(node) for node in self._nodes("--recursive", entry.snapshot, f"/{folder}")]
             if sizes:
@@ -102,7 +101,7 @@ class Repository:
                     f"{path} is a {first.get('type')} in the backup: name the folder that it is in, or the file that "
                     "it leads to"
                 )
-            with self._printing("dump", entry.snapshot, f"/{wanted}") as content, unpacking.arising(place) as made:
+            with unpacking.arising(place) as made, self._printing("dump", entry.snapshot, f"/{wanted}") as content:
                 if first.get("type") == "file":
                     unpacking.write(content, made, known)
                     return []
@@ -162,13 +161,19 @@ class Repository:
                 [*_RESTIC, "--repo", self._place, *_OPTIONS, *words], stdout=subprocess.PIPE, stderr=said, **options
             )
             assert process.stdout is not None
+            broken: tarfile.TarError | None = None
             try:
-                yield process.stdout
+                try:
+                    yield process.stdout
+                except tarfile.TarError as error:
+                    broken = error
                 while process.stdout.read(LINE_BYTES):  # the padding of a tar
                     pass
                 if process.wait() != 0:
                     said.seek(0)
                     raise self._failure(words[0], process.returncode, said.read(LINE_BYTES).decode(errors="replace"))
+                if broken is not None:
+                    raise broken
             finally:
                 process.kill()
                 process.stdout.close()

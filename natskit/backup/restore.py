@@ -172,8 +172,7 @@ async def restore_files(
     runners = []
     for entry in entries:
         runner = RunnerFiles(client, target, key, Runner(entry.runner, entry.name))
-        size = await asyncio.to_thread(runner.repository.size_of, entry, project_id) if entry.snapshot else None
-        if size is not None:
+        if (size := await runner.size_in(entry, project_id)) is not None:
             runners.append((runner, entry, size))
     if project_id is not None and not runners:
         raise BackupError(f"the backup has no files of project {project_id}: `natskit backup list` names the others")

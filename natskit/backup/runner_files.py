@@ -159,6 +159,14 @@ class RunnerFiles:
                     f"in others, the last in {left_out[-1]}: look at them, and at its host"
                 )
 
+    async def size_in(self, entry: FilesEntry, project_id: str | None) -> int | None:
+        """Bytes of the files of a snapshot, or of one of its projects; ``None`` if it has none. Raises
+        :class:`BackupError`."""
+        if not entry.snapshot or project_id is None:
+            return entry.size if entry.snapshot else None
+        await asyncio.to_thread(self.repository.ensure)
+        return await asyncio.to_thread(self.repository.size_of, entry, project_id)
+
     async def stage(self, entry: FilesEntry, size: int, project_id: str | None = None) -> list[str]:
         """Restore the projects of a snapshot, or one of them, beside those that are there; ``size`` is what they need
         in bytes. Returns the files that could not be restored. Raises :class:`BackupError`."""

@@ -1,4 +1,4 @@
-"""Writes what restic prints of a project's files. A host that somebody has taken over may have written the repository.
+"""Writes what restic prints of a project's files. A host that somebody has taken over may have written its repository.
 
 restic prints a folder as a tar. Each name is made in the folder above it, which is opened without following a link
 (:class:`natskit.runner.moved_tree.Tree`). So nothing outside of the new folder is written. All files belong to the user
