@@ -33,6 +33,7 @@ from natskit.bus.connection import Connection, OnStatus, Status, connect
 from natskit.bus.credentials import Creds, CredsText
 from natskit.bus.file_transfer import PATIENCE_SECONDS
 from natskit.bus.output_stream import GRANT_SECONDS, Reader
+from natskit.bus.payload import Pieces
 from natskit.bus.permissions import check_id, inbox_prefix
 from natskit.bus.request import request_with_data
 from natskit.bus.servers import NatsServers
@@ -299,7 +300,7 @@ class Client:
         check_id(project_id, "project_id")
 
         def exchange(
-            method: str, params: dict[str, Any], data: bytes, wait: float
+            method: str, params: dict[str, Any], data: bytes | Pieces, wait: float
         ) -> Awaitable[tuple[Any, memoryview]]:
             return self._exchange(f"projects.{project_id}.api", method, params, data, wait)
 
@@ -462,7 +463,7 @@ class Client:
         return (await self._exchange(subject, method, params, b"", wait))[0]
 
     async def _exchange(
-        self, subject: str, method: str, params: dict[str, Any], data: bytes, wait: float
+        self, subject: str, method: str, params: dict[str, Any], data: bytes | Pieces, wait: float
     ) -> tuple[Any, memoryview]:
         """Send a request, with data after its JSON. Returns the result, and the data after that.
 

@@ -236,7 +236,9 @@ class Uploads:
                 os.fsync(fd)
                 return actual
         except RpcError as error:
-            is_done = self.finished(path, upload) is not None or (sha256 is not None and self._is_there(home, path, sha256))
+            is_done = self.finished(path, upload) is not None or (
+                sha256 is not None and self._is_there(home, path, sha256)
+            )
             if error.kind != "not_found" or not is_done:
                 raise
             return None

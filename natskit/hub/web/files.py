@@ -341,7 +341,9 @@ class FilesOverHttp:
     def _transfer(self, request: Request) -> Transfer:
         connection, project_id = self._hub.file_connection, check_id(request.path_params["project_id"], "project")
 
-        async def exchange(method: str, params: dict[str, Any], data: bytes | Pieces, wait: float) -> tuple[Any, memoryview]:
+        async def exchange(
+            method: str, params: dict[str, Any], data: bytes | Pieces, wait: float
+        ) -> tuple[Any, memoryview]:
             body = rpc.encode_request(method, {key: value for key, value in params.items() if value is not None})
             answer, more = await request_with_data(connection, f"projects.{project_id}.api", body, data, wait)
             return rpc.decode_response(answer), more
