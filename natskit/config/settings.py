@@ -251,8 +251,8 @@ class KeeperSettings(_Role):
     """Number of keepers on each host of hubs. Two, so that one may fail; they share the requests in a queue group."""
     keeper_max_bytes: Annotated[int, Field(ge=16 * 1024**2), Unit("bytes")] = 1024**3
     """Maximum size of all documents with their history, which nats-server reserves: a quarter for each of four streams.
-    Beyond it, updates are refused, and nothing is lost. nats_jetstream_max_file must have space for it. It counts before
-    compression: the files of a full stream take less (nats-server #5905)."""
+    Beyond it, updates are refused, and nothing is lost. nats_jetstream_max_file must have space for it. It counts
+    before compression: the files of a full stream take less (nats-server #5905)."""
     keeper_max_document_bytes: Annotated[int, Field(ge=65_536, le=64 * 1024**2), Unit("bytes")] = 8 * 1024**2
     """Maximum size of one document, in Yjs' encoding and without its history."""
     keeper_max_documents: Annotated[int, Field(ge=1, le=100_000)] = 5000
