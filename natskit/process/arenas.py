@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ctypes
 
-_M_ARENA_MAX = -8
+_M_ARENA_MAX, _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -8, -1, -3
 ARENAS = 2
+KEPT_BYTES = 8 * 1024 * 1024
 
 
 def share() -> None:
@@ -18,3 +19,5 @@ def share() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(_M_ARENA_MAX, ARENAS)
+        libc.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+        libc.mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES)
