@@ -24,6 +24,7 @@ from natskit.project.content import (
     ABSENT,
     NEW_FILE_MODE,
     Stamp,
+    begin_write_back,
     check_absence,
     check_writable,
     is_version,
@@ -42,6 +43,8 @@ MOST_UPLOADS, MOST_UPLOADS_EACH = 64, 16
 """Open uploads of a project, and of one account."""
 MOST_FINISHED, FINISHED_SECONDS = 1024, 3600.0
 """How many finished uploads are remembered, and for how long, for callers whose answer was lost."""
+WRITE_BACK_BYTES = 16 * 1024 * 1024
+"""After so many bytes of an upload, the kernel begins to write them to the disk."""
 IDLE_SECONDS = 60.0
 """An upload that has been silent for this long gives its place to another one, and may still continue later."""
 LEFT_SECONDS = 7 * 86400.0
@@ -200,6 +203,9 @@ class Uploads:
             except OSError:
                 os.ftruncate(fd, size)
                 raise
+            now = size + len(new)
+            if now // WRITE_BACK_BYTES > size // WRITE_BACK_BYTES:
+                begin_write_back(fd, (size // WRITE_BACK_BYTES) * WRITE_BACK_BYTES, now)
             one, this = self._known(upload), identity(fd)
             if one.digest is not None and one.known == (this, size):
                 one.digest.update(new)
