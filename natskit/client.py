@@ -34,6 +34,7 @@ from natskit.bus.connection import Connection, OnStatus, Status, connect
 from natskit.bus.credentials import Creds, CredsText
 from natskit.bus.file_transfer import PATIENCE_SECONDS
 from natskit.bus.output_stream import GRANT_SECONDS, Reader
+from natskit.bus.payload import Pieces
 from natskit.bus.permissions import check_id, inbox_prefix
 from natskit.bus.request import request_with_data
 from natskit.bus.servers import NatsServers
@@ -307,7 +308,7 @@ class Client:
         check_id(project_id, "project_id")
 
         def exchange(
-            method: str, params: dict[str, Any], data: bytes, wait: float
+            method: str, params: dict[str, Any], data: bytes | Pieces, wait: float
         ) -> Awaitable[tuple[Any, memoryview]]:
             return self._exchange(f"projects.{project_id}.api", method, params, data, wait)
 
@@ -474,7 +475,7 @@ class Client:
         subject: str,
         method: str,
         params: dict[str, Any],
-        data: bytes,
+        data: bytes | Pieces,
         wait: float,
         *,
         is_patient: bool = True,

@@ -132,7 +132,8 @@ class Connection(NatsClient):
         """
         inbox = self.inbox_for(subject)
         if inbox.rpartition(".")[0] == self._inbox_prefix.decode():
-            return await self.request(subject, body, timeout=wait, headers=headers)
+            content: Any = body
+            return await self.request(subject, content, timeout=wait, headers=headers)
         answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
 
         async def arrived(message: Msg) -> None:
@@ -171,7 +172,8 @@ class Connection(NatsClient):
         """
         if headers and len(payload) + headers_size(headers) > self.max_payload:
             raise nats.errors.MaxPayloadError
-        await super().publish(subject, payload, reply, headers)
+        content: Any = payload
+        await super().publish(subject, content, reply, headers)
 
     async def _send_publish(
         self, subject: str, reply: str, payload: bytes | Pieces, payload_size: int, headers: dict[str, Any] | None
@@ -273,7 +275,7 @@ class Connection(NatsClient):
             await super()._connect_to_server(s)
         else:
             s.last_attempt = time.monotonic()
-            transport = TcpTransport()  # type: ignore[no-untyped-call]
+            transport = TcpTransport()
             await transport.connect(s.uri, DEFAULT_BUFFER_SIZE, CONNECT_TIMEOUT)
             self._transport = transport
 

@@ -1,15 +1,16 @@
 """Large messages without copies: a part of a file fills one.
 
-nats-py gathers what it receives in a buffer, and copies each message out of it twice. For large messages, that takes more
-processor time than the system calls. Here, the rest of a large message goes from the socket into the block that its
-reader gets. :class:`natskit.bus.payload.Pieces` does the same for messages that are sent.
+nats-py gathers what it receives in a buffer, and copies each message out of it twice. For large messages, that takes
+more processor time than the system calls. Here, the rest of a large message goes from the socket into the block that
+its reader gets. :class:`natskit.bus.payload.Pieces` does the same for messages that are sent.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from nats.protocol.parser import AWAITING_MSG_PAYLOAD, Parser, ProtocolError
+from nats.errors import ProtocolError
+from nats.protocol.parser import AWAITING_MSG_PAYLOAD, Parser
 
 from natskit.bus.payload import JSON_HEADER
 from natskit.bus.tcp_transport import TcpTransport

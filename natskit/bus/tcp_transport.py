@@ -103,8 +103,8 @@ class TcpTransport(NatsTcpTransport):
 
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:  # noqa: ARG002
         async with asyncio.timeout(min(connect_timeout, OPEN_TIMEOUT)):
-            loop = asyncio.get_running_loop()
-            transport, protocol = await loop.create_connection(_Protocol, uri.hostname, uri.port)
+            loop, host, port = asyncio.get_running_loop(), str(uri.hostname), int(uri.port or 4222)
+            transport, protocol = await loop.create_connection(_Protocol, host, port)
         self._use(transport, protocol)
         # nats-py keeps the plain transport, which would be closed with its last reference.
         self._bare_io_reader, self._bare_io_writer = self._io_reader, self._io_writer

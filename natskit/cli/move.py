@@ -356,8 +356,8 @@ class Move:
                 )
             if size > MOST_LIST_BYTES:
                 raise NatskitError(
-                    f"runner {self._names[runner]} lists paths of more than {MOST_LIST_BYTES:,} bytes together: shorten "
-                    "them, or pack files into archives, and repeat the command"
+                    f"runner {self._names[runner]} lists paths of more than {MOST_LIST_BYTES:,} bytes together: "
+                    "shorten them, or pack files into archives, and repeat the command"
                 )
             found += entries
             before, after = after, page["next"]

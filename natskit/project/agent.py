@@ -20,7 +20,7 @@ from nats.aio.msg import Msg
 from natskit import rpc
 from natskit.bus.connection import Connection, connect, log_status
 from natskit.bus.output_stream import HEADER_ROOM, MAX_WINDOW_BYTES, control_message
-from natskit.bus.payload import json_and_data, to_json, with_data
+from natskit.bus.payload import Pieces, json_and_data, to_json, with_data
 from natskit.bus.permissions import account_of_inbox, inbox_prefix, owner_of_inbox
 from natskit.bus.request import request
 from natskit.errors import NatskitError, SettingsError
@@ -357,7 +357,7 @@ class Agent:
                 if caller.stream.why_gone:
                     _remember(self._given_up, caller._stream_id, caller.stream.why_gone)
 
-    async def _reply(self, subject: str, body: bytes, headers: dict[str, str] | None = None) -> None:
+    async def _reply(self, subject: str, body: bytes | Pieces, headers: dict[str, str] | None = None) -> None:
         if subject:
             with contextlib.suppress(nats.errors.Error):
                 await self.connection.publish(subject, body, headers=headers)

@@ -243,8 +243,9 @@ def write_at(fd: int, data: bytes | memoryview, position: int) -> None:
 
 
 def begin_write_back(fd: int, begin: int, end: int) -> None:
-    """Have the kernel write a part of a file to the disk, without waiting for it. So an fsync at the end of a large file
-    takes no time. See sync_file_range(2); where it is missing or refused, only that fsync takes longer."""
+    """Have the kernel write a part of a file to the disk, without waiting for it: an fsync at the end is quick then.
+
+    Where sync_file_range(2) is missing or refused, that fsync takes longer."""
     if hasattr(_libc, "sync_file_range"):
         size = ctypes.c_int64(end - begin)
         _libc.sync_file_range(fd, ctypes.c_int64(begin), size, _SYNC_FILE_RANGE_WRITE)

@@ -61,7 +61,8 @@ class Tree:
 
     def page(self, after: str | None, room: int) -> tuple[list[Entry], str | None]:
         """The entries that come after a path, as many as fit into ``room`` bytes of JSON and at most
-        :data:`MOST_ENTRIES`, and the path of the last if there may be more. A folder comes before its content; names are sorted as bytes."""
+        :data:`MOST_ENTRIES`, and the path of the last if there may be more. A folder comes before its content; names
+        are sorted as bytes."""
         found: list[Entry] = []
         if after is None:
             found.append(self._entry(b"", os.fstat(self._top)))

@@ -416,7 +416,7 @@ def test_an_upload_whose_last_answer_is_lost_is_known_to_be_done(
     def said() -> tuple[int, str | None, str | None, str | None]:
         answer = http.head(address, headers={"Upload-Id": upload})
         names = "upload-offset", "upload-complete", "upload-version"
-        return answer.status_code, *(answer.headers.get(name) for name in names)  # type: ignore[return-value]
+        return answer.status_code, *(answer.headers.get(name) for name in names)
 
     wait_for(lambda: said() == (204, str(len(data)), "?1", version), "the upload is known to be done")
     rest = {"Upload-Id": upload, "Content-Range": f"bytes */{len(data)}"}
