@@ -164,6 +164,9 @@ ELSEWHERE = {
     "docs/how-to/jetstream.md#Change the key on a cluster": Elsewhere(
         {"natskit deploy", "natskit status", "ssh"}, reason="was measured by hand; takes the streams of a host away"
     ),
+    "docs/how-to/manage-hosts.md#Replace two of three nats-servers": Elsewhere(
+        {"natskit deploy", "natskit status", "ssh"}, reason=HOSTS
+    ),
     "docs/how-to/manage-hosts.md#Remove a host": Elsewhere({"ssh"}, reason=HOSTS),
     "docs/how-to/manage-hosts.md#Move a project to another runner": Elsewhere(
         {"natskit project move"}, test="tests/cluster/test_moves.py::test_a_project_moves_between_two_hosts"

@@ -67,6 +67,8 @@ def test_an_unknown_setting_near_to_nothing_says_where_they_all_are() -> None:
         ({"nats_lame_duck_duration": 10}, "nats_lame_duck_duration = 10: input should be greater than"),
         ({"nats_port": 4043}, "proxy_port and nats_port are both 4043: choose different ports"),
         ({"hub_port": 8221}, "nats_monitor_port"),
+        ({"hub_administrators": "ada"}, "hub_administrators[0] = 'ada': 'ada' is no e-mail address"),
+        ({"hub_administrators": "ada@example.org,bo b@x.org"}, "hub_administrators[1]"),
         ({"hub_session_sliding": 10, "hub_session_absolute": 9}, "hub_session_absolute must not be shorter"),
         ({"hub_password_memory": 7000}, "hub_password_memory = 7000: input should be greater than or equal to 7168"),
         (

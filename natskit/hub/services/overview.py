@@ -8,7 +8,6 @@ none can ask Prometheus.
 from __future__ import annotations
 
 import asyncio
-import base64
 import heapq
 import json
 import logging
@@ -43,8 +42,9 @@ MOST_PROJECTS = 200
 USES = ("cpu_seconds", "memory_bytes", "disk_bytes", "tasks")
 
 _SERVES = {"hub": "hub.admin", "keeper": "docs.account.project.method"}
-"""A subject that only programs of this role subscribe to: nats-server lists the connections that would get a message
-there (monitor.go, ``filter_subject``), so it need not list all browsers."""
+"""A subject to which only programs of this role may subscribe. nats-server lists the connections that would get a
+message there (monitor.go, ``filter_subject``): no other program is among them, whatever it calls itself, and no
+browser has to be listed."""
 
 
 class Overview:
@@ -118,17 +118,15 @@ class Overview:
         return sorted(map(_server, await self._ask_servers("$SYS.REQ.SERVER.PING", {})), key=lambda row: row["name"])
 
     async def _connected(self, role: str) -> list[dict[str, Any]]:
-        """The hubs, or the keepers, that are connected. nats-server has checked their JWTs, and a JWT says the role;
-        the name of a connection is only what its client calls itself."""
-        question = {"acc": self._account, "auth": True, "filter_subject": _SERVES[role]}
+        """The hubs, or the keepers, that are connected, by the oldest of their connections."""
+        question = {"acc": self._account, "filter_subject": _SERVES[role]}
         rows: dict[str, dict[str, Any]] = {}
         for answer in await self._ask_servers("$SYS.REQ.SERVER.PING.CONNZ", question):
             for each in (answer.get("data") or {}).get("connections") or ():
-                if _role_of(each.get("jwt", "")) == role:
-                    name = _program_of(each.get("name", ""))
-                    since = iso(datetime.fromisoformat(each["start"]).timestamp())
-                    row = {"role": role, "name": name, "nats_server": answer["server"]["name"], "since": since}
-                    rows[name] = min(row, rows.get(name, row), key=lambda one: one["since"])
+                name = _program_of(each.get("name", ""))
+                since = iso(datetime.fromisoformat(each["start"]).timestamp())
+                row = {"role": role, "name": name, "nats_server": answer["server"]["name"], "since": since}
+                rows[name] = min(row, rows.get(name, row), key=lambda one: one["since"])
         return [rows[name] for name in sorted(rows)]
 
     async def _ask_servers(self, subject: str, question: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -196,16 +194,6 @@ def _server(answer: dict[str, Any]) -> dict[str, Any]:
         "storage_limit_bytes": jetstream["config"]["max_storage"] if jetstream else None,
         "has_leader": bool(jetstream["meta"].get("leader")) if jetstream.get("meta") else None,
     }
-
-
-def _role_of(jwt: str) -> str:
-    """The name of a user JWT that nats-server has checked. An identity calls the users of programs by their roles, and
-    hubs call all others by a name with dots."""
-    payload = jwt.split(".")[1] if jwt.count(".") == 2 else ""
-    try:
-        return str(json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["name"])
-    except (ValueError, KeyError):
-        return ""
 
 
 def _program_of(connection: str) -> str:
