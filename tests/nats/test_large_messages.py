@@ -90,7 +90,7 @@ def test_every_size_arrives_as_it_was_sent(loop: str, servers: NatsServers) -> N
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_connection_that_breaks_within_a_large_message_comes_back(loop: str, tmp_path: Path) -> None:
-    port = free_port()
+    port, left = free_port(), 400_000
 
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Passes bytes on; the first connection ends within the message."""
@@ -100,10 +100,9 @@ def test_a_connection_that_breaks_within_a_large_message_comes_back(loop: str, t
         async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter, *, counts: bool) -> None:
             nonlocal left
             while data := await source.read(65_536):
-                if counts and left is not None:
+                if counts and left >= 0:
                     left -= len(data)
                     if left < 0:
-                        left = None
                         break
                 target.write(data)
                 await target.drain()
@@ -112,8 +111,6 @@ def test_a_connection_that_breaks_within_a_large_message_comes_back(loop: str, t
         pumps = pump(reader, forth, counts=False), pump(back, writer, counts=True)
         with contextlib.suppress(OSError):
             await asyncio.gather(*pumps)
-
-    left: int | None = 400_000
 
     async def work() -> None:
         relayed, heard = await asyncio.start_server(relay, "127.0.0.1", 0), asyncio.Queue[bytes]()
