@@ -483,7 +483,8 @@ class Client:
         """Send a request, with data after its JSON. Returns the result, and the data after that.
 
         Repeat the request if that is safe: after a lost answer to an idempotent method, after a moment without a
-        subscriber (if ``is_patient``), after a change of rights, or when the hub names a time to retry.
+        subscriber, after a change of rights, or when the hub names a time to retry. Without ``is_patient``, wait for
+        neither a subscriber nor a time.
         """
         body = rpc.encode_request(method, params, said_by=self._said_by if subject == "hub.admin" else "")
         back = asyncio.Event()
@@ -515,7 +516,7 @@ class Client:
                             b""
                         )  # the lost answer confirmed this deletion
                     seconds = _seconds_to_wait(error)
-                    if seconds is None or seconds > left:
+                    if seconds is None or seconds > left or not is_patient:
                         raise
                     await asyncio.sleep(seconds)
         finally:

@@ -418,7 +418,7 @@ class Document:
                 found = await self._ask("check")
                 if found["sequence"] > self.sequence:
                     self._note_behind()
-            except Exception as error:  # an answer that is none of a keeper must not end the looking
+            except Exception as error:  # an answer that did not come from a keeper must not end the looking
                 if not isinstance(error, NatskitError):
                     log.warning("document %s could not be compared: %r", self.document_id, error)
 

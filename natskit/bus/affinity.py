@@ -13,10 +13,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from natskit.errors import AbsentError, ConnectionLostError
+from natskit.rpc import RpcError
 
 KEEPER = "keeper"
 """The member of an answer that names the keeper to ask from now on."""
 MOST_DOCUMENTS = 1000
+SICK = ("unavailable", "internal_error")
+"""Errors of a keeper that something is wrong with: another one may do better."""
 
 
 class Affinity:
@@ -28,7 +31,8 @@ class Affinity:
     async def ask(self, subject: str, send: Callable[[str], Awaitable[Any]]) -> Any:
         """Send a request about a document to its keeper, or to any if none is known. ``send`` gets the subject.
 
-        If its keeper is not there, the request goes to any other one. Raises the errors of ``send``.
+        If its keeper is not there, or says that it can do nothing now, the request goes to any other one. Raises the
+        errors of ``send``.
         """
         keeper = self._keepers.get(subject)
         if keeper is not None:
@@ -39,6 +43,11 @@ class Affinity:
             except ConnectionLostError:
                 self._keepers.pop(subject, None)
                 raise
+            except RpcError as error:
+                if error.kind in SICK:
+                    self._keepers.pop(subject, None)
+                if error.kind != "unavailable":
+                    raise
         return self._noted(subject, await send(subject))
 
     def _noted(self, subject: str, answer: Any) -> Any:

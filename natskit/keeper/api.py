@@ -238,9 +238,10 @@ async def text(
     place, store = caller.place, caller.documents.store
     if sequence is not None:
         return _text_of(await caller.documents.moment(place, sequence), notebook)
-    if known and await store.update_until(place) == known:
+    newest = await store.update_until(place)
+    if known and newest == known:
         return {"sequence": known, "text": None}
-    async with caller.documents.use(place) as held:
+    async with caller.documents.use(place, newest) as held:
         return _text_of(held, notebook) if held.sequence != known else {"sequence": known, "text": None}
 
 

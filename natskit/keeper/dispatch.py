@@ -68,10 +68,10 @@ class Dispatcher:
     async def stop(self, seconds: float) -> None:
         """Take no more requests, and finish those taken."""
         await self._peers.leave()
-        with contextlib.suppress(nats.errors.Error, TimeoutError):
+        drains = [subscription.drain() for subscription in self._subscriptions]  # type: ignore[no-untyped-call]
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds / 2):
-                for subscription in self._subscriptions:
-                    await subscription.drain()  # type: ignore[no-untyped-call]
+                await asyncio.gather(*drains, return_exceptions=True)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
 

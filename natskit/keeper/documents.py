@@ -98,8 +98,9 @@ class Documents:
         await cancel([*self._snapshots.values(), *self._leaving])
 
     @asynccontextmanager
-    async def use(self, place: Place) -> AsyncIterator[Document]:
-        """The document, up to date as far as this keeper can know, for the caller alone.
+    async def use(self, place: Place, newest: int = 0) -> AsyncIterator[Document]:
+        """The document, up to date as far as this keeper can know, for the caller alone. ``newest`` is a sequence that
+        the caller knows of.
 
         Raises :class:`RpcError` if there is none, and :class:`StateError`.
         """
@@ -114,6 +115,8 @@ class Documents:
                         work.handled(document.snapshot_bytes + work.READ_FACTOR * document.bytes_since)
                     else:
                         await self._take_arrived(document)
+                        if document.sequence < newest:  # an event was missed
+                            await self._read_on(document)
                 except BaseException:
                     await self._forget(document)
                     raise
@@ -252,11 +255,16 @@ class Documents:
         return found
 
     async def was_thinned(self, place: Place, freed: int) -> None:
-        """So many bytes of a document's old history became free, and are the project's again. A new snapshot lets
-        keepers know that open the document later, if it takes less."""
+        """So many bytes of a document's old history became free, and are the project's again. The index of the newest
+        snapshot says so to keepers that open the document later."""
         async with self.use(place) as document:
             if freed > document.size:
                 await self._store_snapshot(document)
+            elif (found := await self.store.snapshot(place)) is not None:
+                own, head = found[0], json_text.read(found[1])
+                head["stored"] = max(0, int(head.get("stored", 0)) - freed)
+                with suppress(OvertakenError):  # another keeper has just stored one
+                    document.snapshot_sequence = await self.store.put(place.subject("snap"), json_text.write(head), own)
         await self.remove_if_gone(place)
 
     async def remove_if_gone(self, place: Place) -> bool:

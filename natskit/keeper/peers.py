@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import secrets
+from collections.abc import Callable
 
 import nats.errors
 from nats.aio.msg import Msg
@@ -26,10 +27,12 @@ class Peers:
     which the stream puts in order.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, is_well: Callable[[], bool]) -> None:
+        """``is_well`` says whether this keeper can do its work now."""
         self.own = secrets.token_hex(6)
         """This keeper's id: a new one with each start, so that nobody is sent to one that does not listen yet."""
-        self._connection = connection
+        self._connection, self._is_well = connection, is_well
+        self._takes_requests = False
         self._heard: dict[str, float] = {}
         """When each of the others was heard of, in the seconds of the event loop."""
 
@@ -39,13 +42,15 @@ class Peers:
 
     async def beat(self) -> None:
         """Say that this keeper is there, until cancelled."""
+        self._takes_requests = True
         while True:
             await self._say()
             await asyncio.sleep(BEAT_SECONDS)
 
     async def leave(self) -> None:
         """Say that this keeper takes no more requests."""
-        await self._say(GOING)
+        self._takes_requests = False
+        await self._publish(GOING)
 
     def preferred(self, document: str) -> str:
         """The id of the keeper that is to be asked about a document."""
@@ -56,7 +61,11 @@ class Peers:
             (self.own, *self._heard), key=lambda keeper: hashlib.sha256(f"{keeper}.{document}".encode()).digest()
         )
 
-    async def _say(self, what: bytes = b"") -> None:
+    async def _say(self) -> None:
+        if self._takes_requests and self._is_well():
+            await self._publish(b"")
+
+    async def _publish(self, what: bytes) -> None:
         with contextlib.suppress(nats.errors.Error):  # it is said again
             await self._connection.publish(f"keepers.{self.own}", what)
 

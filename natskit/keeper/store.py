@@ -191,12 +191,13 @@ class Store:
         """The streams may have been restored from a backup."""
         self._pages.clear()
 
-    async def purge_until(self, place: Place, until: int) -> int:
-        """Remove the updates up to a sequence from the disks, which are in pages, and all but the newest snapshot of
-        that time. Returns how many bytes the snapshots had. Raises :class:`StateError`."""
-        await self._purge_before(place, place.subject("doc"), until + 1)
+    async def purge_until(self, place: Place, until: int, size: int) -> int:
+        """Remove the updates up to a sequence from the disks, ``size`` bytes that are in pages, and all but the newest
+        snapshot of that time. Returns how many bytes became free; nothing for what another keeper has just removed.
+        Raises :class:`StateError`."""
+        free = size if await self._purge_before(place, place.subject("doc"), until + 1) else 0
         if (found := await self.snapshot(place, until)) is None:
-            return 0
+            return free
         own, head = found
         parts: list[int] = json.loads(head)["parts"]
         freed, last, more = 0, 0, True
@@ -207,11 +208,13 @@ class Store:
                 freed += int(json.loads(message.data)["bytes"]) if last < own else 0
             more = more and last < own
         await self._purge_before(place, place.subject("snap"), own)
-        await self._purge_before(place, f"{place.subject('snap')}.*", min([own, *parts]))
-        return freed
+        removed = await self._purge_before(place, f"{place.subject('snap')}.*", min([own, *parts]))
+        return free + (freed if removed else 0)
 
-    async def _purge_before(self, place: Place, subject: str, sequence: int) -> None:
-        await api(self.connection, f"STREAM.PURGE.{place.stream}", {"filter": subject, "seq": sequence})
+    async def _purge_before(self, place: Place, subject: str, sequence: int) -> int:
+        """Returns how many messages this has removed."""
+        answer = await api(self.connection, f"STREAM.PURGE.{place.stream}", {"filter": subject, "seq": sequence})
+        return int(answer.get("purged", 0))
 
     async def projects(self) -> list[str]:
         """The projects that have documents. Raises :class:`StateError`."""

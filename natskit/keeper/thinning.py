@@ -119,9 +119,17 @@ class Thinning:
         span = SPANS[retention.keep]
         before = (round(self._clock() * 1000) - retention.days * DAY) // span * span
         done = Thinned()
+        try:
+            await self._thin_out(place, before, span, done)
+        finally:
+            if done.freed:
+                await self._documents.was_thinned(place, done.freed)
+        return done
+
+    async def _thin_out(self, place: Place, before: int, span: int, done: Thinned) -> None:
         first = await self._store.first_update(place)
         if first is None or first.time >= before:
-            return done
+            return
         fence, page = await self._store.newest(place, place.pages)
         until = thinned.bounds(page)[1] if page else 0
         if first.sequence <= until:  # a keeper died before it purged them
@@ -146,9 +154,6 @@ class Thinning:
         if pending:
             merger.check()
             await self._keep(place, fence, until, pending, merged, done)
-        if done.updates:
-            await self._documents.was_thinned(place, done.freed)
-        return done
 
     @property
     def _page_bytes(self) -> int:
@@ -194,35 +199,50 @@ class Thinning:
         page = thinned.write(after, updates)
         until = updates[-1].sequence
         async with self._documents.use(place) as document:  # so that its bytes are known before any are purged
-            kept = {update.sequence for update in updates}
-            marks = json_text.read((await self._store.newest(place, place.subject("mark")))[1] or b"[]")
-            if any(after < mark["sequence"] <= until and mark["sequence"] not in kept for mark in marks):
+            if await self._named_within(place, page):
                 raise OvertakenError("a moment was named meanwhile")
             fence = await self._store.put(place.pages, page, fence)
             if await self._documents.remove_if_gone(place):
                 raise OvertakenError("the document was deleted meanwhile")
-            freed = merged + await self._store.purge_until(place, until) - len(page) - RECORD_OVERHEAD
+            # Who names a moment stores the name, and looks then whether a page has it. So one of both sees the other.
+            await self._check_names(place, page)
+            freed = await self._store.purge_until(place, until, merged) - len(page) - RECORD_OVERHEAD
             await self._account(document, freed, done)
         return fence, until
+
+    async def _named_within(self, place: Place, page: bytes) -> list[int]:
+        """The updates that have a name, and that a page has merged with later ones."""
+        after, until = thinned.bounds(page)
+        kept = {update.sequence for update in thinned.read(page)}
+        marks = json_text.read((await self._store.newest(place, place.subject("mark")))[1] or b"[]")
+        return [
+            mark["sequence"] for mark in marks if after < mark["sequence"] <= until and mark["sequence"] not in kept
+        ]
+
+    async def _check_names(self, place: Place, page: bytes) -> None:
+        """Raises :class:`StateError` if updates that a stored page has must stay, and so must all later ones."""
+        if named := await self._named_within(place, page):
+            raise StateError(f"update {named[0]} got a name while it was merged: remove its name")
 
     async def _purge_left(self, place: Place, page: bytes, until: int, done: Thinned) -> None:
         """Purge the updates that the newest page has."""
         async with self._documents.use(place) as document:
+            await self._check_names(place, page)
             merged, after, more = 0, thinned.bounds(page)[0], True
             while more and after < until:
                 updates, more = await self._store.stored(place, after, until)
                 merged += sum(len(update.update) + RECORD_OVERHEAD for update in updates)
                 after = updates[-1].sequence if updates else until
-            freed = merged + await self._store.purge_until(place, until) - len(page) - RECORD_OVERHEAD
+            freed = await self._store.purge_until(place, until, merged) - len(page) - RECORD_OVERHEAD
             await self._account(document, freed, done)
 
     async def _account(self, document: Document, freed: int, done: Thinned) -> None:
-        """What became free is the project's again."""
-        place, given = document.place, max(0, freed)
+        """What became free is the project's again; what more is taken, below zero, is not."""
+        place = document.place
 
         def give_back(all_: paths.Paths) -> bool:
             if (entry := all_.documents.get(place.document)) is not None:
-                entry.reserved = max(paths.FIRST_BYTES, entry.reserved - given)
+                entry.reserved = max(paths.FIRST_BYTES, entry.reserved - freed)
             return entry is not None
 
         if not await paths.change(self._store, place.project, give_back):

@@ -361,7 +361,12 @@ async def test_a_snapshot_is_stored_only_if_it_takes_less(site: Site) -> None:
     newest = await old.documents.store.snapshot(old.place)
     done = await Thinning(old.documents, later()).thin_out(old.place, Retention(1, "hour"))
     assert 0 < done.freed < 200_000
-    assert await old.documents.store.snapshot(old.place) == newest
+    found = await old.documents.store.snapshot(old.place)
+    assert newest is not None
+    assert found is not None
+    before, after = json.loads(newest[1]), json.loads(found[1])
+    assert after == before | {"stored": before["stored"] - done.freed}, "the same snapshot, and what is stored now"
+    assert await counted(await keeper(site), old.place) == await stored(old), "by a keeper that opens it later"
     small = await past(site, seed=13)
     await has_snapshots(small)
     newest = await small.documents.store.snapshot(small.place)
@@ -378,11 +383,11 @@ async def test_what_became_free_is_counted_though_the_keeper_dies(site: Site, mo
     monkeypatch.setattr(thinning, "PAGE_BYTES", 6000)
     purge, purges = store.purge_until, list[int]()
 
-    async def die_at_the_third(place: Place, until: int) -> int:
+    async def die_at_the_third(place: Place, until: int, size: int) -> int:
         purges.append(until)
         if len(purges) == 3:
             raise StateError("killed")
-        return await purge(place, until)
+        return await purge(place, until, size)
 
     with monkeypatch.context() as patch:
         patch.setattr(store, "purge_until", die_at_the_third)
@@ -496,15 +501,80 @@ async def test_a_moment_that_is_named_meanwhile_stays(site: Site, monkeypatch: p
             await Thinning(old.documents, later()).thin_out(old.place, Retention(1, "minute"))
     assert await old.text_at(sequence=late) == old.texts[late]
 
-    async def named_before_the_purge(place: Place, until: int) -> int:
+    async def named_before_the_purge(place: Place, until: int, size: int) -> int:
         with pytest.raises(RpcError, match="thinned out meanwhile"):
             await old.ask("name_version", sequence=late, name="late")
-        return await purge(place, until)
+        return await purge(place, until, size)
 
     monkeypatch.setattr(store, "purge_until", named_before_the_purge)
     await Thinning(old.documents, later()).thin_out(old.place, Retention(1, "minute"))
     assert await old.text_at(sequence=named) == old.texts[named]
     assert [version["name"] for version in (await old.ask("history"))["versions"]] == ["kept"]
+
+
+async def test_a_moment_that_is_named_while_a_page_is_on_its_way_stays(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name was accepted before the page was there: nothing is purged while it has that name."""
+    old = await past(site, seed=21, each_minute=4)
+    store, sequences = old.documents.store, list(old.texts)
+    named, put, thinning_ = sequences[101], store.put, Thinning(old.documents, later())
+
+    async def named_first(subject: str, payload: bytes, expected: int | None, **options: bool) -> int:
+        if subject == old.place.pages:
+            await old.ask("name_version", sequence=named, name="kept")
+        return await put(subject, payload, expected, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "put", named_first)
+        with pytest.raises(StateError, match=f"update {named} got a name while it was merged"):
+            await thinning_.thin_out(old.place, Retention(1, "minute"))
+    with pytest.raises(StateError, match="remove its name"):
+        await thinning_.thin_out(old.place, Retention(1, "minute"))
+    assert await old.text_at(sequence=named) == old.texts[named]
+    await old.ask("name_version", sequence=named, name="")
+    assert (await thinning_.thin_out(old.place, Retention(1, "minute"))).freed > 0
+    with pytest.raises(RpcError, match=f"no update {named}"):
+        await old.text_at(sequence=named)
+
+
+async def test_what_does_not_become_free_is_not_given_back(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One minute that has more than fits into a page: pages come before what they make free."""
+    old = await past(site, seed=22, each_minute=1)
+    typed = Doc[Any]()
+    typed.apply_update((await old.replayed()).get_update())
+    for number in range(12):
+        before = typed.get_state()
+        typed.get("text", type=Text).insert(0, random.Random(number).randbytes(20_000).hex())
+        time = START + DAY + number + (DAY if number == 11 else 0)
+        update = Update(old.owner.account, typed.client_id, number + 1, 0, time, typed.get_update(before))
+        await old.documents.update(old.place, update)
+    await has_snapshots(old)
+    monkeypatch.setattr(thinning, "PAGE_BYTES", 50_000)
+    monkeypatch.setattr(old.documents.store.connection, "_max_payload", 100_000)
+    before_ = await reserved(old)
+    done = await Thinning(old.documents, later()).thin_out(old.place, Retention(1, "minute"))
+    assert await reserved(old) == before_ - done.freed
+    assert await counted(old.documents, old.place) == await stored(old)
+
+
+async def test_two_keepers_that_thin_out_count_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One goes on with what the other has stored and not yet purged."""
+    old = await past(site, seed=23, each_minute=4)
+    await has_snapshots(old)
+    other = await keeper(site)
+    store, before, purge = old.documents.store, await reserved(old), old.documents.store.purge_until
+    freed: list[int] = []
+
+    async def after_the_other(place: Place, until: int, size: int) -> int:
+        freed.append((await Thinning(other, later()).thin_out(place, Retention(1, "minute"))).freed)
+        return await purge(place, until, size)
+
+    monkeypatch.setattr(store, "purge_until", after_the_other)
+    freed.append((await Thinning(old.documents, later()).thin_out(old.place, Retention(1, "minute"))).freed)
+    assert freed[0] > 0 > freed[1], "a page is charged by both, since neither knows of the other"
+    assert await reserved(old) == before - sum(freed)
+    await other.close()
 
 
 async def test_a_moment_is_found_in_many_pages(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -213,11 +213,12 @@ class Bound:
             await self._say_how_slow(pause)
             self.look(pause)
             return True
+        # Not what is heard of while the answer is on its way: a document that is busy is not one that lags.
+        newest = max(self.sequence, base.sequence if base is not None and is_old else 0)
         found = await self._project.ask(
             self.document, "text", known=base.sequence if base and is_old else 0, **self._kind
         )
-        newest = max(self.sequence, base.sequence if base is not None and is_old else 0)
-        if found["sequence"] < newest and self._is_lagging():
+        if found["sequence"] < newest and self._is_lagging(found["sequence"]):
             return True
         self._older = 0
         if found["text"] is None:
@@ -243,15 +244,18 @@ class Bound:
             f"the file {self.path} is empty, and the document has a notebook: write the file again, or remove it",
         )
 
-    def _is_lagging(self) -> bool:
-        """Whether to wait for a document that is older than its file or than an event: a replica may be behind.
+    def _is_lagging(self, sequence: int) -> bool:
+        """Whether to wait for a document that is at a ``sequence``, older than its file or than an event: a replica may
+        be behind.
 
-        If it stays so, the streams were restored from a backup, and the file has what was written since. Then nobody
-        knows what both have in common, and they are merged.
+        If it stays so, the streams were restored from a backup. What was written since, the file may have. If it has,
+        nobody knows what both have in common, and they are merged.
         """
         self._older += 1
         if self._older > MOST_OLDER:
-            self._base, self.sequence = None, 0
+            self.sequence = sequence
+            if self._base is not None and not 0 < self._base.sequence <= sequence:
+                self._base = None
             return False
         self.look(min(SETTLE_SECONDS * 2**self._older, AGAIN_SECONDS))
         return True
@@ -307,7 +311,7 @@ class Bound:
         async with self._project.writing:
             is_done = await asyncio.to_thread(text_file.write, self._project.home, self.path, data, before)
         if not is_done:  # it may have been there for a moment, in which a program read it
-            self._recent.append((time.time(), Base(text, sequence, _digest(text), version_of(data))))
+            self._remember(Base(text, sequence, _digest(text), version_of(data)))
             return False
         return await self._agree(text, sequence, version_of(data))
 
@@ -337,11 +341,15 @@ class Bound:
             self._pace.took(time.time(), _sizes_of_changes(mine, file.text)[0])
 
     def _replace_base(self, base: Base) -> None:
-        now = time.time()
         if self._base is not None and self._base.text not in (None, base.text):
-            recent = [(when, old) for when, old in self._recent if now - when < FORGET_SECONDS]
-            self._recent = [*recent, (now, self._base)][-MOST_RECENT:]
+            self._remember(self._base)
         self._base = base
+
+    def _remember(self, base: Base) -> None:
+        """A program may have read this, and not yet replaced it."""
+        now = time.time()
+        recent = [(when, old) for when, old in self._recent if now - when < FORGET_SECONDS]
+        self._recent = [*recent, (now, base)][-MOST_RECENT:]
 
     def _read_by_program(self, base: Base, file: TextFile) -> Base:
         """What the program had read that wrote a file: one such as ``sed`` reads it, and replaces it later.

@@ -112,6 +112,9 @@ const ASKED = /** @type {Record<string, [string, string]>} */ ({
   projects: ["the project", "is it started?"],
 });
 
+/** Errors of a keeper that something is wrong with: another one may do better. */
+const SICK = new Set(["unavailable", "internal_error"]);
+
 /** Of how many documents a client remembers the keeper. */
 const MOST_KEEPERS = 1000;
 
@@ -588,6 +591,7 @@ export class Client {
         if (subject.startsWith("docs.")) this.#noteKeeper(subject, result);
         return { result, data: answer.data.subarray(json) };
       } catch (error) {
+        if (error instanceof NatskitError && SICK.has(error.kind)) this.#keepers.delete(subject);
         const wait = secondsToWait(error) * 1000;
         if (!wait || Date.now() + wait > deadline) throw error;
         await pause(wait);
