@@ -57,7 +57,7 @@ def _large(stage: Stage, here: Path) -> Iterator[Row]:
     session = ["--cookie", stage.site.sign_in(stage.world.email_a, stage.world.password).cookie]
     session += ["--cacert", stage.site.ca_file, "--header", f"Origin: {stage.site.url}"]
     command = [NATSKIT, "--platform", str(stage.site.root), "cp", "--quiet"]
-    memory = Memory(stage)
+    memory, shares = Memory(stage), list[str]()
     with _nginx(stage, here) as bare:
         down = ["--insecure", "--output", str(here / "down"), f"{bare}/big"]
         up = ["--insecure", "--upload-file", str(here / "big"), f"{bare}/received"]
@@ -67,7 +67,9 @@ def _large(stage: Stage, here: Path) -> Iterator[Row]:
             ("natskit cp, up", CP_AIM, [*command, str(here / "big"), f"{project}:big"], up),
             ("natskit cp, down", CP_AIM, [*command, f"{project}:big", str(here / "down")], down),
         ):
+            used = Used(stage)
             mine, other = _in_turn(stage.rounds, ours, _curl(*theirs))
+            shares.append(f"{what}: {used.since(stage.rounds)}")
             yield Row(
                 "14",
                 f"{what}, of {SIZE // MIB:,} MiB, against nginx",
@@ -77,6 +79,15 @@ def _large(stage: Stage, here: Path) -> Iterator[Row]:
                 other / mine >= aim,
                 METHOD,
             )
+    yield Row(
+        "14",
+        f"processor time for {SIZE // MIB:,} MiB, without the client",
+        None,
+        "; ".join(shares),
+        "",
+        None,
+        "user and system time of each process, from /proc/PID/stat, mean of the rounds",
+    )
     peaks = memory.peaks()
     yield Row(
         "14",
@@ -106,6 +117,40 @@ class Memory:
     def peaks(self) -> tuple[int, int]:
         """Bytes of the agent, and of the larger hub."""
         return max(map(_peak, self._agents)), max(map(_peak, self._hubs))
+
+
+class Used:
+    """The processor time that each part of the platform uses from now on."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._root, self._project = str(stage.site.root), stage.world.names["p"]
+        self._before = self._seconds()
+
+    def since(self, rounds: int) -> str:
+        """What it has been, in seconds for each round."""
+        now = self._seconds()
+        return ", ".join(f"{part} {(now[part] - self._before[part]) / rounds:.2f} s" for part in now)
+
+    def _seconds(self) -> dict[str, float]:
+        found = {"proxy": 0.0, "hubs": 0.0, "nats-server": 0.0, "agent": 0.0}
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                state = (process / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            part = self._part(" ".join(_words(process) + _words(Path("/proc", state[1]))))
+            if part:
+                found[part] += (int(state[11]) + int(state[12])) / os.sysconf("SC_CLK_TCK")
+        return found
+
+    def _part(self, words: str) -> str | None:
+        """What a process belongs to, by its command line and that of its parent."""
+        if "natskit.project" in words and self._project in words:
+            return "agent"
+        if self._root not in words:
+            return None
+        marks = {"natskit.hub": "hubs", "nats-server": "nats-server", "nginx": "proxy"}
+        return next((part for mark, part in marks.items() if mark in words), None)
 
 
 def _words(process: Path) -> list[str]:
