@@ -8,12 +8,14 @@ from typing import Any
 from natskit.backup import sealing, stream_snapshot
 from natskit.backup.manifest import StreamEntry
 from natskit.backup.sealing import BackupKey
-from natskit.backup.stream_snapshot import Snapshot
+from natskit.backup.stream_snapshot import Snapshot, UnansweredError
 from natskit.bus.connection import Connection
 from natskit.bus.jetstream import STREAM_NOT_FOUND, JetStreamError, api
 from natskit.errors import BackupError
 
 READ_SECONDS = 10.0
+ATTEMPTS = 3
+"""On a busy machine, this command may be too slow once for nats-server, which waits 5 s for each piece."""
 
 _LIFTED = ("max_age", "subject_delete_marker_ttl")
 """Settings by which a restored stream changes at once: with ``max_age`` an old one is empty a second later, and markers
@@ -39,13 +41,19 @@ async def restore(
 
     There must be no stream of this name. Raises :class:`BackupError`; then nothing is left of the stream.
     """
-    try:
-        content = sealing.pieces(folder, entry.content, key)
-        await stream_snapshot.put(connection, Snapshot(config, entry.state), content)
-        await compare(connection, entry)
-    except BaseException:
-        await delete(connection, entry.name)
-        raise
+    left = ATTEMPTS
+    while left:
+        left -= 1
+        try:
+            content = sealing.pieces(folder, entry.content, key)
+            await stream_snapshot.put(connection, Snapshot(config, entry.state), content)
+            await compare(connection, entry)
+        except BaseException as error:
+            await delete(connection, entry.name)
+            if not left or not isinstance(error, UnansweredError):
+                raise
+        else:
+            return
 
 
 async def compare(connection: Connection, entry: StreamEntry) -> None:

@@ -17,7 +17,7 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from natskit.bus.connection import Connection
-from natskit.bus.jetstream import JetStreamError, api
+from natskit.bus.jetstream import JetStreamError, SilenceError, api
 from natskit.errors import BackupError
 
 CHUNK_BYTES = 128 * 1024
@@ -31,6 +31,10 @@ SILENCE_SECONDS = 15.0
 END_SECONDS = 300.0
 """Until nats-server has unpacked a restored stream and read it."""
 LIST_SECONDS = 10.0
+
+
+class UnansweredError(BackupError):
+    """nats-server did not answer, or gave up on a restore since the next piece came too slowly."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,8 @@ async def put(connection: Connection, snapshot: Snapshot, pieces: AsyncIterator[
     """Make a stream from a snapshot, and return nats-server's description. There must be no stream of this name.
 
     After an error, nats-server may have a part of the stream, which takes writes and looks healthy: delete it
-    (findings/nats-server-failed-restore-leaves-a-stream.sh). Raises :class:`BackupError`.
+    (findings/nats-server-failed-restore-leaves-a-stream.sh). Raises :class:`BackupError`, and
+    :class:`UnansweredError`.
     """
     name = snapshot.config["name"]
     try:
@@ -123,8 +128,9 @@ async def put(connection: Connection, snapshot: Snapshot, pieces: AsyncIterator[
         _refuse_error(name, made)
     except JetStreamError as error:
         raise BackupError(f"stream {name}: {error}") from None
-    except nats.errors.Error as error:
-        raise BackupError(f"stream {name}: nats-server does not answer ({type(error).__name__}): try again") from None
+    except (SilenceError, nats.errors.Error) as error:
+        why = str(error) or type(error).__name__
+        raise UnansweredError(f"stream {name}: nats-server does not answer ({why}): try again") from None
     return made
 
 

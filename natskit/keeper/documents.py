@@ -120,6 +120,8 @@ class Documents:
                 except BaseException:
                     await self._forget(document)
                     raise
+                if self._open.get(place) is not document:
+                    continue  # the connection was lost meanwhile, and it was forgotten
                 self._open.move_to_end(place)
                 yield document
                 return

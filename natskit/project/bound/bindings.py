@@ -32,7 +32,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Between two attempts to read the list of documents: a platform may have no keepers."""
 POLL_SECONDS, SLOW_POLL_SECONDS = 1.0, 15.0
 """How often files are looked at in folders that cannot be watched, and all others: a link's target may have changed."""
-REMEMBER_SECONDS = 1.0
+REMEMBER_SHARE = 20
+"""What document and file have in common is written down at once, and not again before so many times as long as that
+took. What was not yet written when the agent is killed is merged as if it had been changed meanwhile."""
 TELL_SECONDS = 10.0
 """How often a problem is told: who opens the document later hears of it too."""
 MOST_TOLD = 32
@@ -51,7 +53,8 @@ class Bindings:
         self._keepers = Affinity()
         self._bound: dict[str, Bound] = {}
         self._entries: dict[str, Entry] = {}
-        self._is_remembered = True
+        self._news = asyncio.Event()
+        """Something is to be remembered."""
         self._watches = Watches(self._on_files, FOREVER)
         self._folders: dict[str, str] = {}
         """The watched folders, by the watch."""
@@ -97,7 +100,7 @@ class Bindings:
         """Remember what a document and its file have in common, soon on the disk too."""
         if document in self._bound and self._entries.get(document) != entry:
             self._entries[document] = entry
-            self._is_remembered = False
+            self._news.set()
 
     async def tell(self, bound: Bound) -> None:
         """Tell who has the document open of its problem, or that it is over."""
@@ -135,7 +138,7 @@ class Bindings:
             self._bound.pop(document).close()
         for document in self._entries.keys() - paths.keys():
             del self._entries[document]
-            self._is_remembered = False
+            self._news.set()
         # Those that were bound before come first, so that a limit that is reached leaves out the new ones.
         left_out: list[str] = []
         for document in sorted(paths, key=lambda document: (document not in self._entries, paths[document])):
@@ -225,14 +228,17 @@ class Bindings:
     # ---- what is kept, and told
 
     async def _remember(self) -> None:
+        clock = asyncio.get_running_loop().time
         while True:
-            await asyncio.sleep(REMEMBER_SECONDS)
+            await self._news.wait()
+            began = clock()
             await self._save()
+            await asyncio.sleep(REMEMBER_SHARE * (clock() - began))
 
     async def _save(self) -> None:
-        if self._is_remembered:
+        if not self._news.is_set():
             return
-        self._is_remembered = True
+        self._news.clear()
         try:
             await asyncio.to_thread(record.save, self.home, dict(self._entries))
         except RpcError as error:
