@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from nats.aio.subscription import Subscription
 from pycrdt import Doc, Text, TransactionEvent
 
 from natskit import json_text, notebook, notebook_text
@@ -85,6 +86,8 @@ class Document:
     reserved: int = 0
     """How many that may be before the project's limit is asked again (:mod:`natskit.keeper.paths`)."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    events: Subscription | None = None
+    """Tells of stored updates."""
     is_loaded: bool = False
     is_behind: bool = False
     """Whether a stored update may be missing, of which no event told."""

@@ -19,7 +19,6 @@ from typing import Any
 
 import nats.errors
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 
 from natskit import json_text
 from natskit.bus import yjs_format
@@ -87,7 +86,6 @@ class Documents:
         self.rate = Rate(program.account_bytes)
         self._program = program
         self._open: OrderedDict[Place, Document] = OrderedDict()
-        self._events: dict[Place, Subscription] = {}
         self._snapshots: dict[Place, asyncio.Task[None]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._ignore_reconnects = store.connection.on_reconnect(self._begin_anew)
@@ -120,8 +118,9 @@ class Documents:
                 except BaseException:
                     await self._forget(document)
                     raise
-                if self._open.get(place) is not document:
-                    continue  # the connection was lost meanwhile, and it was forgotten
+                if self._open.get(place) is not document:  # the connection was lost meanwhile
+                    await self._forget(document)
+                    continue
                 self._open.move_to_end(place)
                 yield document
                 return
@@ -438,16 +437,16 @@ class Documents:
                 document.is_behind = True
 
         subject = f"events.project.{place.project}.doc.{place.document}"
-        self._events[place] = await self.store.connection.subscribe(subject, cb=arrived)
+        document.events = await self.store.connection.subscribe(subject, cb=arrived)
         await self.store.connection.flush()
 
     async def _forget(self, document: Document) -> None:
         if self._open.get(document.place) is document:
             del self._open[document.place]
-            subscription = self._events.pop(document.place, None)
-            if subscription is not None:
-                with suppress(nats.errors.Error):
-                    await subscription.unsubscribe()
+        subscription, document.events = document.events, None
+        if subscription is not None:
+            with suppress(nats.errors.Error):
+                await subscription.unsubscribe()
 
     async def _make_room(self) -> None:
         """Forget the documents that were not used for the longest time, until the others fit."""

@@ -259,5 +259,6 @@ def _check(story: Story, seat: Seat, operator: Client, documents: list[Document]
     assert str(replayed.get("text", type=Text)) == text
     assert first == story.words | story.removed, "each word is the author's own"
     story.done["updates"] += len(updates)
-    logs = "".join(log.read_text() for log in story.site.root.glob("keeper-*/*.log"))
+    logs = "".join(log.read_text() for log in (story.site.root / "log").glob("keeper-*.log"))
+    assert "is ready" in logs
     assert "internal error" not in logs, logs[-4000:]
