@@ -9,6 +9,7 @@ from pathlib import Path
 
 from natskit.backup.manifest import age_of
 from natskit.backup.record import FILE, Record
+from natskit.backup.remote_target import PREFIX
 from natskit.doctor.finding import Finding
 
 OLD, UNVERIFIED = timedelta(hours=36), timedelta(days=9)
@@ -29,7 +30,7 @@ def old(platform: Path, now: datetime) -> Iterator[Finding]:
         )
         return
     target = shlex.quote(found.target)
-    if not Path(found.target).is_dir():
+    if not found.target.startswith(PREFIX) and not Path(found.target).is_dir():
         yield Finding(
             "broken",
             "the folder with all backups is gone",
@@ -42,6 +43,13 @@ def old(platform: Path, now: datetime) -> Iterator[Finding]:
             "the last backup is old",
             f"it was begun {age_of(found.begun, now)} ago: what was written since would be lost",
             f"natskit backup create --target {target}",
+        )
+    if found.lacks:
+        yield Finding(
+            "soon",
+            "the last backup is not complete",
+            f"it lacks {found.lacks}",
+            f"natskit backup create --target {target}, when all runners answer; it names what it cannot read",
         )
     if found.verified is None or now - found.verified > UNVERIFIED:
         ago = f"{age_of(found.verified, now)} ago" if found.verified else "never"

@@ -344,6 +344,8 @@ def test_backups_that_are_old_untried_or_gone(tmp_path: Path) -> None:
     assert whats(begun=now - timedelta(hours=37)) == ["the last backup is old"]
     assert whats(verified=None) == ["the backups are not tried"]
     assert whats(verified=now - timedelta(days=10)) == ["the backups are not tried"]
+    assert whats(lacks={"runners": ["two"], "projects": 0, "files": 3}) == ["the last backup is not complete"]
+    assert whats(target="rclone:elsewhere:backups") == []
     assert whats(target=str(tmp_path / "gone")) == ["the folder with all backups is gone"]
     (tmp_path / FILE).write_text("{")
     assert [one.what for one in backups.old(tmp_path, now)] == ["it is not known when the last backup was taken"]
