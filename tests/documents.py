@@ -165,7 +165,7 @@ ELSEWHERE = {
         {"natskit deploy", "natskit status", "ssh"}, reason="was measured by hand; takes the streams of a host away"
     ),
     "docs/how-to/manage-hosts.md#Replace two of three nats-servers": Elsewhere(
-        {"natskit deploy", "natskit status", "ssh"}, reason=HOSTS
+        {"natskit deploy", "natskit account list", "natskit status", "ssh"}, reason=HOSTS
     ),
     "docs/how-to/manage-hosts.md#Remove a host": Elsewhere({"ssh"}, reason=HOSTS),
     "docs/how-to/manage-hosts.md#Move a project to another runner": Elsewhere(

@@ -24,6 +24,8 @@ class Replica:
         self.texts = list(texts)
         self.asked: Callable[[], None] = lambda: None
         self.edits: list[dict[str, Any]] = []
+        self.edited = (0, "")
+        """What the document is after an edit."""
         self.agreed: list[int] = []
         """The sequences at which document and file were the same."""
 
@@ -32,7 +34,8 @@ class Replica:
         self.asked()
         if method == "edit":
             self.edits.append(params)
-            return {"sequence": self.texts[0][0]}
+            self.texts = [self.edited]
+            return {"sequence": self.edited[0]}
         if wanted := params.get("sequence"):
             return {"sequence": wanted, "text": dict(self.texts)[wanted]}
         sequence, text = self.texts.pop(0) if len(self.texts) > 1 else self.texts[0]
@@ -78,11 +81,12 @@ async def test_streams_that_were_restored_are_behind_for_good(tmp_path: Path) ->
     bound = Bound(replica, "d", "f.md", None)
     bound.look(0)
     await eventually(lambda: replica.agreed == [5], "both are the same", 10)
-    replica.texts = [(3, "one\n")]
+    replica.texts, replica.edited = [(3, "one\n")], (4, "one\ntwo\n")
     bound.was_edited(7)
     await eventually(lambda: replica.edits, "the agent brings what the file has into the document", 60)
     assert replica.edits[0]["sequence"] == 3
     assert [change.text for change in replica.edits[0]["changes"]] == ["two\n"]
+    await eventually(partial(_last_is, replica.agreed, 4), "both are the same again", 10)
     assert file.read_text() == "one\ntwo\n"
     await ended(bound)
 
