@@ -14,6 +14,7 @@ import tempfile
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from natskit.client import Client, Execution
 from natskit.errors import ConnectionLostError
 from natskit.project.agent import Agent
 from natskit.project.api import natskit_project
+from natskit.project.command import Command
 from natskit.project.config import ProjectProgram
 from natskit.rpc import RpcError
 from tests.kit.wait import eventually
@@ -337,8 +339,13 @@ async def test_a_restarted_agent_does_not_know_the_stream(
             await run.output()
         assert caught.value.kind == "not_found"
         for _, command in found.values():
-            assert command is not None
+            assert isinstance(command, Command)
             command.kill()
+            await eventually(partial(_has_ended, command), "it has ended")
+
+
+def _has_ended(command: Command) -> bool:
+    return command._process.returncode is not None
 
 
 async def test_too_many_commands(server: Server, client: Client) -> None:

@@ -639,7 +639,8 @@ async def test_nobody_is_served_what_is_half_restored(
     with pytest.raises(BackupError, match="PLATFORM is closed, because a restore has not ended"):
         await taken(site, target)
     servers = NatsServers(urls=[f"nats://127.0.0.1:{site.nats_port}"])
-    with pytest.raises(ConnectionLostError, match="Authorization Violation"):
+    # nats-server may close the connection before its reason is read.
+    with pytest.raises(ConnectionLostError, match=r"Authorization Violation|Connection reset by peer"):
         await connect(servers, name="hub", inbox_prefix="_INBOX.hub", creds=CredsText(creds), timeout=2)
     async with running(site).as_user("PLATFORM", site.identity, RESTORE_BACKUP) as connection:
         names = {one["config"]["name"] for one in await stream_snapshot.streams(connection)}
