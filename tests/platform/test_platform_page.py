@@ -55,6 +55,12 @@ def open_platform(page: Page, site: LocalSite) -> None:
     expect(page.get_by_role("heading", name="Platform", exact=True)).to_be_focused()
 
 
+def sign_out(page: Page) -> None:
+    """And wait for it: another page would end the request."""
+    page.click("#sign-out")
+    expect(page.locator("#email")).to_be_visible()
+
+
 def test_others_do_not_see_it(page: Page, site: LocalSite, world: World) -> None:
     sign_in(page, site, world.email_a, world.password)
     page.click(f"[data-project-id='{world.names['p']}']")
@@ -65,10 +71,10 @@ def test_others_do_not_see_it(page: Page, site: LocalSite, world: World) -> None
         data={"jsonrpc": "2.0", "id": 1, "method": "describe_platform"},
     )
     assert answer.json()["error"]["data"]["kind"] == "forbidden"
-    page.click("#sign-out")
+    sign_out(page)
     open_platform(page, site)
     expect(page.locator("#parts tr").first).to_be_visible()
-    page.click("#sign-out")
+    sign_out(page)
     sign_in(page, site, world.email_a, world.password)
     expect(page.locator("#platform-button")).to_be_hidden()
     assert page.locator("#parts").inner_text() == "", "nothing is left for the next person"
