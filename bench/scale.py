@@ -93,7 +93,7 @@ async def _sizes(folder: Path, rounds: int) -> list[Row]:
     site = Site(folder)
     site.sync_interval = "2m"  # what is measured is reading
     site.start_server()
-    hub = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+    hub = await site.state()
     found: list[Row] = []
     there = 0
     try:

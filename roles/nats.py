@@ -105,7 +105,7 @@ def configure(place: Place, settings: Settings, site: Topology, identity: Identi
     accounts = [_account(place, identity, account) for account in NATS_ACCOUNTS]
     # The restart gate reads these creds, nats-server does not. A reload would disconnect every client that the auth
     # callout has let in.
-    place.give("Give nats-server's host the creds of its probe", identity.creds("PLATFORM", "probe"), "probe.creds")
+    place.give("Give nats-server's host the creds of its probe", identity.creds("STATE", "probe"), "probe.creds")
     creds = identity.creds("DOCS", "probe")
     place.give("Give nats-server's host the creds of its probe of documents", creds, place.documents_probe_creds.name)
     reload_on = tls.install(settings, identity, "nats", place.directory, place.owner) if settings.platform_tls else []

@@ -173,6 +173,7 @@ def describe(site: Topology, identity: Identity) -> None:
         "identity": str(identity.directory),
         "creds": {
             "platform_admin": str(identity.creds_path("PLATFORM", "admin")),
+            "state_admin": str(identity.creds_path("STATE", "admin")),
             "sys_admin": str(identity.creds_path("SYS", "admin")),
         },
         "nats": [settings.platform_name for settings in site.nats],

@@ -4,7 +4,7 @@ The key is a file of the identity: ``backup/backup.key``, encrypted if the ident
 encrypted with its passphrase, and all other files to this key. So only the passphrase opens a backup::
 
     age --decrypt identity.age | tar -x
-    age --decrypt --identity backup/backup.key streams/PLATFORM/KV_accounts.age
+    age --decrypt --identity backup/backup.key streams/STATE/KV_accounts.age
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import nats.errors
 
+from natskit.bus.permissions import StateVerb, state_service
 from natskit.errors import StateError
 
 if TYPE_CHECKING:
@@ -40,11 +41,28 @@ async def api(
 
     Raises :class:`JetStreamError` if JetStream refuses it, and :class:`SilenceError` if no answer arrives in time.
     """
+    return await _ask(connection, f"$JS.API.{verb}", verb, body, seconds)
+
+
+async def ask(
+    connection: Connection, verb: StateVerb, bucket: str, body: Mapping[str, Any], seconds: float = REQUEST_SECONDS
+) -> dict[str, Any]:
+    """The same for a bucket of the state, whose NATS account STATE offers these services to hubs and keepers.
+
+    Raises as :func:`api`.
+    """
+    subject = state_service(verb, bucket)
+    return await _ask(connection, subject, subject, body, seconds)
+
+
+async def _ask(
+    connection: Connection, subject: str, what: str, body: Mapping[str, Any], seconds: float
+) -> dict[str, Any]:
     try:
-        answer = await connection.request(f"$JS.API.{verb}", json.dumps(body).encode(), timeout=seconds)
+        answer = await connection.request(subject, json.dumps(body).encode(), timeout=seconds)
     except nats.errors.Error as error:
-        raise SilenceError(f"{verb}: {type(error).__name__}") from error
+        raise SilenceError(f"{what}: {type(error).__name__}") from error
     parsed: dict[str, Any] = json.loads(answer.data)
     if "error" in parsed:
-        raise JetStreamError(verb, parsed["error"])
+        raise JetStreamError(what, parsed["error"])
     return parsed

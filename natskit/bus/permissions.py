@@ -19,12 +19,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from natskit.errors import NatskitError
 
 Role = Literal["browser", "project", "runner", "hub", "keeper", "admin", "probe"]
-NatsAccount = Literal["SYS", "AUTH", "PLATFORM", "DOCS"]
+NatsAccount = Literal["SYS", "AUTH", "PLATFORM", "STATE", "DOCS"]
+Answers = Literal["Singleton", "Stream"]
+"""Whether a service answers with one message or with several (jwt v2, ``ResponseType``)."""
 
 MAX_PROJECTS_PER_ACCOUNT = 4000
 """nats-server expands a template to at most 4,096 subjects per list, and refuses the connect beyond that. The remaining
@@ -66,33 +68,43 @@ class Permissions:
 
 
 STREAMS = (*(f"KV_{bucket}" for bucket in (*BUCKETS, PROBE_BUCKET)), AUDIT_STREAM)
-"""The streams that :mod:`natskit.ops.stream_provisioning` makes. No role may delete them."""
+"""The streams of the NATS account STATE, which :mod:`natskit.ops.stream_provisioning` makes."""
 
 
 def state_subject(bucket: str) -> str:
-    """The prefix of the subjects on which nats-server republishes each change of a bucket to the hubs; the key
+    """The prefix of the subjects on which nats-server republishes each change of a bucket to hubs and keepers; the key
     follows."""
     return f"state.{bucket}."
 
 
-def _state_publish(bucket: str) -> tuple[str, ...]:
-    """The subjects a hub needs for one bucket: write a key, read a message by its sequence, and ask about the stream.
+StateVerb = Literal["read", "find", "info"]
 
-    It gets no verb that answers with a message as it was stored. nats-server does not check whether a client may
-    publish to the reply subject it names, and sends the answer there itself: with DIRECT.GET, or a consumer's deliver
-    subject, an empty message becomes the request ``STREAM.DELETE`` of any stream. The verbs here answer with JSON,
-    which no such request accepts (tests/nats/test_stream_provisioning.py). A hub may not configure a stream either:
-    that could copy any other stream (``sources``), or publish in the name of any role (``republish``).
-    """
-    stream = f"KV_{bucket}"
-    return f"$KV.{bucket}.>", f"$JS.API.STREAM.INFO.{stream}", f"$JS.API.STREAM.MSG.GET.{stream}"
+_STATE_VERBS: Mapping[StateVerb, tuple[str, Answers]] = {
+    "read": ("DIRECT.GET", "Stream"),
+    "find": ("STREAM.MSG.GET", "Singleton"),
+    "info": ("STREAM.INFO", "Singleton"),
+}
+
+
+def state_service(verb: StateVerb, bucket: str) -> str:
+    """The subject of a service of STATE, where it is imported: ``read`` many messages of a bucket, from any replica;
+    ``find`` one, and ask for ``info`` about the stream, both from its leader."""
+    return f"{verb}.{bucket}"
+
+
+def _exported(verb: StateVerb, bucket: str) -> str:
+    return f"$JS.API.{_STATE_VERBS[verb][0]}.KV_{bucket}"
+
+
+def _state_publish(bucket: str) -> tuple[str, ...]:
+    """The subjects a hub needs for one bucket: write a key, read messages, and ask about the stream."""
+    return f"$KV.{bucket}.>", *(state_service(verb, bucket) for verb in _STATE_VERBS)
 
 
 def _probe_publish() -> tuple[str, ...]:
     """The subjects :mod:`natskit.ops.restart_gate` needs: its own bucket, and the health of the state's streams.
 
-    DIRECT.GET reads this server's own replica. Only here is it safe: the probe runs on a nats-server's host, which has
-    the streams as files.
+    DIRECT.GET reads this server's own replica. The probe runs on a nats-server's host, which has the streams as files.
     """
     stream = f"KV_{PROBE_BUCKET}"
     return (
@@ -106,12 +118,27 @@ _MAKE_STREAMS = tuple(f"$JS.API.STREAM.{verb}.{stream}" for stream in STREAMS fo
 """The control machine makes the streams and changes them. No role has DELETE, PURGE, MSG.DELETE or RESTORE
 there; a keeper has PURGE for the streams of DOCS."""
 
+STATE_SCOPES: Mapping[Literal["admin", "probe"], Permissions] = {
+    "admin": Permissions(
+        publish=(*_MAKE_STREAMS, f"$JS.API.DIRECT.GET.{AUDIT_STREAM}"), subscribe=("_INBOX.admin.>",)
+    ),
+    "probe": Permissions(publish=_probe_publish(), subscribe=("_INBOX.probe.>",)),
+}
+"""The scoped signing keys of the NATS account STATE, which holds the state and the audit log, and nothing else.
+
+Hubs and keepers have no user there: they use what their own NATS accounts import (:data:`IMPORTED_SERVICES`). A service
+sends its answer to the reply subject that its caller names, and nats-server does not check whether the caller may
+publish there. For an imported service that subject is one of the importing NATS account, and nats-server hands such an
+answer to subscribers alone, never to another import or to JetStream (tests/nats/test_stream_provisioning.py). So an
+answer can neither configure a stream nor write a key. Where hubs import, only hubs subscribe: in AUTH, and not in
+PLATFORM, where a stored value could so become a request to anybody."""
+
 SYSTEM_SERVICES = ("$SYS.REQ.SERVER.PING", "$SYS.REQ.SERVER.PING.CONNZ", "$SYS.REQ.SERVER.*.KICK")
 """The services PLATFORM imports from SYS: hubs find the servers, list PLATFORM's connections, and disconnect clients.
 
 Hubs have no user in SYS: on a cluster, any request there with ``$JS.API.ACCOUNT.PURGE.{NATS account}`` as its reply
-subject makes the answering server delete all streams of that NATS account. Imported services answer in PLATFORM, where
-JetStream refuses that (tests/nats/test_stream_provisioning.py)."""
+subject makes the answering server delete all streams of that NATS account. Imported services answer in PLATFORM, which
+has no JetStream (tests/nats/test_stream_provisioning.py)."""
 
 CONNECTION_EVENTS = {"opened": "CONNECT", "closed": "DISCONNECT"}
 """What nats-server says of the connections of a NATS account in SYS, on ``$SYS.ACCOUNT.{account}.CONNECT`` and
@@ -164,13 +191,20 @@ _READ_BUCKETS = ("memberships", "projects")
 
 _KEEP_DOCUMENTS = ("DIRECT.GET", "STREAM.MSG.GET", "STREAM.INFO", "STREAM.PURGE")
 
+_READ_STATE = tuple(state_service(verb, bucket) for bucket in _READ_BUCKETS for verb in _STATE_VERBS)
+
 DOCUMENT_SCOPES: Mapping[Literal["keeper", "admin", "probe"], Permissions] = {
     "keeper": Permissions(
         publish=(
             *(f"{kind}.>" for kind in DOCUMENT_KINDS),
             *(f"$JS.API.{verb}.{stream}" for stream in DOCUMENT_STREAMS for verb in _KEEP_DOCUMENTS),
+            *_READ_STATE,
         ),
-        subscribe=("_INBOX.keeper.>", DOCUMENT_EVENTS),
+        subscribe=(
+            "_INBOX.keeper.>",
+            DOCUMENT_EVENTS,
+            *(f"{state_subject(bucket)}>" for bucket in _READ_BUCKETS),
+        ),
     ),
     "admin": Permissions(
         publish=tuple(f"$JS.API.STREAM.{verb}.{s}" for s in DOCUMENT_STREAMS for verb in ("INFO", "CREATE", "UPDATE")),
@@ -183,7 +217,7 @@ DOCUMENT_SCOPES: Mapping[Literal["keeper", "admin", "probe"], Permissions] = {
     ),
 }
 """The scoped signing keys of the NATS account DOCS, which holds the documents and nothing else. A keeper may purge a
-document, and so all of them. It has no way to the state from there."""
+document, and so all of them. Of the state it can read who may use which project, and can change nothing."""
 
 SCOPES: Mapping[Role, Permissions] = {
     "browser": Permissions(
@@ -225,8 +259,6 @@ SCOPES: Mapping[Role, Permissions] = {
             "_INBOX.project.>",
             "_INBOX.runner.>",
             "_INBOX.admin.>",
-            *(subject for bucket in BUCKETS for subject in _state_publish(bucket)),
-            "audit.>",
             *SYSTEM_SERVICES,
         ),
         subscribe=(
@@ -235,7 +267,6 @@ SCOPES: Mapping[Role, Permissions] = {
             "hub.runner.* hub",
             "hub.admin hub",
             "_INBOX.hub.>",
-            *(f"{state_subject(bucket)}>" for bucket in BUCKETS),
             *(connections_subject(event) for event in CONNECTION_EVENTS),
             *_service("hub"),
         ),
@@ -248,14 +279,12 @@ SCOPES: Mapping[Role, Permissions] = {
             "events.project.*.presence.*",
             "events.project.*.documents.changed",
             KEEPER_BEATS,
-            *(f"$JS.API.STREAM.{verb}.KV_{bucket}" for bucket in _READ_BUCKETS for verb in ("INFO", "MSG.GET")),
         ),
         subscribe=(
             "docs.*.*.* keeper",
             "docs.*.*.*.* keeper",
             KEEPER_BEATS,
             "_INBOX.keeper.>",
-            *(f"{state_subject(bucket)}>" for bucket in _READ_BUCKETS),
             *_service("keeper"),
         ),
     ),
@@ -267,13 +296,10 @@ SCOPES: Mapping[Role, Permissions] = {
             "runners.*.move",
             "runners.*.backup",
             "docs.admin.>",
-            *_MAKE_STREAMS,
-            f"$JS.API.DIRECT.GET.{AUDIT_STREAM}",
             *(subject for verb in _SERVICE_VERBS for subject in (f"$SRV.{verb}", f"$SRV.{verb}.>")),
         ),
         subscribe=("_INBOX.admin.>", "events.project.*.doc.*", "events.project.*.presence.*"),
     ),
-    "probe": Permissions(publish=_probe_publish(), subscribe=("_INBOX.probe.>",)),
 }
 """The scoped signing keys of the NATS account PLATFORM, by role."""
 
@@ -294,15 +320,78 @@ SYSTEM_SCOPES: Mapping[Literal["admin"], Permissions] = {
 SCOPES_OF: Mapping[NatsAccount, Mapping[str, Permissions]] = {
     "SYS": dict(SYSTEM_SCOPES.items()),
     "PLATFORM": dict(SCOPES.items()),
+    "STATE": dict(STATE_SCOPES.items()),
     "DOCS": dict(DOCUMENT_SCOPES.items()),
 }
-"""The scoped signing keys, by NATS account. AUTH has none: its only user with rights is :data:`CALLOUT`."""
+"""The scoped signing keys, by NATS account. AUTH has none: its only user with rights is :data:`HUB_IN_AUTH`."""
 
-CALLOUT = Permissions(
-    publish=("$SYS._INBOX.>", "_INBOX.>"),
-    subscribe=("$SYS.REQ.USER.AUTH hub",),
+HUB_IN_AUTH = Permissions(
+    publish=(
+        "$SYS._INBOX.>",
+        "_INBOX.>",
+        *(subject for bucket in BUCKETS for subject in _state_publish(bucket)),
+        "audit.>",
+    ),
+    subscribe=(
+        "$SYS.REQ.USER.AUTH hub",
+        "_INBOX.hub.>",
+        *(f"{state_subject(bucket)}>" for bucket in BUCKETS),
+    ),
 )
-"""The only user of the NATS account AUTH with any rights: a hub that answers the auth callout."""
+"""The only user of the NATS account AUTH with any rights: a hub, which answers the auth callout there, and uses the
+state."""
+
+
+class Import(NamedTuple):
+    """A subject of another NATS account, and its name in the one that imports it."""
+
+    account: NatsAccount
+    subject: str
+    here: str
+
+
+_STATE_SERVICES: Mapping[str, Answers] = {
+    **{f"$KV.{bucket}.>": "Singleton" for bucket in BUCKETS},
+    **{_exported(verb, b): answers for b in BUCKETS for verb, (_, answers) in _STATE_VERBS.items()},
+    "audit.>": "Singleton",
+}
+
+EXPORTED_SERVICES: Mapping[NatsAccount, Mapping[str, Answers]] = {
+    # Every server answers, not one.
+    "SYS": dict.fromkeys(SYSTEM_SERVICES, "Stream"),
+    "STATE": _STATE_SERVICES,
+}
+"""The services that NATS accounts offer to each other, by the subject there."""
+
+EXPORTED_STREAMS: Mapping[NatsAccount, tuple[str, ...]] = {
+    "STATE": tuple(f"{state_subject(bucket)}>" for bucket in BUCKETS),
+    "DOCS": (DOCUMENT_EVENTS,),
+}
+"""The messages that NATS accounts let each other follow."""
+
+
+def _read_services(buckets: Iterable[str]) -> Iterable[Import]:
+    for bucket in buckets:
+        yield from (Import("STATE", _exported(verb, bucket), state_service(verb, bucket)) for verb in _STATE_VERBS)
+
+
+IMPORTED_SERVICES: Mapping[NatsAccount, tuple[Import, ...]] = {
+    "AUTH": (
+        *(Import("STATE", subject, subject) for subject in (*(f"$KV.{bucket}.>" for bucket in BUCKETS), "audit.>")),
+        *_read_services(BUCKETS),
+    ),
+    "PLATFORM": tuple(Import("SYS", service, service) for service in SYSTEM_SERVICES),
+    "DOCS": tuple(_read_services(_READ_BUCKETS)),
+}
+"""The services of others that users of a NATS account can call."""
+
+IMPORTED_STREAMS: Mapping[NatsAccount, tuple[Import, ...]] = {
+    "AUTH": tuple(Import("STATE", f"{state_subject(b)}>", f"{state_subject(b)}>") for b in BUCKETS),
+    "PLATFORM": (Import("DOCS", DOCUMENT_EVENTS, DOCUMENT_EVENTS),),
+    "DOCS": tuple(Import("STATE", f"{state_subject(b)}>", f"{state_subject(b)}>") for b in _READ_BUCKETS),
+}
+"""The messages of others that users of a NATS account can follow. PLATFORM also follows what SYS says of its own
+connections (:data:`CONNECTION_EVENTS`)."""
 
 
 BACKUP_INBOX = "_INBOX.backup"

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from natskit.cli.platform import show_table, with_client
+from natskit.cli.platform import PATIENCE, Platform, show_table, with_client
 from natskit.errors import NatskitError
 from natskit.validation.names import address_key
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from natskit.client import Client
 
 NAMES_SECONDS = 5.0
@@ -49,16 +51,29 @@ def audit(directory: str, since: str, who: str | None, follow: bool, as_json: bo
     """
     start = parse_since(since, time.time())
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
-        with_client(directory, lambda client: _show(client, start, who, follow=follow, as_json=as_json))
+        with_client(directory, lambda client: _show(directory, client, start, who, follow=follow, as_json=as_json))
 
 
-async def _show(client: Client, start: float, who: str | None, *, follow: bool, as_json: bool) -> None:
+async def _show(
+    directory: str, client: Client, start: float, who: str | None, *, follow: bool, as_json: bool
+) -> None:
     from natskit.ops import audit_reader
 
     names = await _names(client)
+    connection = await Platform.find(directory).streams("natskit audit", PATIENCE)
+    try:
+        events = audit_reader.events(connection, start, follow=follow)
+        await _print(events, names, who, follow=follow, as_json=as_json)
+    finally:
+        await connection.close()
+
+
+async def _print(
+    events: AsyncIterator[dict[str, Any]], names: dict[str, str], who: str | None, *, follow: bool, as_json: bool
+) -> None:
     wanted = called(who, names) if who else None
     rows = []
-    async for event in audit_reader.events(client.connection, start, follow=follow):
+    async for event in events:
         named = (address_key(str(event.get(key, ""))) for key in ("account", "target", "email"))
         if wanted is not None and wanted.isdisjoint(named):
             continue

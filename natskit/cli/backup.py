@@ -213,7 +213,7 @@ def verify(directory: str, place: str, name: str | None, as_json: bool) -> None:
 @_target_option
 @_name_argument
 @click.option(
-    "--stream", "label", metavar="ACCOUNT/STREAM", help="Restore this stream alone, such as PLATFORM/KV_accounts."
+    "--stream", "label", metavar="ACCOUNT/STREAM", help="Restore this stream alone, such as STATE/KV_accounts."
 )
 @click.option("--project", metavar="PROJECT", help="Restore the files of this project alone: an id or a title.")
 @click.option("--without-files", is_flag=True, help="Leave out the files of projects.")
@@ -242,7 +242,7 @@ def restore(
     Examples:
       natskit --platform ~/bus/platform backup restore --target /srv/backup
       natskit backup restore --target /srv/backup --project "My project" --overwrite
-      natskit backup restore --target /srv/backup --stream PLATFORM/KV_accounts --overwrite
+      natskit backup restore --target /srv/backup --stream STATE/KV_accounts --overwrite
     """
     from natskit.backup.restore import Restoration, restore_control
     from natskit.identity.identity import INDEX

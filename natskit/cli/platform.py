@@ -21,6 +21,7 @@ from natskit.errors import ConnectionLostError, NatskitError, SettingsError
 from natskit.validation.names import shown
 
 if TYPE_CHECKING:
+    from natskit.bus.connection import Connection
     from natskit.bus.credentials import CredsText
     from natskit.bus.servers import NatsServers
     from natskit.client import Client
@@ -71,6 +72,19 @@ class Platform:
         creds, ca_file = self.creds("platform_admin"), self["nats_ca_file"]
         return await Client.admin(
             self["nats_urls"], creds, ca_file=ca_file, name=name, patience=patience, said_by=os_user()
+        )
+
+    async def streams(self, name: str, patience: float) -> Connection:
+        """Connect as the operator to the NATS account STATE. Raises :class:`ConnectionLostError`."""
+        from natskit.bus.connection import connect
+        from natskit.bus.permissions import inbox_prefix
+
+        return await connect(
+            self.nats_servers,
+            name=name,
+            inbox_prefix=inbox_prefix("admin"),
+            creds=self.creds("state_admin"),
+            timeout=patience,
         )
 
     @property

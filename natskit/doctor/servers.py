@@ -47,7 +47,7 @@ async def accounts(servers: Servers, identity: Identity) -> list[Finding]:
 
 
 async def streams(
-    connection: Connection, settings: StreamSettings, deploy: str, account: str = "PLATFORM"
+    connection: Connection, settings: StreamSettings, deploy: str, account: str = "STATE"
 ) -> list[Finding]:
     """A NATS account's streams that are missing, changed or nearly full, have no leader, or lack a copy."""
     found = await asyncio.gather(*(_stream(connection, config, deploy) for config in wanted(settings, account)))

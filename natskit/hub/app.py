@@ -105,9 +105,9 @@ class Hub:
             self._nats[name] = await self._connect(name, creds, apart_from)
         if "services-2" in self._nats:
             self._nats["services"].apart_from = self._nats["services-2"]
-        platform = self._nats["platform"]
+        platform, state = self._nats["platform"], self._nats["state"]
         self.state = State(
-            platform,
+            state,
             self.program.runners,
             locked_out=lambda names: self.connections.disconnect_now(names),
             ended=lambda names: self.connections.disconnect_ended(names),
@@ -161,7 +161,7 @@ class Hub:
         self._callout = Callout(
             self._nats["auth"], self.state, self.tokens, self.metrics, self.audit, self.connections.turn_away
         )
-        self._spawn(self.audit.run(platform))
+        self._spawn(self.audit.run(state))
         if (folder := self.program.state_folder) is not None:
             await self.state.load(folder, self.tokens.platform_account)
         self._spawn(self.state.follow())
@@ -188,8 +188,8 @@ class Hub:
         await self.dispatcher.stop(DRAIN_SECONDS)
         await cancel(self._tasks)
         await self._keep_state(KEEP_SECONDS_AT_END)
-        if "platform" in self._nats:
-            await self.audit.finish(self._nats["platform"])
+        if "state" in self._nats:
+            await self.audit.finish(self._nats["state"])
         for connection in self._nats.values():
             with contextlib.suppress(nats.errors.Error, TimeoutError):
                 await asyncio.wait_for(connection.flush(), 1)
@@ -239,11 +239,11 @@ class Hub:
 
         Requests have their own connections, so that a flood of them delays neither the state nor a disconnect. In a
         cluster there are two, to different servers: if one host dies, the hub still answers. So have files, whose parts
-        are large.
+        are large, and the state, which is read in large parts and must not wait for the auth callout's answers.
         """
         creds = self.program.creds
         names = ["platform", "files", "services", *(["services-2"] if len(self.program.nats.urls) > 1 else [])]
-        return {**dict.fromkeys(names, creds.platform), "auth": creds.auth}
+        return {**dict.fromkeys(names, creds.platform), **dict.fromkeys(("auth", "state"), creds.auth)}
 
     async def _connect(self, name: str, creds: Path, apart_from: Connection | None) -> Connection:
         return await connect(

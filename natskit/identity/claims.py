@@ -10,11 +10,12 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from natskit import json_text
-from natskit.bus.permissions import Permissions
+from natskit.bus.permissions import Answers, Permissions
 from natskit.errors import ClaimsError
 from natskit.identity import nkey
 
@@ -116,8 +117,8 @@ def account_claims(
     signing_keys: Iterable[str] = (),
     scopes: Iterable[tuple[str, str, Permissions]] = (),
     jetstream: bool = False,
-    exports: Iterable[str] = (),
-    imports: Iterable[tuple[str, str]] = (),
+    exports: Mapping[str, Answers] = MappingProxyType({}),
+    imports: Iterable[tuple[str, str, str]] = (),
     exported_streams: Iterable[str] = (),
     exported_to_all: Iterable[str] = (),
     imported_streams: Iterable[tuple[str, str, str]] = (),
@@ -128,7 +129,7 @@ def account_claims(
     """A NATS account.
 
     ``scopes`` are a role's name, a signing key of it, and what that key may hand out. ``exports`` are services for all
-    NATS accounts, ``imports`` those of another one, by its key and the subject. ``exported_streams`` have one ``*``, in
+    NATS accounts, ``imports`` those of another one: its key, the subject there, and the one here. ``exported_streams`` have one ``*``, in
     the place of the key of the NATS account that may import them; ``exported_to_all`` are streams that every one may;
     ``imported_streams`` are the key of the other one, the subject there, and the one here. ``revoked`` are users by
     their nkeys: what was signed for them up to that time (Unix seconds) is refused. With ``callout_users`` the account
@@ -144,18 +145,18 @@ def account_claims(
     for role, key, permissions in sorted(scopes, key=lambda scope: scope[:2]):
         keys.append({"kind": "user_scope", "key": key, "role": role, "template": _template(permissions)})
     nats: dict[str, Any] = {"type": "account", "version": 2, "limits": limits, "signing_keys": keys}
-    # Every server answers a service, not one.
     exported: list[dict[str, Any]] = [
-        {"name": subject, "subject": subject, "type": "service", "response_type": "Stream"}
-        for subject in sorted(exports)
+        {"name": subject, "subject": subject, "type": "service", "response_type": answers}
+        for subject, answers in sorted(exports.items())
     ] + [
         {"name": subject, "subject": subject, "type": "stream", "account_token_position": _position(subject)}
         for subject in sorted(exported_streams)
     ]
     exported += [{"name": subject, "subject": subject, "type": "stream"} for subject in sorted(exported_to_all)]
     imported: list[dict[str, Any]] = [
-        {"name": subject, "subject": subject, "account": account, "type": "service"}
-        for account, subject in sorted(imports)
+        {"name": here, "subject": subject, "account": account, "type": "service"}
+        | ({"local_subject": here} if here != subject else {})
+        for account, subject, here in sorted(imports)
     ] + [
         {"name": here, "subject": subject, "account": account, "type": "stream"}
         | ({"local_subject": here} if here != subject else {})

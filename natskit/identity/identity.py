@@ -8,18 +8,21 @@ that a directory without it is incomplete. Secrets can be encrypted with age (:m
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from natskit.bus.permissions import (
-    CALLOUT,
     CONNECTION_EVENTS,
-    DOCUMENT_EVENTS,
+    EXPORTED_SERVICES,
+    EXPORTED_STREAMS,
+    HUB_IN_AUTH,
+    IMPORTED_SERVICES,
+    IMPORTED_STREAMS,
     SCOPES_OF,
-    SYSTEM_SERVICES,
+    Import,
     NatsAccount,
     Permissions,
     check_id,
@@ -33,14 +36,15 @@ from natskit.identity.vault import Vault, refuse_half_encrypted
 __all__ = ["HubKeys", "Identity"]
 
 OPERATOR = "natskit"
-NATS_ACCOUNTS: tuple[NatsAccount, ...] = ("SYS", "AUTH", "PLATFORM", "DOCS")
+NATS_ACCOUNTS: tuple[NatsAccount, ...] = ("SYS", "AUTH", "PLATFORM", "STATE", "DOCS")
 STATIC_USERS: tuple[tuple[NatsAccount, str], ...] = (
     ("SYS", "admin"),
     ("AUTH", "hub"),
     ("PLATFORM", "hub"),
     ("PLATFORM", "admin"),
     ("PLATFORM", "keeper"),
-    ("PLATFORM", "probe"),
+    ("STATE", "admin"),
+    ("STATE", "probe"),
     ("DOCS", "admin"),
     ("DOCS", "keeper"),
     ("DOCS", "probe"),
@@ -418,12 +422,16 @@ class Identity:
     def _wanted_account(self, name: NatsAccount, now: int) -> claims.Claims:
         account = self._index["accounts"][name]
         subject = account["identity"]
+        services = self._imports(IMPORTED_SERVICES.get(name, ()))
+        streams = self._imports(IMPORTED_STREAMS.get(name, ()))
         if name == "AUTH":
             return claims.account_claims(
                 name=name,
                 subject=subject,
                 issued_at=now,
                 signing_keys=rotation.accepted(self._index, name),
+                imports=services,
+                imported_streams=streams,
                 callout_users=rotation.keys_of_user(self._index, "AUTH/hub"),
                 callout_accounts=[self.account_public_key("PLATFORM")],
             )
@@ -432,33 +440,37 @@ class Identity:
             for role, granted in SCOPES_OF[name].items()
             for key in rotation.keys_of_role(self._index, name, role)
         ]
-        system = self.account_public_key("SYS")
-        is_system, is_platform = name == "SYS", name == "PLATFORM"
-        heard = [
-            (system, f"$SYS.ACCOUNT.{subject}.{event}", connections_subject(here))
-            for here, event in CONNECTION_EVENTS.items()
-        ]
-        if "DOCS" in self._index["accounts"]:
-            heard.append((self.account_public_key("DOCS"), DOCUMENT_EVENTS, DOCUMENT_EVENTS))
+        if name == "PLATFORM":
+            system = self.account_public_key("SYS")
+            streams += [
+                (system, f"$SYS.ACCOUNT.{subject}.{event}", connections_subject(here))
+                for here, event in CONNECTION_EVENTS.items()
+            ]
+        events = CONNECTION_EVENTS.values() if name == "SYS" else ()
         return claims.account_claims(
             name=name,
             subject=subject,
             issued_at=now,
             scopes=scopes,
-            jetstream=name in ("PLATFORM", "DOCS"),
-            exports=SYSTEM_SERVICES if is_system else (),
-            imports=[(system, service) for service in SYSTEM_SERVICES] if is_platform else (),
-            exported_streams=[f"$SYS.ACCOUNT.*.{event}" for event in CONNECTION_EVENTS.values()] if is_system else (),
-            exported_to_all=[DOCUMENT_EVENTS] if name == "DOCS" else (),
-            imported_streams=heard if is_platform else (),
+            jetstream=name in ("STATE", "DOCS"),
+            exports=EXPORTED_SERVICES.get(name, {}),
+            imports=services,
+            exported_streams=[f"$SYS.ACCOUNT.*.{event}" for event in events],
+            exported_to_all=EXPORTED_STREAMS.get(name, ()),
+            imported_streams=streams,
             revoked=account.get("revoked"),
         )
+
+    def _imports(self, imports: Iterable[Import]) -> list[tuple[str, str, str]]:
+        """Imports with the key of their NATS account. An identity of an older version may not have that yet."""
+        known = self._index["accounts"]
+        return [(known[i.account]["identity"], i.subject, i.here) for i in imports if i.account in known]
 
     def _wanted_user(self, account: str, user: str, now: int) -> claims.Claims:
         subject, issuer = self._index["users"][f"{account}/{user}"], self.account_public_key(account)
         if account == "AUTH":
             return claims.user_claims(
-                subject=subject, name=user, issuer_account=issuer, permissions=CALLOUT, issued_at=now
+                subject=subject, name=user, issuer_account=issuer, permissions=HUB_IN_AUTH, issued_at=now
             )
         return claims.platform_user_claims(subject=subject, name=user, tags=[], platform_account=issuer, issued_at=now)
 
@@ -508,10 +520,10 @@ def _create_missing(index: dict[str, Any], seeds: dict[str, str]) -> bool:
 
 
 def _forget_unused(index: dict[str, Any]) -> None:
-    """Remove the hubs' user in SYS, which older versions created."""
-    if index:
-        index["accounts"]["SYS"]["signing"].pop("hub", None)
-        index["users"].pop("SYS/hub", None)
+    """Remove users that only older versions have: the hubs' in SYS, and the probe's in PLATFORM."""
+    for account, user in (("SYS", "hub"), ("PLATFORM", "probe")) if index else ():
+        index["accounts"][account]["signing"].pop(user, None)
+        index["users"].pop(f"{account}/{user}", None)
 
 
 def _read_index(files: Vault, known: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:

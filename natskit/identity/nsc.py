@@ -16,7 +16,7 @@ store certificates: the CA and the certificates that it signed are beside the st
 
 Three things can be imported: an export, a copy of one that nsc made with its own ``import`` commands (without
 certificates), and an operator that nsc made, if its name is natskit, it has one signing key, and its accounts are SYS,
-AUTH, PLATFORM and, since there are documents, DOCS. A deploy adds what natskit needs and is missing there, and signs
+AUTH, PLATFORM and, in newer versions, STATE and DOCS. A deploy adds what natskit needs and is missing there, and signs
 the JWTs again with its own claims. An operator of another name cannot be used: its JWT names the system account of
 other servers, and natskit's servers need their own. tests/nats/test_nsc.py tries all of this with the real nsc.
 """
@@ -37,7 +37,7 @@ from natskit.identity.tls import PROXY, ROUTES
 from natskit.identity.vault import SEALED, Vault
 
 _INFO = {"managed": False, "name": OPERATOR, "kind": "operator", "version": "1"}
-_LATER = ("DOCS",)
+_LATER = ("STATE", "DOCS")
 """NATS accounts that exports of older versions do not have. A deploy adds them."""
 _CERTIFICATES = ("tls", ROUTES, PROXY)
 

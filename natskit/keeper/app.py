@@ -42,10 +42,9 @@ class Keeper:
 
     async def start(self) -> None:
         """Connect, read the state, and answer. Waits for nats-server as long as it takes."""
-        state = await self._connect("platform")
-        # A connection of its own, so that a flood of requests does not delay the state.
-        services = await self._connect("platform", "services")
-        docs = await self._connect("docs")
+        # Connections of their own, so that documents do not delay the state, and requests do not delay the other keepers.
+        state, docs = await self._connect("docs", "state"), await self._connect("docs")
+        platform, services = await self._connect("platform"), await self._connect("platform", "services")
         self._documents = Documents(Store(docs), self.program)
         deleted = DeletedProjects(self._documents)
         rights = Rights(state, deleted.note)
@@ -53,7 +52,7 @@ class Keeper:
         await rights.ready()
         self._go_on(deleted.purge(rights.is_deleted))
         self._go_on(Thinning(self._documents).run())
-        peers = Peers(state, is_well=lambda: docs.is_connected)
+        peers = Peers(platform, is_well=lambda: docs.is_connected)
         await peers.start()
         self._dispatcher = Dispatcher(self.program, services, rights, self._documents, peers)
         await self._dispatcher.start()

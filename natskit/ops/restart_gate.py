@@ -16,9 +16,9 @@ Without ``--before``, this server is back if ``/healthz`` says so, a value writt
 stream has a replica that is offline or lags. ``/healthz`` alone is not enough: a wedged nats-server may report that it
 is healthy (nats-server #8519).
 
-The value is written to the gate's own bucket, as the user ``probe``, who may do nothing else
-(natskit/ops/stream_provisioning.py, :data:`natskit.bus.permissions.SCOPES`). The streams of documents are in another
-NATS account, where the gate is another user, ``probe`` of DOCS. Its JetStream API (ADR-1, ADR-31 for
+The value is written to the gate's own bucket, as the user ``probe`` of the NATS account STATE, who may do nothing else
+(natskit/ops/stream_provisioning.py, :data:`natskit.bus.permissions.STATE_SCOPES`). The streams of documents are in
+another NATS account, where the gate is another user, ``probe`` of DOCS. Its JetStream API (ADR-1, ADR-31 for
 DIRECT, ADR-8 for the layout of a KV bucket; docs.nats.io, "JetStream wire API Reference"):
 
 ====================================================  ================================================================
@@ -332,7 +332,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="natskit.ops.restart_gate", description="Check that this nats-server may stop, or that it is back."
     )
-    parser.add_argument("--creds", type=Path, help="creds file of the user PLATFORM/probe")
+    parser.add_argument("--creds", type=Path, help="creds file of the user STATE/probe")
     parser.add_argument("--documents-creds", type=Path, help="creds file of the user DOCS/probe")
     parser.add_argument("--ca", type=Path, help="certificate of the CA of the servers")
     parser.add_argument(

@@ -4,7 +4,7 @@ the documents.
     python -m natskit.ops.stream_provisioning [--check] [--ca FILE] --settings JSON NATS_URL[,NATS_URL…] [NATS_ACCOUNT]
     <ADMIN_CREDS
 
-The streams are those of one NATS account, PLATFORM or DOCS; the creds are those of its user ``admin``.
+The streams are those of one NATS account, STATE or DOCS; the creds are those of its user ``admin``.
 Prints a line for each stream that it created or changed. With ``--check``, prints a line for each that it would create
 or change, and exits 1 if there is any. Nobody else may configure streams, and hubs must not: a stream's configuration
 can copy any other stream, or make nats-server publish arbitrary messages.
@@ -78,11 +78,11 @@ class StreamSettings(BaseModel):
     """Maximum size of all documents with their history. Beyond it, updates are refused."""
 
 
-WITH_STREAMS: tuple[NatsAccount, ...] = ("PLATFORM", "DOCS")
+WITH_STREAMS: tuple[NatsAccount, ...] = ("STATE", "DOCS")
 """The NATS accounts that have streams."""
 
 
-def wanted(settings: StreamSettings, account: str = "PLATFORM") -> list[Config]:
+def wanted(settings: StreamSettings, account: str = "STATE") -> list[Config]:
     """The configurations of a NATS account's streams for nats-server (docs.nats.io, "Streams": configuration)."""
     if account == "DOCS":
         return [_documents(number, settings) for number in range(DOCUMENT_SHARDS)]
@@ -111,7 +111,8 @@ def _state(name: str, settings: StreamSettings) -> Config:
         "allow_msg_ttl": True,
         # nats-server 2.11 and later.
         "subject_delete_marker_ttl": MARKER_SECONDS * 1_000_000_000,
-        "allow_direct": False,
+        # Hubs and keepers read many messages with one request. Any replica answers.
+        "allow_direct": True,
         "republish": {"src": f"$KV.{name}.>", "dest": f"{state_subject(name)}>"},
     }
 
@@ -173,13 +174,13 @@ def _documents(number: int, settings: StreamSettings) -> Config:
     }
 
 
-async def differences(connection: Connection, settings: StreamSettings, account: str = "PLATFORM") -> list[str]:
+async def differences(connection: Connection, settings: StreamSettings, account: str = "STATE") -> list[str]:
     """The changes that :func:`apply` would make, one line for each stream. Raises :class:`StateError`."""
     found = [(config["name"], *await _compare(connection, config)) for config in wanted(settings, account)]
     return [line for name, current, changed in found for line in _changes(name, current, changed)]
 
 
-async def apply(connection: Connection, settings: StreamSettings, account: str = "PLATFORM") -> list[str]:
+async def apply(connection: Connection, settings: StreamSettings, account: str = "STATE") -> list[str]:
     """Create missing streams and update those that differ. Returns one line for each changed stream.
 
     Raises :class:`StateError`.
@@ -261,7 +262,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--settings", required=True, metavar="JSON")
     parser.add_argument("nats_urls", type=lambda text: text.split(","))
-    parser.add_argument("account", nargs="?", default="PLATFORM", choices=WITH_STREAMS)
+    parser.add_argument("account", nargs="?", default="STATE", choices=WITH_STREAMS)
     try:
         sys.exit(asyncio.run(_main(parser.parse_args())))
     except (NatskitError, nats.errors.Error, OSError, TimeoutError) as error:

@@ -26,6 +26,7 @@ from natskit.bus.servers import NatsServers
 from natskit.bus.tls_trust import client_context
 from natskit.identity.claims import COOKIE
 from natskit.identity.identity import Identity
+from natskit.ops.stream_provisioning import WITH_STREAMS
 from natskit.rpc import decode_response, encode_request
 from tests.kit.nats import NatsServer, operator_mode
 from tests.kit.ports import free_port
@@ -61,6 +62,7 @@ class Site:
         self.keepers: dict[str, subprocess.Popen[bytes]] = {}
         self._keeper_starts: Counter[str] = Counter()
         self._connections: list[Connection] = []
+        self._streams_admin: Connection | None = None
 
     # ---- nats-server
 
@@ -90,7 +92,7 @@ class Site:
     def make_streams(self, **settings: int) -> None:
         """Make the streams, as a deploy does between the nats-servers and the hubs."""
         command = [sys.executable, "-m", "natskit.ops.stream_provisioning", "--settings", json.dumps(settings)]
-        for account in ("PLATFORM", "DOCS"):
+        for account in WITH_STREAMS:
             words = [*command, f"nats://127.0.0.1:{self.nats_port}", account]
             subprocess.run(words, input=self.identity.creds(account, "admin"), text=True, check=True)
 
@@ -229,6 +231,16 @@ class Site:
 
     async def admin(self) -> Connection:
         return await self.connect("admin", self.identity.creds("PLATFORM", "admin"))
+
+    async def streams_admin(self) -> Connection:
+        """The control machine in STATE, which makes the streams of the state."""
+        if self._streams_admin is None:
+            self._streams_admin = await self.connect("admin", self.identity.creds("STATE", "admin"))
+        return self._streams_admin
+
+    async def state(self) -> Connection:
+        """A hub in AUTH, from where it uses the state."""
+        return await self.connect("hub", self.identity.creds("AUTH", "hub"))
 
     async def runner(self) -> Connection:
         return await self.connect("runner", self.runner_creds, self.runner_id)

@@ -92,6 +92,7 @@ def describe(site: Site) -> None:
         "identity": str(identity.directory),
         "creds": {
             "platform_admin": str(identity.creds_path("PLATFORM", "admin")),
+            "state_admin": str(identity.creds_path("STATE", "admin")),
             "sys_admin": str(identity.creds_path("SYS", "admin")),
         },
         "nats": ["test"],
@@ -143,7 +144,7 @@ def left(target: Target) -> list[str]:
 
 
 async def test_all_that_was_acknowledged_before_it_is_in_a_backup(site: Site, tmp_path: Path) -> None:
-    hub = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+    hub = await site.state()
     acknowledged, stop = [0], asyncio.Event()
 
     async def write() -> None:
@@ -231,7 +232,7 @@ async def test_damage_is_one_clear_error_and_changes_nothing(site: Site, tmp_pat
 
 async def test_a_full_disk_leaves_nothing_half(site: Site, tmp_path: Path) -> None:
     target = Target(tmp_path / "target")
-    hub = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+    hub = await site.state()
     for number in range(60):
         await hub.request("$KV.runners.large", os.urandom(60_000), timeout=5)
         await hub.request(f"audit.test.{number}", os.urandom(8000), timeout=5)
@@ -546,7 +547,7 @@ async def test_two_at_once_and_one_that_was_killed(site: Site, tmp_path: Path) -
 
 async def test_a_server_that_dies_meanwhile_leaves_nothing_half(tmp_path: Path) -> None:
     async with Site.without_hubs(tmp_path / "site") as site:
-        hub = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+        hub = await site.state()
         for number in range(200):  # more than the server sends ahead of acknowledgements
             await hub.request(f"$KV.accounts.{number}", os.urandom(60_000), timeout=5)
         target = Target(tmp_path / "target")

@@ -129,7 +129,7 @@ async def test_whom_a_hub_let_in_while_it_lagged_is_looked_at_again(
         for bucket in hub.state.buckets:
             monkeypatch.setattr(bucket, "_stream_info", later.__get__(bucket))
             bucket._start_over()
-        writer = await server.connect("hub", server.identity.creds("PLATFORM", "hub"))
+        writer = await server.state()
         deleted = {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}
         await writer.request(f"$KV.sessions.{person.session_id}", b"", timeout=5, headers=deleted)
         browser = await server.browser(person.session.account_id, person.cookie)

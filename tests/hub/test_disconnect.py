@@ -34,7 +34,7 @@ async def following(site: Site) -> AsyncIterator[tuple[State, Connections]]:
     """The state and the connections of a hub that does nothing else. It has finished its first full comparison."""
     hub = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
     state = State(
-        hub,
+        await site.state(),
         {},
         locked_out=lambda names: connections.disconnect_now(names),
         ended=lambda names: connections.disconnect_ended(names),

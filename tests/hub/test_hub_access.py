@@ -144,7 +144,7 @@ async def test_the_example_of_the_docs_does_what_it_says(scene: Scene) -> None:
 
 
 async def test_it_is_audited_as_declared(scene: Scene) -> None:
-    admin = await scene.site.admin()
+    admin = await scene.site.streams_admin()
     await scene.ask("owner", "members_method", project_id=scene.project_id)
     await scene.ask("owner", "owners_method", project_id=scene.project_id)
 

@@ -39,7 +39,7 @@ async def view(
     site: Site, changes: list[tuple[str, Any]] | None = None, expired: list[str] | None = None
 ) -> AsyncIterator[Bucket[Runner]]:
     """A view of its own connection, as another hub has it."""
-    connection = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+    connection = await site.state()
     seen = changes if changes is not None else []
     bucket: Bucket[Runner] = Bucket(
         connection,
@@ -273,12 +273,12 @@ async def test_an_end_that_was_not_heard_is_noticed(server: Site) -> None:
 
 
 async def test_a_stream_that_would_not_tell_of_an_end_is_not_used(server: Site) -> None:
-    admin = await server.admin()
+    admin = await server.streams_admin()
     config = (await api(admin, "STREAM.INFO.KV_runners", {}))["config"]
     try:
         await api(admin, "STREAM.UPDATE.KV_runners", config | {"subject_delete_marker_ttl": 0})
         bucket: Bucket[Runner] = Bucket(
-            await server.connect("hub", server.identity.creds("PLATFORM", "hub")),
+            await server.state(),
             "runners",
             lambda _, data: Runner.from_json(data),
             lambda _, __: None,
@@ -299,7 +299,7 @@ async def test_a_full_bucket_takes_no_more_keys_and_lets_go_of_those_it_has(serv
     """nats-server itself would not even take a deletion any more."""
     async with view(server) as roomy:
         await asyncio.gather(*(roomy.change(f"full-{n}", lambda _: runner("x" * 400)) for n in range(40)))
-        listed = await roomy._connection.request("$JS.API.STREAM.INFO.KV_runners", b"", timeout=2)
+        listed = await roomy._connection.request("info.runners", b"", timeout=2)
         used = json.loads(listed.data)["state"]["bytes"]
         server.make_streams(state_bytes=used * 11 // 10)
         async with view(server) as small:
@@ -420,7 +420,7 @@ async def test_after_a_restart_only_what_came_since_is_read(server: Site, reads:
 
 
 async def test_an_empty_bucket_after_a_restart(server: Site) -> None:
-    connection = await server.connect("hub", server.identity.creds("PLATFORM", "hub"))
+    connection = await server.state()
     bucket = Bucket(connection, "projects", lambda _, data: Project.from_json(data), lambda _, __: None)
     task = asyncio.create_task(bucket.follow())
     try:

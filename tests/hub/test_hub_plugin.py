@@ -115,7 +115,7 @@ async def test_thousands_of_projects_in_one_session(site: Site) -> None:
 
     admin = await site.admin()
     email, account_id, cookie = await person(site, admin)
-    hub = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+    hub = await site.state()
     project = Project(title="p", created_at=0).to_json()
     member = Membership(role="owner", since=0).to_json()
     identifiers = [f"00000000-0000-4000-8000-{n:012x}" for n in range(4000)]

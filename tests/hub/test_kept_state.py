@@ -64,7 +64,7 @@ def firsts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @contextlib.asynccontextmanager
 async def hub(site: Site, folder: Path, owner: str = OWNER) -> AsyncIterator[Bucket[Runner]]:
     """What a hub that starts has of the bucket; at its end it writes its file."""
-    connection = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+    connection = await site.state()
     bucket: Bucket[Runner] = Bucket(connection, "runners", lambda _, data: Runner.from_json(data), lambda _, __: None)
     await bucket.load(folder, owner)
     following = asyncio.create_task(bucket.follow())

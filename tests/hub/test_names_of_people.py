@@ -110,7 +110,7 @@ async def test_two_hubs_asked_at_once_make_one_account_of_two_spellings(site: Si
 
 async def test_accounts_of_older_hubs_go_on_as_they_are(site: Site) -> None:
     """An address that hubs refuse today, a claim under another key, and a password that was not normalised."""
-    admin, hub = await site.admin(), await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+    admin, hub = await site.admin(), await site.state()
     domain = f"{some()}.example"
     old = unicodedata.normalize("NFD", f"Zoé@{domain}")
     emails = (old, f"ada\u200b@{domain}", f"ada@{domain}")
@@ -146,7 +146,7 @@ async def test_a_title_that_an_older_hub_took_is_no_empty_row(site: Site) -> Non
     admin = await site.admin()
     _, account_id, cookie = await person(site, admin)
     project = (await ask(site, cookie, "create_project", title="Plain"))["project_id"]
-    hub = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+    hub = await site.state()
     await hub.request(f"$KV.projects.{project}", b'{"title": "\xe2\x80\x8b", "created_at": 1}', timeout=2)
 
     async def shown() -> bool:

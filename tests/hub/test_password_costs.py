@@ -11,7 +11,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from natskit.bus.connection import Connection
-from natskit.bus.jetstream import api
+from natskit.bus.jetstream import api, ask
 from natskit.hub.auth.passwords import cost_of
 from natskit.hub.state.records import Account
 from tests.hub.conftest import PASSWORD
@@ -24,7 +24,7 @@ OLD_COST, NEW_COST = "$argon2id$v=19$m=1024,t=1,p=1", "$argon2id$v=19$m=2048,t=2
 
 async def stored(hub: Connection, account_id: str) -> Account:
     """The account's record in JetStream."""
-    found = await api(hub, "STREAM.MSG.GET.KV_accounts", {"last_by_subj": f"$KV.accounts.{account_id}"})
+    found = await ask(hub, "find", "accounts", {"last_by_subj": f"$KV.accounts.{account_id}"})
     return Account.from_json(base64.b64decode(found["message"]["data"]))
 
 
@@ -49,7 +49,7 @@ async def sign_in(site: Site, email: str, password: str) -> int:
 
 async def test_each_sign_in_brings_a_hash_up_to_the_settings(site: Site) -> None:
     admin = await site.admin()
-    hub = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+    hub = await site.state()
     (email, account_id, _), (_, idle_id, _), (full, full_id, _) = [await person(site, admin) for _ in range(3)]
     assert cost_of((await stored(hub, account_id)).password_hash) == OLD_COST
     await restart(site, **STRONGER)
@@ -66,12 +66,13 @@ async def test_each_sign_in_brings_a_hash_up_to_the_settings(site: Site) -> None
     assert await sign_in(site, email, PASSWORD + "!") == 401
 
     # JetStream takes no write to the accounts, but those to the sessions.
-    stream = await api(admin, "STREAM.INFO.KV_accounts", {})
-    await api(admin, "STREAM.UPDATE.KV_accounts", stream["config"] | {"max_msg_size": 100})
+    streams = await site.streams_admin()
+    stream = await api(streams, "STREAM.INFO.KV_accounts", {})
+    await api(streams, "STREAM.UPDATE.KV_accounts", stream["config"] | {"max_msg_size": 100})
     try:
         assert await sign_in(site, full, PASSWORD) == 200
     finally:
-        await api(admin, "STREAM.UPDATE.KV_accounts", stream["config"])
+        await api(streams, "STREAM.UPDATE.KV_accounts", stream["config"])
     assert cost_of((await stored(hub, full_id)).password_hash) == OLD_COST
     assert await sign_in(site, full, PASSWORD) == 200
     assert cost_of((await stored(hub, full_id)).password_hash) == NEW_COST

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from natskit.bus.connection import Connection
-from natskit.bus.jetstream import api
+from natskit.bus.jetstream import ask
 from natskit.errors import ConnectionLostError, NotAllowedError
 from natskit.rpc import RpcError, decode_response, encode_request
 from tests.hub.conftest import PASSWORD
@@ -284,8 +284,8 @@ async def test_a_session_that_ends_by_time_ends_for_live_connections(site: Site)
     """Within a second of JetStream's message, whatever the hub's clock says."""
     scene = await scene_of(site)
     ended = await scene.session_of(scene.cookie)
-    hub = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
-    record = await api(hub, "STREAM.MSG.GET.KV_sessions", {"last_by_subj": f"$KV.sessions.{ended}"})
+    hub = await site.state()
+    record = await ask(hub, "find", "sessions", {"last_by_subj": f"$KV.sessions.{ended}"})
     told: asyncio.Queue[float] = asyncio.Queue()
 
     async def heard(message: Any) -> None:
@@ -314,8 +314,8 @@ async def test_a_session_is_kept_as_long_as_it_is_good(site: Site) -> None:
     admin = await site.admin()
     _, _, cookie = await person(site, admin)
     session = await Scene(site, admin).session_of(cookie)
-    hub = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
-    found = await api(hub, "STREAM.MSG.GET.KV_sessions", {"last_by_subj": f"$KV.sessions.{session}"})
+    hub = await site.state()
+    found = await ask(hub, "find", "sessions", {"last_by_subj": f"$KV.sessions.{session}"})
     record = json.loads(base64.b64decode(found["message"]["data"]))
     headers = base64.b64decode(found["message"]["hdrs"]).decode()
     lives = int(headers.partition("Nats-TTL: ")[2].partition("s")[0])

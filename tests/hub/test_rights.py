@@ -86,7 +86,7 @@ async def test_an_account_that_owns_projects_is_not_removed_by_accident(site: Si
 async def test_the_removal_of_an_account_goes_on_where_it_was_interrupted(site: Site) -> None:
     """The test writes each state in which a hub may have left it when it died."""
     admin = await site.admin()
-    hub = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+    hub = await site.state()
     for lost in (["memberships"], ["memberships", "accounts"]):
         email, account_id, cookie = await person(site, admin)
         project_id = (await ask(site, "hub-1", cookie, "create_project", title="P"))["project_id"]
@@ -130,7 +130,7 @@ async def test_nobody_is_cut_again_and_again_by_a_friend(site: Site) -> None:
 
 async def test_a_session_slides_up_to_its_end_without_dropping_the_connection(site: Site) -> None:
     admin = await site.admin()
-    hub = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+    hub = await site.state()
     _, account_id, cookie = await person(site, admin)
     scene = Scene(site, admin, guest=account_id)
     session_id = await scene.session_of(cookie)

@@ -38,7 +38,7 @@ async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
 
 async def give_projects(site: Site, account_id: str, count: int) -> None:
     """Write an account's projects into the state, as a hub does."""
-    hub = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+    hub = await site.state()
     project = Project(title="p" * 100, created_at=0).to_json()
     member = Membership(role="owner", since=0).to_json()
 

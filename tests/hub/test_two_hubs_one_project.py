@@ -34,7 +34,7 @@ async def hub(site: Site) -> AsyncIterator[tuple[State, Projects]]:
     async def connected(_: str) -> bool:
         return False
 
-    connection = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+    connection = await site.state()
     state = State(connection, {}, ignore, ignore, ignore)
     tasks = {asyncio.create_task(state.follow())}
     try:

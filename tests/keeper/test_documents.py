@@ -16,7 +16,7 @@ from pycrdt import Doc, Text
 from natskit.bus.connection import Connection
 from natskit.bus.credentials import CredsText
 from natskit.bus.document_record import Update, decode
-from natskit.bus.jetstream import api
+from natskit.bus.jetstream import ask
 from natskit.bus.permissions import DOCUMENT_STREAMS
 from natskit.bus.yjs_format import read_vector
 from natskit.client import Client
@@ -436,9 +436,9 @@ async def test_the_documents_of_a_deleted_project_are_purged(site: Site) -> None
         sequence = (await copy.type(0, "!"))["sequence"]
         await alice.ask(project, copy.document, "name_version", sequence=sequence, name="n")
     keeper = await site.connect("keeper", site.identity.creds("DOCS", "keeper"))
-    hub = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+    hub = await site.state()
     subject = f"$KV.projects.{kept}"
-    record = (await api(hub, "STREAM.MSG.GET.KV_projects", {"last_by_subj": subject}))["message"]["data"]
+    record = (await ask(hub, "find", "projects", {"last_by_subj": subject}))["message"]["data"]
     await hub.request(subject, b"{", timeout=5)
     await alice.hub("delete_project", project_id=deleted)  # keepers look at one after the other
     await eventually(lambda: _has_nothing(keeper, deleted), "the documents are purged")

@@ -105,8 +105,8 @@ async def test_documents_that_nearly_fill_their_stream(tmp_path: Path) -> None:
 async def test_a_bucket_that_is_nearly_full(tmp_path: Path) -> None:
     async with Site.without_hubs(tmp_path) as site:
         site.make_streams(state_bytes=100_000)
-        hub = await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
-        admin, settings = await site.admin(), StreamSettings(state_bytes=100_000)
+        hub = await site.state()
+        admin, settings = await site.streams_admin(), StreamSettings(state_bytes=100_000)
         assert await servers.streams(admin, settings, DEPLOY) == []
         await hub.request("$KV.sessions.a", b"x" * 60_000, timeout=5)
         await hub.request("$KV.sessions.b", b"x" * 25_000, timeout=5)

@@ -75,7 +75,7 @@ class Cluster:
 
     def arguments(self, name: str, *more: str) -> list[str]:
         urls = [self.url(name), *(self.url(other) for other in self.names if other != name)]
-        creds = self.identity.creds_path("PLATFORM", "probe")
+        creds = self.identity.creds_path("STATE", "probe")
         monitor = f"http://127.0.0.1:{self.ports[name, 'monitor']}"
         documents = self.identity.creds_path("DOCS", "probe")
         given = ["--creds", str(creds), "--documents-creds", str(documents), "--urls", ",".join(urls)]
@@ -90,12 +90,12 @@ class Cluster:
         assert done.stderr.count("\n") <= 1, done.stderr
         return done.stderr.strip()
 
-    async def connect(self, role: str, name: str, account: NatsAccount = "PLATFORM") -> Connection:
+    async def connect(self, role: str, name: str, account: NatsAccount = "STATE") -> Connection:
         creds = self.identity.creds_path(account, role)
         servers = NatsServers(urls=[self.url(name)])
         return await connect(servers, name=role, inbox_prefix=f"_INBOX.{role}", creds=creds, timeout=10)
 
-    async def admin(self, account: NatsAccount = "PLATFORM") -> Connection:
+    async def admin(self, account: NatsAccount = "STATE") -> Connection:
         """Connect the control machine to one of the servers."""
         ca = self.root / "tls" / "tls" / "ca.crt" if self.secure else None
         servers = NatsServers(urls=[self.url(name) for name in self.names], ca_file=ca)
@@ -173,7 +173,7 @@ def test_it_opens_when_all_is_well(well: Cluster, name: str) -> None:
 
 
 async def test_it_writes_for_real(well: Cluster) -> None:
-    admin = await well.connect("hub", "nats-3")
+    admin = await well.connect("hub", "nats-3", "AUTH")
     try:
         # The bucket is not the hub's: what the gate did is seen in the monitor's numbers.
         before = await asyncio.to_thread(probe_stream, well)
@@ -259,7 +259,7 @@ def test_a_wedged_server_may_be_restarted(well: Cluster) -> None:
 
 async def test_it_waits_for_a_server_to_catch_up(well: Cluster) -> None:
     """The server was stopped during many writes. It counts as back when its replicas have all of them."""
-    hub, admin = await well.connect("hub", "nats-1"), await well.connect("admin", "nats-1")
+    hub, admin = await well.connect("hub", "nats-1", "AUTH"), await well.connect("admin", "nats-1")
     try:
         config = {"name": "KV_accounts", "subjects": ["$KV.accounts.>"], "num_replicas": 3, "max_msgs_per_subject": 1}
         assert "error" not in await ask(admin, "$JS.API.STREAM.CREATE.KV_accounts", **config)
@@ -289,7 +289,7 @@ async def write(hub: Client, subject: str, value: bytes) -> None:
 
 async def test_it_opens_under_load(well: Cluster) -> None:
     """The replicas of a stream under constant writes never have exactly the same state."""
-    hub, admin = await well.connect("hub", "nats-1"), await well.connect("admin", "nats-1")
+    hub, admin = await well.connect("hub", "nats-1", "AUTH"), await well.connect("admin", "nats-1")
     config = {"name": "KV_sessions", "subjects": ["$KV.sessions.>"], "num_replicas": 3, "max_msgs_per_subject": 1}
     written = 0
 
@@ -315,7 +315,7 @@ async def test_it_opens_under_load(well: Cluster) -> None:
 @pytest.mark.parametrize(
     ("account", "stream", "subject"),
     [
-        ("PLATFORM", f"KV_{BUCKETS[-1]}", f"$KV.{BUCKETS[-1]}.>"),
+        ("STATE", f"KV_{BUCKETS[-1]}", f"$KV.{BUCKETS[-1]}.>"),
         ("DOCS", DOCUMENT_STREAMS[-1], f"doc.{len(DOCUMENT_STREAMS) - 1}.>"),
     ],
 )
@@ -349,7 +349,7 @@ def test_the_first_url_is_this_servers_own(well: Cluster) -> None:
 
 def test_another_user_is_not_enough(well: Cluster) -> None:
     arguments = well.arguments("nats-1", "--seconds", "1")
-    arguments[arguments.index("--creds") + 1] = str(well.identity.creds_path("PLATFORM", "admin"))
+    arguments[arguments.index("--creds") + 1] = str(well.identity.creds_path("STATE", "admin"))
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=30)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1

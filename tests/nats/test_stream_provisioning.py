@@ -61,7 +61,7 @@ async def test_streams_of_older_hubs_are_changed_and_keep_what_they_hold(
     site.make_streams = lambda **_: None  # type: ignore[method-assign]
     try:
         site.start_server()
-        admin, hub = await site.admin(), await site.connect("hub", site.identity.creds("PLATFORM", "hub"))
+        admin, hub = await site.admin(), await site.state()
         for config in wanted(StreamSettings()):
             if config["name"] != AUDIT_STREAM:
                 newer = ("republish", "subject_delete_marker_ttl")
@@ -83,7 +83,7 @@ async def test_streams_of_older_hubs_are_changed_and_keep_what_they_hold(
 
 
 async def test_each_change_is_published_to_the_hubs_with_its_sequence(server: Site) -> None:
-    hub = await server.connect("hub", server.identity.creds("PLATFORM", "hub"))
+    hub = await server.state()
     arrived: asyncio.Queue[Any] = asyncio.Queue()
     await hub.subscribe("state.runners.>", cb=arrived.put)
     await hub.flush()
@@ -112,7 +112,7 @@ async def test_each_change_is_published_to_the_hubs_with_its_sequence(server: Si
 
 
 async def test_the_end_of_a_value_is_published_when_it_comes(server: Site) -> None:
-    hub = await server.connect("hub", server.identity.creds("PLATFORM", "hub"))
+    hub = await server.state()
     arrived: asyncio.Queue[Any] = asyncio.Queue()
     await hub.subscribe("state.sessions.>", cb=arrived.put)
     await hub.flush()
@@ -152,7 +152,7 @@ async def test_a_reply_subject_gives_a_hub_no_stream(server: Site) -> None:
     with DIRECT.GET or a consumer among that, the streams would be gone.
     """
     admin, probe = await server.admin(), await server.connect("probe", server.identity.creds("PLATFORM", "probe"))
-    hub = await server.connect("hub", server.identity.creds("PLATFORM", "hub"))
+    hub = await server.state()
     for subject in ("$KV.accounts.empty", "audit.x.-"):
         await hub.request(subject, b"", timeout=2)
     await probe.request(f"$KV.{PROBE_BUCKET}.nats-1", b"x", timeout=2)
@@ -230,7 +230,7 @@ async def test_a_reply_subject_gives_a_hub_no_other_nats_account(tmp_path: Path)
     with started(tmp_path) as cluster:
         identity = cluster.identity
         await cluster.make_bucket()
-        hub = await cluster.connect("hub", "nats-1")
+        hub = await cluster.connect("hub", "nats-1", "PLATFORM")
         purge = f"$JS.API.ACCOUNT.PURGE.{identity.account_public_key('PLATFORM')}"
         probe, wish = await cluster.connect("probe", "nats-2"), f"$JS.API.STREAM.INFO.KV_{PROBE_BUCKET}"
         for reply in (purge, "$JS.API.META.LEADER.STEPDOWN", f"$JS.API.STREAM.DELETE.KV_{PROBE_BUCKET}"):

@@ -1,7 +1,7 @@
 """A view of one KV bucket, held in memory and updated as the bucket changes.
 
 nats-server republishes each stored message (:mod:`natskit.ops.stream_provisioning`), and a hub follows that with an
-ordinary subscription: a hub may make no consumer (natskit/bus/permissions.py). Such a message may be lost. So each
+ordinary subscription. Such a message may be lost. So each
 sequence must be the next one, and the hub asks the stream's leader twice a second for its last sequence. When the view
 becomes stale (after a reconnect, a gap, a stream that is ahead of the view, a leader that is silent for long), it
 subscribes again and reads from the leader (:mod:`natskit.hub.state.bulk_read`) what was stored after the last message
@@ -42,7 +42,7 @@ from natskit.bus.jetstream import (
     STREAM_NOT_FOUND,
     JetStreamError,
     SilenceError,
-    api,
+    ask,
 )
 from natskit.bus.permissions import state_subject
 from natskit.errors import StateError
@@ -246,7 +246,7 @@ class Bucket(Generic[RecordT]):
         For calls that find nothing to change, which no write would otherwise prove right.
         """
         try:
-            found = await api(self._connection, f"STREAM.MSG.GET.{self._stream}", {"last_by_subj": self._prefix + key})
+            found = await ask(self._connection, "find", self.name, {"last_by_subj": self._prefix + key})
         except JetStreamError as error:
             if error.code != MESSAGE_NOT_FOUND:
                 raise
@@ -259,7 +259,7 @@ class Bucket(Generic[RecordT]):
         That the view has no value is no proof: the stream may be empty, restored, or hold what cannot be read.
         """
         try:
-            found = await api(self._connection, f"STREAM.MSG.GET.{self._stream}", {"last_by_subj": self._prefix + key})
+            found = await ask(self._connection, "find", self.name, {"last_by_subj": self._prefix + key})
         except JetStreamError as error:
             if error.code != MESSAGE_NOT_FOUND:
                 raise
@@ -437,7 +437,7 @@ class Bucket(Generic[RecordT]):
         kept = await self._good_up_to(info)
         self._lacks = self._lacks or not kept
         first = max(kept + 1, first)
-        await bulk_read.read(self._connection, self._stream, f"{self._prefix}>", first, last, self._read)
+        await bulk_read.read(self._connection, self.name, f"{self._prefix}>", first, last, self._read)
         self._apply_snapshot(kept, last)
         self._created = info["created"]
         # Messages written meanwhile must arrive: in a cluster, the leader's server learns of a subscription later.
@@ -469,7 +469,7 @@ class Bucket(Generic[RecordT]):
         if abs(by_leader) > MARKERS_KEPT or not timedelta(0) <= here <= MARKERS_KEPT:
             return 0
         try:
-            found = await api(self._connection, f"STREAM.MSG.GET.{self._stream}", {"seq": self.applied})
+            found = await ask(self._connection, "find", self.name, {"seq": self.applied})
         except JetStreamError as error:
             if error.code != MESSAGE_NOT_FOUND:
                 raise
@@ -510,7 +510,7 @@ class Bucket(Generic[RecordT]):
     async def _stream_info(self) -> dict[str, Any]:
         """The stream's info, from its leader. Raises :class:`StateError` if its configuration is not what hubs need."""
         try:
-            info = await api(self._connection, f"STREAM.INFO.{self._stream}", {}, ANSWER_SECONDS)
+            info = await ask(self._connection, "info", self.name, {}, ANSWER_SECONDS)
         except JetStreamError as error:
             if error.code != STREAM_NOT_FOUND:
                 raise
@@ -550,29 +550,31 @@ class Bucket(Generic[RecordT]):
         headers = message.headers or {}
         key, sequence = sys.intern(message.subject[len(self._followed) :]), int(headers["Nats-Sequence"])
         place = _Place(sequence, headers["Nats-Time-Stamp"], message.data)
+        value = self._value(key, message.data, "KV-Operation" in headers or _EXPIRED in headers)
         snapshot = self._snapshot
         if snapshot is not None:
             snapshot.arrived.append(place)
-            self._note(snapshot, key, self._value(key, message.data, headers), sequence)
+            self._note(snapshot, key, value, sequence)
         elif sequence == self.applied + 1:
             if _EXPIRED in headers:
                 self._on_expired(key)
-            self._take(key, self._value(key, message.data, headers), sequence)
+            self._take(key, value, sequence)
             self._last = place
         elif sequence > self.applied:
             log.warning("bucket %s: %d arrived after %d, starting over", self.name, sequence, self.applied)
             self._lacks = True
             self._start_over()
 
-    def _read(self, subject: str, data: bytes, headers: dict[str, str], sequence: int, stored: str) -> None:
+    def _read(self, subject: str, data: bytes, is_marker: bool, sequence: int, stored: str) -> None:
         assert self._snapshot is not None
-        self._snapshot.last = max(self._snapshot.last, _Place(sequence, stored, data))
+        if sequence > self._snapshot.last.sequence:
+            self._snapshot.last = _Place(sequence, stored, data)
         key = sys.intern(subject[len(self._prefix) :])
-        self._note(self._snapshot, key, self._value(key, data, headers), sequence)
+        self._note(self._snapshot, key, self._value(key, data, is_marker), sequence)
 
-    def _value(self, key: str, data: bytes, headers: dict[str, str]) -> RecordT | None:
+    def _value(self, key: str, data: bytes, is_marker: bool) -> RecordT | None:
         """The value in a message; ``None`` for a marker of a deleted or expired value, and for an unreadable one."""
-        if "KV-Operation" in headers or _EXPIRED in headers:
+        if is_marker:
             return None
         try:
             return self._parse(key, data)

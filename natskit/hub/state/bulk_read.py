@@ -1,104 +1,120 @@
-"""Bulk read: reads a bucket, or its newest part, message by message with ``STREAM.MSG.GET``, which the stream's leader
-answers.
+"""Bulk read: reads a bucket, or its newest part, in large batches (``DIRECT.GET``, ADR-31).
 
-A hub may make no consumer, and a message does not name the next one. So the sequences are divided among readers, each
-of which reads its part. A reader that has finished takes half of the longest remaining part. The caller hears of
-messages written meanwhile in another way.
+Any replica of the stream answers, and one may be behind its leader: it has the same messages up to a point, and nothing
+after it. So where a batch ends early, the leader says whether there is more. The caller hears of messages written
+meanwhile in another way.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+
+import nats.errors
 
 from natskit.bus.connection import Connection
-from natskit.bus.jetstream import MESSAGE_NOT_FOUND, JetStreamError, api
-from natskit.process.lifecycle import cancel
+from natskit.bus.jetstream import MESSAGE_NOT_FOUND, JetStreamError, ask
+from natskit.bus.permissions import state_service
+from natskit.errors import StateError
 
-READERS = 64
-"""Requests in flight at the same time. nats-server queues 10,000 (``request_queue_limit``)."""
-SHORTEST = 16
-"""Parts of fewer sequences are not divided: each division costs a request that may find nothing."""
+BATCH, BATCH_BYTES = 10_000, 4 * 1024**2
+"""The most of one batch. nats-server disconnects a client that lets far more wait (``nats_max_pending``)."""
+SILENT_SECONDS = 3.0
+BEHIND_SECONDS, PAUSE = 5.0, 0.05
+"""How long a replica may stay behind the leader, and how often to ask again."""
 
-Take = Callable[[str, bytes, dict[str, str], int, str], None]
-"""Called for each message with its subject, data, headers, sequence, and the time at which it was stored."""
+Take = Callable[[str, bytes, bool, int, str], None]
+"""Called for each message with its subject, its data, whether it marks a deleted or expired key, its sequence, and the
+time at which it was stored."""
+
+_MARKERS = (b"\r\nKV-Operation:", b"\r\nNats-Marker-Reason:")
+_ADDED = (
+    b"Nats-Subject: ",
+    b"Nats-Sequence: ",
+    b"Nats-Time-Stamp: ",
+    b"Nats-Num-Pending: ",
+    b"Nats-Last-Sequence: ",
+)
+"""The last headers of each message of a batch: nats-server puts them after those that were stored."""
+_SUBJECT, _SEQUENCE, _TIME, _, _BEFORE = map(len, _ADDED)
 
 
-@dataclass
-class _Part:
-    """The sequences that one reader has yet to read, both included."""
-
-    first: int
-    last: int
-
-    @property
-    def length(self) -> int:
-        return self.last - self.first + 1
-
-
-async def read(connection: Connection, stream: str, subjects: str, first: int, last: int, take: Take) -> None:
-    """Hand every message from ``first`` to ``last`` that is still stored to ``take``, in no order.
+async def read(connection: Connection, bucket: str, subjects: str, first: int, last: int, take: Take) -> None:
+    """Hand every message from ``first`` to ``last`` that is still stored to ``take``, in the order of the stream.
 
     Raises :class:`StateError` when one cannot be read.
     """
-    whole = _Part(first, last)
-    parts = [whole]
+    loop = asyncio.get_running_loop()
+    deadline: float | None = None
+    while first <= last:
+        batch = _Batch(first, last, take)
+        question = {"seq": first, "batch": BATCH, "max_bytes": BATCH_BYTES, "next_by_subj": subjects}
+        body = json.dumps(question).encode()
+        try:
+            await connection.ask_many(state_service("read", bucket), body, batch.add, SILENT_SECONDS)
+        except nats.errors.Error as error:
+            raise StateError(f"the state ({bucket}) could not be read ({type(error).__name__})") from error
+        first, found = batch.last + 1, batch.last >= first
+        if batch.has_more or first > last:
+            continue
+        if not await _is_there(connection, bucket, subjects, first, last):
+            return
+        if deadline is None or found:
+            deadline = loop.time() + BEHIND_SECONDS
+        elif loop.time() > deadline:
+            raise StateError(f"the state ({bucket}) could not be read: a copy of it lags behind its leader")
+        await asyncio.sleep(PAUSE)
 
-    async def go_through(part: _Part | None) -> None:
-        while part is not None:
-            await _read_part(connection, stream, subjects, part, take)
-            part = _half_of_longest(parts)
 
-    readers = [asyncio.ensure_future(go_through(whole))]
-    readers += [asyncio.ensure_future(go_through(part)) for _ in range(READERS) if (part := _half_of_longest(parts))]
+class _Batch:
+    """The answers to one request."""
+
+    def __init__(self, first: int, until: int, take: Take) -> None:
+        self._until = until
+        self.last = first - 1
+        """The sequence of the last message."""
+        self.has_more = False
+        self._take = take
+        self._before = 0
+
+    def add(self, headers: bytes, data: bytes) -> bool:
+        """Whether this answer was the last. Raises :class:`StateError` for one that is none of a batch."""
+        if headers.startswith(b"NATS/1.0 "):
+            return self._end(headers)
+        stored, _, *added, _, _ = headers.rsplit(b"\r\n", len(_ADDED) + 3)
+        for line, name in zip(added, _ADDED, strict=True):
+            if not line.startswith(name):
+                raise StateError("nats-server does not say which message it sent")
+        subject, sequence, stored_at, _, before = added
+        if int(before[_BEFORE:]) != self._before:
+            raise StateError(f"a message after {before[_BEFORE:].decode()} was lost on its way")
+        self.last = self._before = int(sequence[_SEQUENCE:])
+        if self.last <= self._until:
+            is_marker = len(stored) > 8 and any(marker in stored for marker in _MARKERS)
+            self._take(subject[_SUBJECT:].decode(), data, is_marker, self.last, stored_at[_TIME:].decode())
+        return False
+
+    def _end(self, headers: bytes) -> bool:
+        status, _, rest = headers[9:].partition(b"\r\n")
+        lines = dict(line.split(b": ", 1) for line in rest.split(b"\r\n") if b": " in line)
+        match status[:3]:
+            case b"404":  # there is none from the first one on
+                return True
+            case b"204":
+                if int(lines[b"Nats-Last-Sequence"]) != self._before:
+                    raise StateError("the last messages of a batch were lost on their way")
+                self.has_more = int(lines[b"Nats-Num-Pending"]) > 0
+                return True
+        raise StateError(f"nats-server refuses to read the state: {status.decode(errors='replace')}")
+
+
+async def _is_there(connection: Connection, bucket: str, subjects: str, first: int, last: int) -> bool:
+    """Whether the leader has a message from ``first`` to ``last``. Raises :class:`StateError`."""
     try:
-        await asyncio.gather(*readers)
-    finally:
-        await cancel(readers)
-
-
-async def _read_part(connection: Connection, stream: str, subjects: str, part: _Part, take: Take) -> None:
-    while part.length > 0:
-        message = await _message(connection, stream, part.first, subjects)
-        # Another reader may have taken half of it meanwhile.
-        if message is None or message["seq"] > part.last:
-            break
-        part.first = message["seq"] + 1
-        headers = _headers(base64.b64decode(message.get("hdrs", "")))
-        data = base64.b64decode(message.get("data", ""))
-        take(message["subject"], data, headers, message["seq"], message["time"])
-    part.first = part.last + 1
-
-
-def _half_of_longest(parts: list[_Part]) -> _Part | None:
-    """Half of the longest remaining part, added to ``parts``; ``None`` if that is too short."""
-    parts[:] = [part for part in parts if part.length > 0]
-    longest = max(parts, key=lambda part: part.length, default=None)
-    if longest is None or longest.length < SHORTEST:
-        return None
-    half = _Part(longest.first + longest.length // 2, longest.last)
-    longest.last = half.first - 1
-    parts.append(half)
-    return half
-
-
-async def _message(connection: Connection, stream: str, sequence: int, subjects: str) -> dict[str, Any] | None:
-    """The first message at or after a sequence; ``None`` if there is none."""
-    question = {"seq": sequence, "next_by_subj": subjects}
-    try:
-        answer = await api(connection, f"STREAM.MSG.GET.{stream}", question)
+        answer = await ask(connection, "find", bucket, {"seq": first, "next_by_subj": subjects})
     except JetStreamError as error:
-        if error.code == MESSAGE_NOT_FOUND:
-            return None
-        raise
-    found: dict[str, Any] = answer["message"]
-    return found
-
-
-def _headers(block: bytes) -> dict[str, str]:
-    """The headers of a message as it was stored; the first line is ``NATS/1.0``."""
-    pairs = (line.partition(":") for line in block.decode(errors="replace").split("\r\n")[1:])
-    return {name: value.strip() for name, _, value in pairs if name}
+        if error.code != MESSAGE_NOT_FOUND:
+            raise
+        return False
+    return int(answer["message"]["seq"]) <= last
