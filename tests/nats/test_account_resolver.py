@@ -132,19 +132,19 @@ async def test_what_is_the_same_does_not_differ(machines: Machines, servers: Ser
 
 async def test_a_rotation_lets_both_in_and_then_the_old_one_out(machines: Machines, servers: Servers) -> None:
     identity = Identity.load(machines.identity.directory, write=True)
-    old = identity.creds("PLATFORM", "probe")
+    old = identity.creds("STATE", "probe")
     connected = await machines.connect("n2", old)
     number = connected.client_id
     identity.begin_rotation("nats-account", now=NOW, urgent=False)
     found = await differing(servers, identity)
     assert {(d.server, d.name, d.what) for d in found} == {
-        (s, n, "different") for s in BOTH for n in ("SYS", "PLATFORM", "DOCS")
+        (s, n, "different") for s in BOTH for n in ("SYS", "PLATFORM", "STATE", "DOCS")
     }
     assert {d.fields for d in found} == {("signing_keys",)}
     await push_all(servers, identity)
     assert await differing(servers, identity) == []
     identity.switch_keys(now=NOW, cookie_seconds=1)
-    new = identity.creds("PLATFORM", "probe")
+    new = identity.creds("STATE", "probe")
     assert machines.is_let_in(old) == BOTH
     assert machines.is_let_in(new) == BOTH
     await connected.flush()

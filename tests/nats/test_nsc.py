@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from natskit.bus.permissions import DOCUMENT_SCOPES, SCOPES, SYSTEM_SCOPES
+from natskit.bus.permissions import DOCUMENT_SCOPES, SCOPES, STATE_SCOPES, SYSTEM_SCOPES
 from natskit.cli import cli
 from natskit.errors import IdentityError
 from natskit.identity import claims
@@ -89,7 +89,7 @@ def test_nsc_finds_nothing_wrong_with_an_export_and_describes_it(identity: Ident
     operator = tool.json("describe", "operator")
     assert operator["sub"] == identity.operator_public_key
     assert operator["nats"]["system_account"] == identity.account_public_key("SYS")
-    scopes = {"SYS": set(SYSTEM_SCOPES), "AUTH": set(), "PLATFORM": set(SCOPES), "DOCS": set(DOCUMENT_SCOPES)}
+    scopes = {"SYS": set(SYSTEM_SCOPES), "AUTH": set(), "PLATFORM": set(SCOPES), "STATE": set(STATE_SCOPES), "DOCS": set(DOCUMENT_SCOPES)}
     for name in NATS_ACCOUNTS:
         account = tool.json("describe", "account", name)
         assert account["sub"] == identity.account_public_key(name)
@@ -132,11 +132,11 @@ def test_the_export_itself_comes_back_with_its_certificates(identity: Identity, 
 
 
 def test_a_user_that_nsc_has_revoked_stays_revoked(identity: Identity, exported: Path, tmp_path: Path) -> None:
-    nsc(exported).run("revocations", "add-user", "--account", "PLATFORM", "--name", "probe")
+    nsc(exported).run("revocations", "add-user", "--account", "STATE", "--name", "probe")
     natskit("import", exported, tmp_path / "again")
     again = Identity.ensure(tmp_path / "again", now=int(time.time()))
-    (revoked,) = claims.decode(again.account_jwt("PLATFORM"))["nats"]["revocations"]
-    assert revoked == claims.decode(identity.creds("PLATFORM", "probe").splitlines()[1])["sub"]
+    (revoked,) = claims.decode(again.account_jwt("STATE"))["nats"]["revocations"]
+    assert revoked == claims.decode(identity.creds("STATE", "probe").splitlines()[1])["sub"]
 
 
 def test_a_copy_without_the_users_is_refused(exported: Path, tmp_path: Path) -> None:

@@ -9,19 +9,30 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import pytest_asyncio
 
 from natskit.bus.connection import Connection, connect
-from natskit.bus.jetstream import api
-from natskit.bus.permissions import AUDIT_STREAM, BUCKETS, PROBE_BUCKET, SCOPES, STREAMS, SYSTEM_SERVICES
+from natskit.bus.jetstream import JetStreamError, api
+from natskit.bus.jetstream import ask as ask_state
+from natskit.bus.permissions import (
+    AUDIT_STREAM,
+    BUCKETS,
+    DOCUMENT_SCOPES,
+    DOCUMENT_STREAMS,
+    HUB_IN_AUTH,
+    PROBE_BUCKET,
+    STREAMS,
+    SYSTEM_SERVICES,
+    Permissions,
+)
 from natskit.bus.servers import NatsServers
 from natskit.errors import StateError
+from natskit.ops import audit_reader
 from natskit.ops.stream_provisioning import StreamSettings, apply, differences, wanted
-from tests.hub.site import NO_TLS, Site
+from tests.hub.site import Site
 from tests.kit.wait import eventually
-from tests.nats.test_restart_gate import NAMES, ask, started
+from tests.nats.test_restart_gate import NAMES, Cluster, ask, started
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -35,7 +46,7 @@ async def infos(admin: Connection) -> dict[str, dict[str, Any]]:
 
 
 async def test_all_of_them_are_made_and_nothing_is_changed_twice(server: Site) -> None:
-    admin = await server.admin()
+    admin = await server.streams_admin()
     assert {config["name"] for config in wanted(StreamSettings())} == set(STREAMS)
     assert await differences(admin, StreamSettings()) == []
     assert await apply(admin, StreamSettings()) == []
@@ -48,7 +59,7 @@ async def test_all_of_them_are_made_and_nothing_is_changed_twice(server: Site) -
 
 
 async def test_more_copies_than_servers_are_refused_by_name(server: Site) -> None:
-    admin = await server.admin()
+    admin = await server.streams_admin()
     with pytest.raises(StateError, match=r"STREAM\.UPDATE\.KV_accounts: .*replicas"):
         await apply(admin, StreamSettings(replicas=3))
     assert await differences(admin, StreamSettings()) == []
@@ -61,11 +72,12 @@ async def test_streams_of_older_hubs_are_changed_and_keep_what_they_hold(
     site.make_streams = lambda **_: None  # type: ignore[method-assign]
     try:
         site.start_server()
-        admin, hub = await site.admin(), await site.state()
+        admin, hub = await site.streams_admin(), await site.state()
         for config in wanted(StreamSettings()):
             if config["name"] != AUDIT_STREAM:
                 newer = ("republish", "subject_delete_marker_ttl")
-                config = {key: config[key] for key in config if key not in newer} | {"allow_direct": True}
+                config = {key: config[key] for key in config if key not in newer}
+                config["allow_direct"] = config["name"] == f"KV_{PROBE_BUCKET}"
             await api(admin, f"STREAM.CREATE.{config['name']}", config)
         await hub.request("$KV.accounts.x", b"kept", timeout=2)
         await hub.request("$KV.sessions.x", b"ends", timeout=2, headers={"Nats-TTL": "2s"})
@@ -99,7 +111,7 @@ async def test_each_change_is_published_to_the_hubs_with_its_sequence(server: Si
     assert ["KV-Operation" in message.headers for message in seen] == [False, False, True, False]
     # A marker that has expired goes without a word: no message, and no sequence.
     await hub.request("$KV.runners.gone", b"", timeout=2, headers=purge)
-    admin = await server.admin()
+    admin = await server.streams_admin()
 
     async def expired() -> bool:
         return bool((await api(admin, "STREAM.INFO.KV_runners", {}))["state"]["messages"] == 1)
@@ -144,32 +156,38 @@ VERBS = (
 VICTIMS = (AUDIT_STREAM, "KV_accounts", f"KV_{PROBE_BUCKET}")
 
 
-async def test_a_reply_subject_gives_a_hub_no_stream(server: Site) -> None:
-    """nats-server sends its answer to whatever reply subject a hub names, also where the hub may not publish.
+async def test_a_reply_subject_gives_nobody_a_stream(server: Site) -> None:
+    """nats-server sends its answer to whatever reply subject a caller names, also where the caller may not publish.
 
-    The acknowledgement of a write does reach the JetStream API that way. It is JSON, never empty, and no request has
-    its fields, which nats-server insists on (``strict``, the default since 2.12). All that a hub may publish is tried;
-    with DIRECT.GET or a consumer among that, the streams would be gone.
+    Stored values may be what a request of the JetStream API needs: nothing at all, or a configuration. Everything that
+    hubs and keepers may publish is tried. At last, a user of STATE itself, which natskit makes none of, does it at once.
     """
-    admin, probe = await server.admin(), await server.connect("probe", server.identity.creds("PLATFORM", "probe"))
-    hub = await server.state()
-    for subject in ("$KV.accounts.empty", "audit.x.-"):
-        await hub.request(subject, b"", timeout=2)
+    admin, probe = await server.streams_admin(), await server.connect("probe", server.identity.creds("STATE", "probe"))
+    hub, keeper = await server.state(), await server.connect("keeper", server.identity.creds("DOCS", "keeper"))
+    larger = json.dumps((await infos(admin))["KV_accounts"]["config"] | {"max_bytes": 1 << 30}).encode()
+    for subject, value in (("$KV.projects.empty", b""), ("$KV.projects.larger", larger), ("audit.x.-", b"")):
+        assert "error" not in json.loads((await hub.request(subject, value, timeout=2)).data)
     await probe.request(f"$KV.{PROBE_BUCKET}.nats-1", b"x", timeout=2)
-    before, total = await infos(admin), await _asked(server)
-    sent = 0
-    for reply in (f"$JS.API.{verb.format(name)}" for verb in VERBS for name in VICTIMS):
-        for subject, bodies in _publishable():
-            for body in bodies:
-                for headers in _HEADERS if subject.startswith(("$KV", "audit")) else (None,):
-                    await hub.publish(subject, body, reply=reply, headers=headers)
-                    sent += 1
-        await hub.publish("$KV.accounts.traced", b"x", headers={"Nats-Trace-Dest": reply})
-        await hub.flush()
-    # A few it does not count.
-    await eventually(lambda: _reached(server, total + sent * 9 // 10), "JetStream was asked all of that", 20)
-    for subject in ("$KV.accounts.empty", "audit.x.-"):
-        await hub.request(subject, b"", timeout=5)
+    before = await infos(admin)
+    replies = [f"$JS.API.{verb.format(name)}" for verb in VERBS for name in VICTIMS]
+    documents = await server.connect("admin", server.identity.creds("DOCS", "admin"))
+    document_streams = {name: (await api(documents, f"STREAM.INFO.{name}", {}))["created"] for name in DOCUMENT_STREAMS}
+    replies += [f"$JS.API.STREAM.DELETE.{name}" for name in DOCUMENT_STREAMS]
+    replies += ["$KV.sessions.x", "$KV.memberships.x.x", "audit.y.-", "read.projects", "info.projects"]
+    for client, publish in ((hub, HUB_IN_AUTH.publish), (keeper, DOCUMENT_SCOPES["keeper"].publish)):
+        for subject in (subject for subject in publish if subject.startswith(_OF_STATE)):
+            for reply in replies:
+                for body in _bodies(subject):
+                    await client.publish(subject.replace(">", "tried"), body, reply=reply)
+                    # A trace is written where the client is, and does reach an import. A hub may write there anyway.
+                    if client is keeper or reply.startswith("$JS."):
+                        headers = {"Nats-Trace-Dest": reply}
+                        await client.publish(subject.replace(">", "tried"), body, headers=headers)
+        await client.flush()
+    # What they asked later is answered, so what they asked before would have been.
+    for client in (hub, keeper):
+        for verb, body in (("read", {"last_by_subj": "$KV.projects.empty"}), ("info", {})):
+            assert (await client.request(f"{verb}.projects", json.dumps(body).encode(), timeout=10)) is not None
     after = await infos(admin)
     for name in STREAMS:
         assert after[name]["created"] == before[name]["created"], name
@@ -178,24 +196,45 @@ async def test_a_reply_subject_gives_a_hub_no_stream(server: Site) -> None:
         assert after[name]["state"]["messages"] >= before[name]["state"]["messages"], name
     for name in (AUDIT_STREAM, f"KV_{PROBE_BUCKET}"):
         assert after[name]["state"]["first_seq"] == before[name]["state"]["first_seq"], name
+    for bucket, key in (("sessions", "x"), ("memberships", "x.x")):
+        with pytest.raises(JetStreamError, match="no message found"):
+            await ask_state(hub, "find", bucket, {"last_by_subj": f"$KV.{bucket}.{key}"})
+    assert not [e async for e in audit_reader.events(admin, 0) if e.get("kind") == "y"]
+    for name, created in document_streams.items():
+        assert (await api(documents, f"STREAM.INFO.{name}", {}))["created"] == created
+
+    rights = Permissions(("$JS.API.DIRECT.GET.KV_projects",), ())
+    creds = server.identity.temporary_creds("STATE", "hub", rights, now=int(time.time()), seconds=60)
+    of_state = await server.connect("hub", creds)
+    wish = json.dumps({"last_by_subj": "$KV.projects.empty"}).encode()
+    await of_state.publish("$JS.API.DIRECT.GET.KV_projects", wish, reply=f"$JS.API.STREAM.DELETE.{AUDIT_STREAM}")
+
+    async def gone() -> bool:
+        return AUDIT_STREAM not in {name for name in STREAMS if await _exists(admin, name)}
+
+    await eventually(gone, "what a user of STATE can do")
+    server.make_streams()
 
 
-_HEADERS = (None, {"Nats-Expected-Last-Sequence": "999999999"}, {"Nats-Rollup": "sub"})
+_OF_STATE = ("$KV.", "read.", "find.", "info.", "audit.")
 
 
-def _publishable() -> list[tuple[str, list[bytes]]]:
-    """Subjects on which a hub may publish to JetStream, with bodies that JetStream answers with a message or an
-    error."""
-    out = []
-    for subject in SCOPES["hub"].publish:
-        if not subject.startswith(("$KV.", "$JS.", "audit.")) or any(
-            b in subject for b in ("projects", "memberships", "runners")
-        ):
-            continue
-        by_sequence = [b'{"seq": 1}', b'{"last_by_subj": "$KV.accounts.empty"}', b'{"last_by_subj": "audit.x.-"}', b"{"]
-        consumer = [b'{"stream_name":"KV_accounts","config":{"deliver_subject":"$JS.API.STREAM.DELETE.AUDIT"}}']
-        out.append((subject.replace("*", "x").replace(">", "empty"), [b"", b"{}", *by_sequence, *consumer]))
-    return out
+def _bodies(subject: str) -> list[bytes]:
+    """Requests that are answered with a stored value, with JSON or with an error."""
+    if subject.startswith(("$KV.", "audit.")):
+        return [b"", b"{}"]
+    found = [{"last_by_subj": f"$KV.projects.{key}"} for key in ("empty", "larger")]
+    several = {"seq": 1, "batch": 10, "next_by_subj": ">"}
+    consumer = b'{"stream_name":"KV_accounts","config":{"deliver_subject":"$JS.API.STREAM.DELETE.AUDIT"}}'
+    return [b"", b"{", *(json.dumps(each).encode() for each in (*found, several)), consumer]
+
+
+async def _exists(admin: Connection, name: str) -> bool:
+    try:
+        await api(admin, f"STREAM.INFO.{name}", {})
+    except JetStreamError:
+        return False
+    return True
 
 
 async def test_one_copy_becomes_three_when_the_servers_are_there(tmp_path: Path) -> None:
@@ -224,6 +263,26 @@ async def test_one_copy_becomes_three_when_the_servers_are_there(tmp_path: Path)
         await admin.close()
 
 
+async def _state_from_another_server(cluster: Cluster) -> None:
+    """A hub whose server has no copy of a stream gets an answer, but to no other import and to no stream."""
+    admin = await cluster.admin()
+    (config,) = [config for config in wanted(StreamSettings()) if config["name"] == "KV_projects"]
+    await api(admin, "STREAM.CREATE.KV_projects", config)
+    leader = (await api(admin, "STREAM.INFO.KV_projects", {}))["cluster"]["leader"]
+    hub = await cluster.connect("hub", next(name for name in NAMES if name != leader), "AUTH")
+    assert "error" not in json.loads((await hub.request("$KV.projects.empty", b"", timeout=5)).data)
+    for reply in (f"$JS.API.STREAM.DELETE.KV_{PROBE_BUCKET}", "$JS.API.STREAM.DELETE.KV_projects", "$KV.projects.x"):
+        for body in (b'{"last_by_subj": "$KV.projects.empty"}', b'{"seq": 1, "batch": 10, "next_by_subj": ">"}'):
+            await hub.publish("read.projects", body, reply=reply)
+    read = await hub.request("read.projects", b'{"last_by_subj": "$KV.projects.empty"}', timeout=5)
+    assert (read.headers or {})["Nats-Subject"] == "$KV.projects.empty"
+    info = await ask_state(hub, "info", "projects", {})
+    assert info["state"]["last_seq"] == 1
+    assert await _exists(admin, f"KV_{PROBE_BUCKET}")
+    for client in (admin, hub):
+        await client.close()
+
+
 async def test_a_reply_subject_gives_a_hub_no_other_nats_account(tmp_path: Path) -> None:
     """On a cluster, a server's answer in SYS can be a request to the others' JetStream, so a user of SYS can delete
     everything."""
@@ -231,7 +290,7 @@ async def test_a_reply_subject_gives_a_hub_no_other_nats_account(tmp_path: Path)
         identity = cluster.identity
         await cluster.make_bucket()
         hub = await cluster.connect("hub", "nats-1", "PLATFORM")
-        purge = f"$JS.API.ACCOUNT.PURGE.{identity.account_public_key('PLATFORM')}"
+        purge = f"$JS.API.ACCOUNT.PURGE.{identity.account_public_key('STATE')}"
         probe, wish = await cluster.connect("probe", "nats-2"), f"$JS.API.STREAM.INFO.KV_{PROBE_BUCKET}"
         for reply in (purge, "$JS.API.META.LEADER.STEPDOWN", f"$JS.API.STREAM.DELETE.KV_{PROBE_BUCKET}"):
             for subject in SYSTEM_SERVICES:
@@ -243,6 +302,7 @@ async def test_a_reply_subject_gives_a_hub_no_other_nats_account(tmp_path: Path)
             for _ in NAMES:  # each server has answered what it was asked before
                 await asyncio.wait_for(heard.get(), 5)
         assert "error" not in await ask(probe, wish)
+        await _state_from_another_server(cluster)
         creds = identity.creds_path("SYS", "admin")
         there = NatsServers(urls=[cluster.url("nats-1")])
         system = await connect(there, name="admin", inbox_prefix="_INBOX.admin", creds=creds, timeout=10)
@@ -254,13 +314,3 @@ async def test_a_reply_subject_gives_a_hub_no_other_nats_account(tmp_path: Path)
         await eventually(gone, "what a user of SYS can do")
         for client in (hub, probe, system):
             await client.close()
-
-
-async def _asked(site: Site) -> int:
-    async with httpx.AsyncClient(verify=NO_TLS) as client:
-        answer = await client.get(f"http://127.0.0.1:{site.monitor_port}/jsz")
-    return int(answer.json()["api"]["total"])
-
-
-async def _reached(site: Site, number: int) -> bool:
-    return await _asked(site) >= number

@@ -260,28 +260,34 @@ def test_a_loaded_identity_makes_no_keys(tmp_path: Path) -> None:
     assert snapshot(tmp_path) == before
 
 
-def test_an_identity_of_an_older_version_gets_the_account_of_documents(
+def test_an_identity_of_an_older_version_gets_the_accounts_of_streams(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without it, everything else works, and says what is missing; a deploy adds it and changes no key."""
+    """Without them, everything else works, and says what is missing; a deploy adds them and changes no key."""
     directory = tmp_path / "identity"
     with monkeypatch.context() as older:
-        users = [(account, user) for account, user in natskit.identity.identity.STATIC_USERS if account != "DOCS"]
+        users = [(account, user) for account, user in natskit.identity.identity.STATIC_USERS if account not in ("STATE", "DOCS")]
         older.setattr(natskit.identity.identity, "NATS_ACCOUNTS", ("SYS", "AUTH", "PLATFORM"))
         older.setattr(natskit.identity.identity, "STATIC_USERS", users)
         before = Identity.ensure(directory, now=NOW)
     loaded = Identity.load(directory)
     assert loaded.accounts == ["SYS", "AUTH", "PLATFORM"]
     assert len(loaded.account_jwts()) == 3
-    for ask in (loaded.account_public_key, lambda name: loaded.creds(name, "keeper")):
-        with pytest.raises(IdentityError, match="deploy to create it"):
-            ask("DOCS")
+    for ask in (loaded.account_public_key, lambda name: loaded.creds(name, "admin")):
+        for missing in ("STATE", "DOCS"):
+            with pytest.raises(IdentityError, match="deploy to create it"):
+                ask(missing)
     after = Identity.ensure(directory, now=NOW + 5)
     assert after.account_public_key("PLATFORM") == before.account_public_key("PLATFORM")
     imported = claims.decode(after.account_jwt("PLATFORM"))["nats"]["imports"]
     documents = after.account_public_key("DOCS")
     assert [each["subject"] for each in imported if each["account"] == documents] == ["events.project.*.doc.*"]
-    assert claims.decode(after.account_jwt("DOCS"))["nats"]["limits"]["disk_storage"] == -1
+    for name in ("STATE", "DOCS"):
+        assert claims.decode(after.account_jwt(name))["nats"]["limits"]["disk_storage"] == -1
+    assert "disk_storage" not in claims.decode(after.account_jwt("PLATFORM"))["nats"]["limits"]
+    imported = claims.decode(after.account_jwt("AUTH"))["nats"]["imports"]
+    assert {each["account"] for each in imported} == {after.account_public_key("STATE")}
+    assert after.creds("STATE", "admin")
     assert after.creds("DOCS", "keeper")
 
 

@@ -155,9 +155,10 @@ def keys(directory: Path) -> dict[str, str]:
 EXCHANGED = {
     "hub-keys": {"AUTH: hub", "PLATFORM: browser", "PLATFORM: project", "PLATFORM: runner", "AUTH/hub",
                  "PLATFORM/hub"},
-    "nats-account": {"PLATFORM: hub", "PLATFORM: keeper", "PLATFORM: admin", "PLATFORM: probe", "SYS: admin",
-                     "DOCS: keeper", "DOCS: admin", "DOCS: probe", "SYS/admin", "PLATFORM/hub", "PLATFORM/keeper",
-                     "PLATFORM/admin", "PLATFORM/probe", "DOCS/keeper", "DOCS/admin", "DOCS/probe"},
+    "nats-account": {"PLATFORM: hub", "PLATFORM: keeper", "PLATFORM: admin", "STATE: admin", "STATE: probe",
+                     "SYS: admin", "DOCS: keeper", "DOCS: admin", "DOCS: probe", "SYS/admin", "PLATFORM/hub",
+                     "PLATFORM/keeper", "PLATFORM/admin", "STATE/admin", "STATE/probe", "DOCS/keeper", "DOCS/admin",
+                     "DOCS/probe"},
     "project-keys": {RUNNER},
     "operator-signing-key": {"operator"},
 }  # fmt: skip

@@ -13,6 +13,7 @@ from natskit.bus.permissions import (
     MAX_PROJECTS_PER_ACCOUNT,
     PROBE_BUCKET,
     SCOPES,
+    STATE_SCOPES,
     Permissions,
     check_id,
     expand,
@@ -57,7 +58,7 @@ def test_no_right_of_a_guest_has_a_wildcard_before_its_id(role: str) -> None:
 
 
 def test_the_probe_writes_nothing_but_its_own_bucket() -> None:
-    scope = SCOPES["probe"]
+    scope = STATE_SCOPES["probe"]
     about_the_state = {f"$JS.API.STREAM.INFO.KV_{bucket}" for bucket in BUCKETS}
     for subject in set(scope.publish) - about_the_state:
         assert subject.startswith("$KV.probe.") or re.fullmatch(r"\$JS\.API\.[A-Z.]+\.KV_probe(\.>)?", subject)
