@@ -1,8 +1,9 @@
 """Restore a platform from a backup.
 
-During the restore the platform is closed: its NATS accounts admit only this command (:meth:`Identity.closed_jwt`). So
-no hub reads or writes an incomplete stream. When the platform opens again, all programs reconnect by themselves, and
-hubs read the whole state. If this command ends early, the platform stays closed until the command runs again.
+During the restore the NATS accounts with the streams are closed: they admit only this command, and offer nothing to
+others (:meth:`Identity.closed_jwt`). So no hub reads or writes an incomplete stream: it refuses changes, and after some
+seconds whoever connects. When they open again, hubs and keepers read the whole state. If this command ends early, the
+platform stays closed until the command runs again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from natskit.backup.sealing import BackupKey
 from natskit.backup.target import Target
 from natskit.backup.verify import trusted
 from natskit.bus.jetstream import api
-from natskit.bus.permissions import RESTORE_BACKUP
+from natskit.bus.permissions import RESTORE_BACKUP, STREAMS
 from natskit.client import Client
 from natskit.errors import BackupError, NatskitError
 from natskit.identity import backup as identity_backup
@@ -37,6 +38,9 @@ from natskit.validation.names import shown
 CLOSING_SECONDS = 20.0
 """Until nats-server has disconnected all clients of a closed NATS account."""
 PAUSE = 0.1
+NOTICE_SECONDS = 2.0
+"""Until all hubs have noticed that the state is closed, for which they ask twice a second. A hub that has not could take
+the restored stream for the old one when it writes."""
 UPDATE_SECONDS = 10.0
 INVENTORY = "restored-inventory"
 
@@ -104,10 +108,10 @@ class Restoration:
             missing: list[str] = []
             if client is not None:
                 missing = await restore_files(client, self._target, self._key, self.files, say)
-            accounts = sorted({stream.account for stream in self.streams})
+            accounts = sorted({account_of(stream) for stream in self.streams})
             async with self._site.resolvers(self._identity) as servers, self._closed(servers, accounts):
                 for account in accounts:
-                    mine = [stream for stream in self.streams if stream.account == account]
+                    mine = [stream for stream in self.streams if account_of(stream) == account]
                     await self._restore_streams(account, mine, say)
             return missing
 
@@ -121,6 +125,7 @@ class Restoration:
             await servers.push(closed)
             for account in accounts:
                 await self._until_nobody_is_left(servers, account)
+            await asyncio.sleep(NOTICE_SECONDS)
             yield
         except (NatskitError, OSError, asyncio.CancelledError) as error:
             why = str(error) or "the restore was interrupted"
@@ -154,6 +159,11 @@ class Restoration:
         """The configuration of the last deploy, or of the backup, with no more copies than there are servers."""
         copies = min(int(entry.config["num_replicas"]), len(self._site.names))
         return existing.get(entry.name, entry.config | {"num_replicas": copies})
+
+
+def account_of(stream: StreamEntry) -> str:
+    """The NATS account that a stream of a backup belongs to. Older versions had the state in PLATFORM."""
+    return "STATE" if stream.account == "PLATFORM" and stream.name in STREAMS else stream.account
 
 
 async def restore_files(

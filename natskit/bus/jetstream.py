@@ -26,6 +26,10 @@ class SilenceError(StateError):
     """JetStream did not answer in time."""
 
 
+class NobodyError(SilenceError):
+    """Nobody takes the request: the NATS account has no JetStream, or does not offer this service."""
+
+
 class JetStreamError(StateError):
     """JetStream refused the request; ``code`` is its ``err_code``."""
 
@@ -60,6 +64,8 @@ async def _ask(
 ) -> dict[str, Any]:
     try:
         answer = await connection.request(subject, json.dumps(body).encode(), timeout=seconds)
+    except nats.errors.NoRespondersError as error:
+        raise NobodyError(f"{what}: nobody answers") from error
     except nats.errors.Error as error:
         raise SilenceError(f"{what}: {type(error).__name__}") from error
     parsed: dict[str, Any] = json.loads(answer.data)

@@ -211,9 +211,12 @@ def temporary_user_claims(
     return {"iat": issued_at, "exp": expires_at, "name": name, "sub": subject, "nats": nats}
 
 
-def without_signing_keys(account: Claims) -> Claims:
-    """A NATS account that admits only users signed by its identity key. nats-server disconnects all others."""
-    return {**account, "nats": {**account["nats"], "signing_keys": []}}
+def closed(account: Claims) -> Claims:
+    """A NATS account that admits only users signed by its identity key, and offers nothing to other NATS accounts.
+
+    nats-server disconnects all other users.
+    """
+    return {**account, "nats": {**account["nats"], "signing_keys": [], "exports": []}}
 
 
 def platform_user_claims(

@@ -308,12 +308,12 @@ class Identity:
         return claims.format_creds(claims.encode(wanted, signer), seed)
 
     def closed_jwt(self, account: str) -> str:
-        """The JWT of a NATS account that admits nobody but users of :meth:`temporary_creds`.
+        """The JWT of a NATS account that admits nobody but users of :meth:`temporary_creds`, and exports nothing.
 
         It is as old as the account's JWT, so a nats-server replaces one by the other in this order; :meth:`sign_again`
         makes a JWT that replaces this one.
         """
-        closed = claims.without_signing_keys(claims.decode(self._jwts[account]))
+        closed = claims.closed(claims.decode(self._jwts[account]))
         closed.pop("jti")
         return claims.encode(closed, nkey.key_pair(self.operator_signing_seed))
 

@@ -134,7 +134,7 @@ async def add(site: Site, email: str) -> None:
 
 async def states(site: Site) -> dict[str, dict[str, Any]]:
     """The state of each stream, from the server."""
-    admin = await site.admin()
+    admin = await site.streams_admin()
     return {name: (await api(admin, f"STREAM.INFO.{name}", {}))["state"] for name in STREAMS}
 
 
@@ -171,8 +171,8 @@ async def test_all_that_was_acknowledged_before_it_is_in_a_backup(site: Site, tm
     folder, key = target.folder(None), BackupKey.load(site.identity.directory)
     place = tmp_path / "nats"
     place.mkdir(mode=0o700)
-    async with trial_server(place, ["PLATFORM"], 0) as connections:
-        there, audit = connections["PLATFORM"], streams["AUDIT"]
+    async with trial_server(place, ["STATE"], 0) as connections:
+        there, audit = connections["STATE"], streams["AUDIT"]
         await restored_stream.restore(there, folder, audit, key, restored_stream.on_its_own(audit.config))
         for sequence in (1, before):
             message = (await api(there, "STREAM.MSG.GET.AUDIT", {"seq": sequence}))["message"]
@@ -204,7 +204,7 @@ async def test_damage_is_one_clear_error_and_changes_nothing(site: Site, tmp_pat
     target = Target(tmp_path / "target")
     manifest = await taken(site, target)
     before, folder = await states(site), target.folder(None)
-    broken = folder / "streams" / "PLATFORM" / "KV_accounts.age"
+    broken = folder / "streams" / "STATE" / "KV_accounts.age"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:-20] + bytes([whole[-20] ^ 1]) + whole[-19:])
     with pytest.raises(BackupError, match=r"KV_accounts\.age is damaged: its SHA-256"):
@@ -552,7 +552,7 @@ async def test_a_server_that_dies_meanwhile_leaves_nothing_half(tmp_path: Path) 
             await hub.request(f"$KV.accounts.{number}", os.urandom(60_000), timeout=5)
         target = Target(tmp_path / "target")
         target.create()
-        async with running(site).as_user("PLATFORM", site.identity, TAKE_BACKUP) as connection:
+        async with running(site).as_user("STATE", site.identity, TAKE_BACKUP) as connection:
             got = 0
 
             async def write(data: bytes) -> None:
@@ -585,7 +585,7 @@ async def test_everything_is_restored_and_hubs_serve_it(site: Site, tmp_path: Pa
     found = await emails(site)
     assert "kept@example.org" in found
     assert "later@example.org" not in found
-    now, admin = await states(site), await site.admin()
+    now, admin = await states(site), await site.streams_admin()
     documents = await site.connect("admin", site.identity.creds("DOCS", "admin"))
     for bucket in ("KV_accounts", "KV_projects", "KV_runners"):
         assert (now[bucket]["messages"], now[bucket]["last_seq"]) == (
@@ -605,14 +605,14 @@ async def test_one_bucket_is_restored_and_the_others_stay(site: Site, tmp_path: 
     await taken(site, target)
     await add(site, "gone@example.org")
     audited = (await states(site))["AUDIT"]["last_seq"]
-    said = command(site, target.directory, "restore", "--stream", "PLATFORM/KV_accounts", check=False)
-    assert "PLATFORM/KV_accounts would be replaced: add --overwrite" in said.stderr
+    said = command(site, target.directory, "restore", "--stream", "STATE/KV_accounts", check=False)
+    assert "STATE/KV_accounts would be replaced: add --overwrite" in said.stderr
     said = command(site, target.directory, "restore", "--stream", "KV_accounts", "--overwrite", check=False)
     assert (
-        "has no stream KV_accounts: it has DOCS/DOC_0, DOCS/DOC_1, DOCS/DOC_2, DOCS/DOC_3, PLATFORM/KV_memberships, "
+        "has no stream KV_accounts: it has DOCS/DOC_0, DOCS/DOC_1, DOCS/DOC_2, DOCS/DOC_3, STATE/KV_memberships, "
         in said.stderr
     )
-    command(site, target.directory, "restore", "--stream", "PLATFORM/KV_accounts", "--overwrite")
+    command(site, target.directory, "restore", "--stream", "STATE/KV_accounts", "--overwrite")
     await site.healthy("hub-1")
     assert "gone@example.org" not in await emails(site)
     assert (await states(site))["AUDIT"]["last_seq"] >= audited
@@ -624,9 +624,8 @@ async def test_nobody_is_served_what_is_half_restored(
     await add(site, "half@example.org")
     target = Target(tmp_path / "target")
     await taken(site, target)
-    creds = site.identity.creds("PLATFORM", "hub")
-    hub = await site.connect("hub", creds)
-    broken = target.folder(None) / "streams" / "PLATFORM" / "KV_memberships.age"
+    hub, creds = await site.state(), site.identity.creds("STATE", "admin")
+    broken = target.folder(None) / "streams" / "STATE" / "KV_memberships.age"
     whole = broken.read_bytes()
     with monkeypatch.context() as patched:
         patched.setattr(sealing, "check", lambda *_: None)
@@ -635,15 +634,18 @@ async def test_nobody_is_served_what_is_half_restored(
             await Restoration(running(site), target, None, None).run(None, lambda _: None)
     assert "The platform is closed" in str(caught.value)
     assert f"--overwrite {target.folder(None).name}" in str(caught.value)
-    assert not hub.is_connected
+    for subject in ("$KV.accounts.x", "info.accounts", "find.accounts", "read.accounts", "audit.x.-"):
+        with pytest.raises(nats.errors.NoRespondersError):
+            await hub.request(subject, b"{}", timeout=2)
+    assert (await site.http("hub-1", "GET", "/healthz")).status_code == 503
     assert unfinished_restore(site.identity.directory) == target.folder(None).name
-    with pytest.raises(BackupError, match="PLATFORM is closed, because a restore has not ended"):
+    with pytest.raises(BackupError, match="STATE is closed, because a restore has not ended"):
         await taken(site, target)
     servers = NatsServers(urls=[f"nats://127.0.0.1:{site.nats_port}"])
     # nats-server may close the connection before its reason is read.
     with pytest.raises(ConnectionLostError, match=r"Authorization Violation|Connection reset by peer"):
-        await connect(servers, name="hub", inbox_prefix="_INBOX.hub", creds=CredsText(creds), timeout=2)
-    async with running(site).as_user("PLATFORM", site.identity, RESTORE_BACKUP) as connection:
+        await connect(servers, name="admin", inbox_prefix="_INBOX.admin", creds=CredsText(creds), timeout=2)
+    async with running(site).as_user("STATE", site.identity, RESTORE_BACKUP) as connection:
         names = {one["config"]["name"] for one in await stream_snapshot.streams(connection)}
     assert names == set(STREAMS) - {"KV_memberships"}, "no part of a stream is left"
     broken.write_bytes(whole)
@@ -679,8 +681,8 @@ async def test_another_platforms_backup_is_refused(site: Site, tmp_path: Path) -
 
 
 async def test_messages_whose_time_is_over_are_restored(tmp_path: Path) -> None:
-    async with trial_server(tmp_path, ["PLATFORM"], 0) as connections:
-        there = connections["PLATFORM"]
+    async with trial_server(tmp_path, ["STATE"], 0) as connections:
+        there = connections["STATE"]
         config = {"name": "OLD", "subjects": ["old.>"], "storage": "file", "max_age": 1_000_000_000}
         short = {"duplicate_window": 1_000_000_000}
         await api(there, "STREAM.CREATE.OLD", config | short)
@@ -717,7 +719,7 @@ async def snapshot_of(connection: Connection, name: str, folder: Path) -> tuple[
         found = await stream_snapshot.take(connection, name, writer.write)
     now = datetime.now(UTC)
     return StreamEntry(
-        account="PLATFORM",
+        account="STATE",
         name=name,
         taken=now,
         created="",
@@ -733,7 +735,7 @@ async def test_who_takes_a_backup_can_change_nothing(site: Site) -> None:
         "restore": ["STREAM.PURGE.AUDIT", "STREAM.CREATE.X", "STREAM.MSG.DELETE.AUDIT", "CONSUMER.CREATE.AUDIT"],
     }
     for name, rights in (("take", TAKE_BACKUP), ("restore", RESTORE_BACKUP)):
-        async with running(site).as_user("PLATFORM", site.identity, rights) as connection:
+        async with running(site).as_user("STATE", site.identity, rights) as connection:
             for subject in [*(f"$JS.API.{verb}" for verb in refused[name]), "$KV.accounts.x", "hub.admin", "audit.x.y"]:
                 said: list[Exception] = []
                 forget = connection.on_refused(subject, said.append)

@@ -41,6 +41,7 @@ from natskit.bus.jetstream import (
     REQUEST_SECONDS,
     STREAM_NOT_FOUND,
     JetStreamError,
+    NobodyError,
     SilenceError,
     ask,
 )
@@ -495,6 +496,9 @@ class Bucket(Generic[RecordT]):
             before = self.applied
             try:
                 info = await self._stream_info()
+            except NobodyError:
+                # STATE is closed for a restore, after which the stream may be another one.
+                return
             except SilenceError:
                 if loop.time() - answered > SILENT_SECONDS:
                     raise
