@@ -39,8 +39,8 @@ CLOSING_SECONDS = 20.0
 """Until nats-server has disconnected all clients of a closed NATS account."""
 PAUSE = 0.1
 NOTICE_SECONDS = 2.0
-"""Until all hubs have noticed that the state is closed, for which they ask twice a second. A hub that has not could take
-the restored stream for the old one when it writes."""
+"""Until all hubs have noticed that the state is closed: they ask twice a second. A hub that has not could take the
+restored stream for the old one when it writes."""
 UPDATE_SECONDS = 10.0
 INVENTORY = "restored-inventory"
 

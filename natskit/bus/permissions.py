@@ -119,9 +119,7 @@ _MAKE_STREAMS = tuple(f"$JS.API.STREAM.{verb}.{stream}" for stream in STREAMS fo
 there; a keeper has PURGE for the streams of DOCS."""
 
 STATE_SCOPES: Mapping[Literal["admin", "probe"], Permissions] = {
-    "admin": Permissions(
-        publish=(*_MAKE_STREAMS, f"$JS.API.DIRECT.GET.{AUDIT_STREAM}"), subscribe=("_INBOX.admin.>",)
-    ),
+    "admin": Permissions(publish=(*_MAKE_STREAMS, f"$JS.API.DIRECT.GET.{AUDIT_STREAM}"), subscribe=("_INBOX.admin.>",)),
     "probe": Permissions(publish=_probe_publish(), subscribe=("_INBOX.probe.>",)),
 }
 """The scoped signing keys of the NATS account STATE, which holds the state and the audit log, and nothing else.

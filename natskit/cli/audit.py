@@ -54,9 +54,7 @@ def audit(directory: str, since: str, who: str | None, follow: bool, as_json: bo
         with_client(directory, lambda client: _show(directory, client, start, who, follow=follow, as_json=as_json))
 
 
-async def _show(
-    directory: str, client: Client, start: float, who: str | None, *, follow: bool, as_json: bool
-) -> None:
+async def _show(directory: str, client: Client, start: float, who: str | None, *, follow: bool, as_json: bool) -> None:
     from natskit.ops import audit_reader
 
     names = await _names(client)

@@ -129,9 +129,9 @@ def account_claims(
     """A NATS account.
 
     ``scopes`` are a role's name, a signing key of it, and what that key may hand out. ``exports`` are services for all
-    NATS accounts, ``imports`` those of another one: its key, the subject there, and the one here. ``exported_streams`` have one ``*``, in
-    the place of the key of the NATS account that may import them; ``exported_to_all`` are streams that every one may;
-    ``imported_streams`` are the key of the other one, the subject there, and the one here. ``revoked`` are users by
+    NATS accounts, ``exported_to_all`` streams that every one may follow; ``exported_streams`` have one ``*``, in the
+    place of the key of the NATS account that may import them. ``imports`` are services of other NATS accounts, and
+    ``imported_streams`` streams: the key of each, the subject there, and the one here. ``revoked`` are users by
     their nkeys: what was signed for them up to that time (Unix seconds) is refused. With ``callout_users`` the account
     delegates authentication: everyone else who connects to it is decided on by those users (auth callout, ADR-26), who
     may place them into ``callout_accounts``. Leafnodes and bearer tokens aside, nothing is limited: limits are the

@@ -12,7 +12,6 @@ from typing import Any
 import nats.errors
 import pytest
 
-from natskit.bus.connection import Connection
 from natskit.bus.permissions import AUDIT_STREAM
 from natskit.cli.audit import row
 from natskit.errors import ConnectionLostError
@@ -162,7 +161,6 @@ async def test_what_an_audited_method_refuses(site: Site) -> None:
 
 async def test_a_hub_that_is_told_to_stop_writes_what_it_has(site: Site) -> None:
     """It also writes its counted events, without the help of the other hub."""
-    admin = await site.admin()
     for _ in range(5):
         await site.http("hub-2", "POST", "/api/sign-in", {"email": "late@example.org", "password": "x"})
     site.kill_hub("hub-2", signal.SIGTERM)
@@ -184,13 +182,11 @@ async def test_nobody_waits_for_the_audit_and_it_catches_up(site: Site) -> None:
     assert "natskit_hub_audit_waiting 1.0" in metrics
     site.start_server()
     await site.healthy("hub-1")
-    admin = await site.admin()
     assert (await noted(site, kind="backend", address="203.0.113.9"))["reason"] == "token"
     assert len(await found(site, kind="backend", address="203.0.113.9")) == 1
 
 
 async def test_the_ids_of_a_run_have_no_gap(site: Site) -> None:
-    admin = await site.admin()
     runs: dict[str, list[int]] = {}
     for event in await found(site):
         run, _, number = event["id"].rpartition(".")

@@ -89,7 +89,13 @@ def test_nsc_finds_nothing_wrong_with_an_export_and_describes_it(identity: Ident
     operator = tool.json("describe", "operator")
     assert operator["sub"] == identity.operator_public_key
     assert operator["nats"]["system_account"] == identity.account_public_key("SYS")
-    scopes = {"SYS": set(SYSTEM_SCOPES), "AUTH": set(), "PLATFORM": set(SCOPES), "STATE": set(STATE_SCOPES), "DOCS": set(DOCUMENT_SCOPES)}
+    scopes = {
+        "SYS": set(SYSTEM_SCOPES),
+        "AUTH": set(),
+        "PLATFORM": set(SCOPES),
+        "STATE": set(STATE_SCOPES),
+        "DOCS": set(DOCUMENT_SCOPES),
+    }
     for name in NATS_ACCOUNTS:
         account = tool.json("describe", "account", name)
         assert account["sub"] == identity.account_public_key(name)

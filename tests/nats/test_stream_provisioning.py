@@ -160,7 +160,7 @@ async def test_a_reply_subject_gives_nobody_a_stream(server: Site) -> None:
     """nats-server sends its answer to whatever reply subject a caller names, also where the caller may not publish.
 
     Stored values may be what a request of the JetStream API needs: nothing at all, or a configuration. Everything that
-    hubs and keepers may publish is tried. At last, a user of STATE itself, which natskit makes none of, does it at once.
+    hubs and keepers may publish is tried. At last, a user of STATE itself, as natskit makes none, does it at once.
     """
     admin, probe = await server.streams_admin(), await server.connect("probe", server.identity.creds("STATE", "probe"))
     hub, keeper = await server.state(), await server.connect("keeper", server.identity.creds("DOCS", "keeper"))
@@ -181,13 +181,13 @@ async def test_a_reply_subject_gives_nobody_a_stream(server: Site) -> None:
                     await client.publish(subject.replace(">", "tried"), body, reply=reply)
                     # A trace is written where the client is, and does reach an import. A hub may write there anyway.
                     if client is keeper or reply.startswith("$JS."):
-                        headers = {"Nats-Trace-Dest": reply}
-                        await client.publish(subject.replace(">", "tried"), body, headers=headers)
+                        traced = {"Nats-Trace-Dest": reply}
+                        await client.publish(subject.replace(">", "tried"), body, headers=traced)
         await client.flush()
     # What they asked later is answered, so what they asked before would have been.
     for client in (hub, keeper):
-        for verb, body in (("read", {"last_by_subj": "$KV.projects.empty"}), ("info", {})):
-            assert (await client.request(f"{verb}.projects", json.dumps(body).encode(), timeout=10)) is not None
+        for verb, question in (("read", b'{"last_by_subj": "$KV.projects.empty"}'), ("info", b"")):
+            assert (await client.request(f"{verb}.projects", question, timeout=10)) is not None
     after = await infos(admin)
     for name in STREAMS:
         assert after[name]["created"] == before[name]["created"], name
@@ -223,7 +223,7 @@ def _bodies(subject: str) -> list[bytes]:
     """Requests that are answered with a stored value, with JSON or with an error."""
     if subject.startswith(("$KV.", "audit.")):
         return [b"", b"{}"]
-    found = [{"last_by_subj": f"$KV.projects.{key}"} for key in ("empty", "larger")]
+    found: list[dict[str, Any]] = [{"last_by_subj": f"$KV.projects.{key}"} for key in ("empty", "larger")]
     several = {"seq": 1, "batch": 10, "next_by_subj": ">"}
     consumer = b'{"stream_name":"KV_accounts","config":{"deliver_subject":"$JS.API.STREAM.DELETE.AUDIT"}}'
     return [b"", b"{", *(json.dumps(each).encode() for each in (*found, several)), consumer]

@@ -265,12 +265,18 @@ class World:
                 return site.tcp(site.read("runner", "runner.creds"))
             case "hub":
                 return site.tcp(site.read("hub-1", "platform.creds"))
+            case "hub in AUTH":
+                return site.tcp(site.read("hub-1", "auth.creds"))
+            case "keeper in DOCS":
+                return site.tcp(site.read("keeper-1", "docs.creds"))
+            case "admin in STATE":
+                return site.tcp(Path(site.info["creds"]["state_admin"]))
             case "keeper":
                 return site.tcp(site.read("keeper-1", "platform.creds"))
             case "admin":
                 return site.tcp(admin)
             case "probe":
-                return site.tcp(admin.with_name("probe.creds"))
+                return site.tcp(Path(site.info["creds"]["state_admin"]).with_name("probe.creds"))
         raise ValueError(role)
 
 

@@ -266,7 +266,11 @@ def test_an_identity_of_an_older_version_gets_the_accounts_of_streams(
     """Without them, everything else works, and says what is missing; a deploy adds them and changes no key."""
     directory = tmp_path / "identity"
     with monkeypatch.context() as older:
-        users = [(account, user) for account, user in natskit.identity.identity.STATIC_USERS if account not in ("STATE", "DOCS")]
+        users = [
+            (account, user)
+            for account, user in natskit.identity.identity.STATIC_USERS
+            if account not in ("STATE", "DOCS")
+        ]
         older.setattr(natskit.identity.identity, "NATS_ACCOUNTS", ("SYS", "AUTH", "PLATFORM"))
         older.setattr(natskit.identity.identity, "STATIC_USERS", users)
         before = Identity.ensure(directory, now=NOW)
