@@ -53,6 +53,11 @@ class Place:
     @property
     def probe_creds(self) -> Path:
         """The creds that the restart gate connects with."""
+        return self.directory / "state-probe.creds"
+
+    @property
+    def earlier_probe_creds(self) -> Path:
+        """The creds that an older version's gate connects with, as long as the state is in PLATFORM."""
         return self.directory / "probe.creds"
 
     @property
@@ -73,6 +78,8 @@ class Configured:
     """JWTs of NATS accounts: a change is pushed to the running server."""
     reload_on: list[WrittenFile]
     restart_on: list[WrittenFile]
+    probe_creds: Path
+    """The creds of the restart gate, in the NATS account that has the state."""
 
 
 def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
@@ -105,7 +112,9 @@ def configure(place: Place, settings: Settings, site: Topology, identity: Identi
     accounts = [_account(place, identity, account) for account in NATS_ACCOUNTS]
     # The restart gate reads these creds, nats-server does not. A reload would disconnect every client that the auth
     # callout has let in.
-    place.give("Give nats-server's host the creds of its probe", identity.creds("STATE", "probe"), "probe.creds")
+    place.give(
+        "Give nats-server's host the creds of its probe", identity.creds("STATE", "probe"), place.probe_creds.name
+    )
     creds = identity.creds("DOCS", "probe")
     place.give("Give nats-server's host the creds of its probe of documents", creds, place.documents_probe_creds.name)
     reload_on = tls.install(settings, identity, "nats", place.directory, place.owner) if settings.platform_tls else []
@@ -116,7 +125,9 @@ def configure(place: Place, settings: Settings, site: Topology, identity: Identi
     written = {f"nats_section_extra.{section}": text for section, text in settings.nats_section_extra.items()}
     explain = own_lines(written | {"nats_extra": settings.nats_extra}, configuration)
     reload_on.append(_configuration(place, configuration, variables, explain))
-    return Configured(accounts, reload_on, restart_on)
+    # An older version has written those of PLATFORM, and until the state is moved they are good.
+    probe_creds = place.earlier_probe_creds if identity.state_in_platform else place.probe_creds
+    return Configured(accounts, reload_on, restart_on, probe_creds)
 
 
 def activate(place: Place, settings: Settings, site: Topology, configured: Configured) -> Callable[[], bool]:
@@ -132,7 +143,7 @@ def activate(place: Place, settings: Settings, site: Topology, configured: Confi
         owner=place.owner,
     )
     # A single server has no others to wait for, and programs that start later wait for the hubs.
-    gate = _gate(place, settings, site) if len(site.nats) > 1 else []
+    gate = _gate(place, configured.probe_creds, settings, site) if len(site.nats) > 1 else []
     program = Program(
         name="nats",
         command=[str(place.server), "-c", str(place.configuration)],
@@ -243,9 +254,9 @@ def own_lines(texts: Mapping[str, str], configuration: str) -> str:
     return f"in the inventory, these are as you wrote them: {', '.join(places)}"
 
 
-def _gate(place: Place, settings: Settings, site: Topology) -> list[str]:
+def _gate(place: Place, creds: Path, settings: Settings, site: Topology) -> list[str]:
     """The command that waits until this server, and the others, can do without one that restarts."""
-    words = ["--creds", str(place.probe_creds), "--documents-creds", str(place.documents_probe_creds)]
+    words = ["--creds", str(creds), "--documents-creds", str(place.documents_probe_creds)]
     words += ["--monitor", place.monitor]
     words += ["--urls", ",".join(site.nats_urls_for(settings)), "--server", settings.platform_name]
     words += ["--ca", str(place.directory / "tls" / "ca.crt")] if settings.platform_tls else []
@@ -307,23 +318,29 @@ def end_earlier_rights(site: Topology, identity: Identity) -> None:
     """
     if host not in reached("hub")[-1:]:
         return
-    names = {other.data.get("platform_name", other.name) for other in reached("nats")}
     python.call(
         name="End the rights that only programs of an older version had",
         function=_end_earlier_rights,
-        # A server with the resolver "memory" has the accounts in its configuration; the next deploy writes a new one.
-        servers=[
-            Endpoint.of(server)
-            for server in site.nats
-            if server.platform_name in names and server.nats_resolver != "memory"
-        ],
+        site=site,
         identity=identity,
         _if=lambda: identity.has_earlier_rights,
     )
 
 
-def _end_earlier_rights(servers: Sequence[Endpoint], identity: Identity) -> None:
+def _end_earlier_rights(site: Topology, identity: Identity) -> None:
     identity.end_earlier_rights(now=int(time.time()))
+    push_accounts(site, identity)
+
+
+def push_accounts(site: Topology, identity: Identity) -> None:
+    """Push changed NATS accounts to the servers that this deploy can reach. Raises :class:`OperationError`."""
+    names = {other.data.get("platform_name", other.name) for other in reached("nats")}
+    # A server with the resolver "memory" has the accounts in its configuration; the next deploy writes a new one.
+    servers = [
+        Endpoint.of(server)
+        for server in site.nats
+        if server.platform_name in names and server.nats_resolver != "memory"
+    ]
     for server in servers:
         if said := server.resolve(identity):
             raise OperationError(f"{server.name} does not take the NATS accounts: {said[-300:]}")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import time
 
 from pyinfra import host, logger
 from pyinfra.api.exceptions import OperationError
 from pyinfra.operations import python
 
+from natskit.backup import state_move
 from natskit.config.settings import Settings
 from natskit.config.topology import Topology
 from natskit.identity.identity import Identity
 from natskit.ops.stream_provisioning import WITH_STREAMS
+from roles import nats
 from roles.platform import ca_file, reached, stream_settings
 
 
@@ -25,6 +29,14 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
     if host not in reached("hub")[:1]:
         return
     python.call(
+        name="Move the state to a NATS account of its own",
+        function=_move,
+        settings=settings,
+        site=site,
+        identity=identity,
+        _if=lambda: identity.state_in_platform,
+    )
+    python.call(
         name="Make the streams as the inventory says",
         function=_apply,
         settings=settings,
@@ -32,6 +44,26 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
         identity=identity,
         _if=lambda: any(_run(settings, site, identity, name, "--check").returncode != 0 for name in WITH_STREAMS),
     )
+
+
+def _move(settings: Settings, site: Topology, identity: Identity) -> None:
+    """Move the streams that an older version has made. Its hubs cannot use them any more: theirs are next."""
+    now = int(time.time())
+    creds = [
+        identity.temporary_creds(account, "backup", state_move.MOVE_STATE, now=now, seconds=state_move.CREDS_SECONDS)
+        for account in ("PLATFORM", "STATE")
+    ]
+    command = [sys.executable, "-m", "natskit.backup.state_move"]
+    command += ["--ca", str(ca_file(settings))] if settings.platform_tls else []
+    command += ["--settings", stream_settings(site).model_dump_json(), ",".join(site.nats_urls)]
+    given = json.dumps(dict(zip(("source", "target"), creds, strict=True)))
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise OperationError(f"the state cannot be moved, and stays where it is: {done.stderr.strip()[-500:]}")
+    for line in done.stdout.splitlines():
+        logger.info("    stream %s", line)
+    identity.note_state("moved", now=int(time.time()))
+    nats.push_accounts(site, identity)
 
 
 def _apply(settings: Settings, site: Topology, identity: Identity) -> None:

@@ -84,7 +84,10 @@ async def accounts(site: Site, identity: Identity, but: frozenset[str]) -> list[
             f"NATS account {', '.join(foreign)} has streams, and its key is not in {site.identity}: back up its "
             "streams with `nats account backup`, and name the account with --without-account"
         )
-    return sorted(known[key] for key in found & known.keys())
+    # What a move has left behind in PLATFORM is old: nobody can change it.
+    return sorted(
+        known[key] for key in found & known.keys() if known[key] != "PLATFORM" or not identity.state_can_go_back
+    )
 
 
 def in_order(streams: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

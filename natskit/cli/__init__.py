@@ -31,6 +31,7 @@ from natskit.cli.project import project
 from natskit.cli.rotate import delete_account, diff, push, rotate
 from natskit.cli.runner import runner
 from natskit.cli.schedule import schedule
+from natskit.cli.state import state
 from natskit.cli.sync import sync
 from natskit.cli.template import render
 from natskit.cli.terminal import terminal
@@ -76,6 +77,7 @@ for command in (
     audit,
     backend,
     backup,
+    state,
     status,
     ready,
     doctor,

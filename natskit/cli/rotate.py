@@ -180,7 +180,7 @@ def diff(directory: str, as_json: bool) -> None:
 
     platform = Platform.find(directory)
     identity = Identity.load(Path(platform["identity"]))
-    found = _run(platform, identity, lambda servers: differing(servers, identity))
+    found = run_on_servers(platform, identity, lambda servers: differing(servers, identity))
     if as_json:
         rows = [{"server": d.server, "account": d.account, "name": d.name, "what": d.what} for d in found]
         show_json([row | {"fields": list(d.fields)} for row, d in zip(rows, found, strict=True)])
@@ -210,7 +210,7 @@ def push(directory: str) -> None:
     identity = Identity.load(Path(platform["identity"]), write=True)
     if "memory" in platform["resolvers"].values():
         raise NatskitError("nats_resolver is memory: the NATS accounts are in nats-server's configuration; deploy")
-    _run(platform, identity, lambda servers: push_all(servers, identity))
+    run_on_servers(platform, identity, lambda servers: push_all(servers, identity))
     end_restore(Path(platform["identity"]))
     note(directory, "identity push")
     click.echo(f"All {len(platform['nats'])} nats-servers use the local NATS accounts.")
@@ -242,19 +242,21 @@ def delete_account(directory: str, account: str, yes: bool, force: bool) -> None
     async def inspect(servers: Servers) -> tuple[str, str, list[str]]:
         return await deletable(servers, identity, account)
 
-    public, name, uses = _run(platform, identity, inspect)
+    public, name, uses = run_on_servers(platform, identity, inspect)
     if uses and not force:
         raise NatskitError(f"NATS account {name} is in use: {'; '.join(uses)}. To delete it anyway, add --force")
     if not yes:
         for use in uses:
             click.echo(f"In use: {use}")
         click.confirm(f"Delete NATS account {name} ({public}) on {len(platform['nats'])} nats-servers?", abort=True)
-    _run(platform, identity, lambda servers: servers.delete(public, identity.operator_signing_seed))
+    run_on_servers(platform, identity, lambda servers: servers.delete(public, identity.operator_signing_seed))
     note(directory, f"identity delete-account {name} ({public})")
     click.echo(f"NATS account {name} is deleted on all {len(platform['nats'])} nats-servers.")
 
 
-def _run(platform: Platform, identity: Identity, work: Callable[[Servers], Awaitable[T]]) -> T:
+def run_on_servers(platform: Platform, identity: Identity, work: Callable[[Servers], Awaitable[T]]) -> T:
+    """Connect to the nats-servers as ``SYS/admin``, do the work, disconnect. Raises :class:`NatskitError`."""
+
     async def run() -> T:
         async with _open(platform, identity) as servers:
             return await work(servers)
@@ -286,7 +288,7 @@ class _Live:
 
         if "memory" in self._platform["resolvers"].values():
             self.deploy()
-        _run(self._platform, identity, lambda servers: push_all(servers, identity))
+        run_on_servers(self._platform, identity, lambda servers: push_all(servers, identity))
 
     def deploy(self) -> None:
         how = self._platform["deploy"]
@@ -308,7 +310,7 @@ class _Live:
             )
 
     def operator_keys(self, identity: Identity) -> dict[str, Collection[str]]:
-        states = _run(self._platform, identity, lambda servers: servers.inspect([]))
+        states = run_on_servers(self._platform, identity, lambda servers: servers.inspect([]))
         return {server.name: server.operator_keys for server in states}
 
     def holders(self, identity: Identity) -> dict[str, int]:
@@ -348,4 +350,4 @@ class _Live:
                 for each in await servers.connections(identity.account_public_key(name))
             ]
 
-        return _run(self._platform, identity, inspect)
+        return run_on_servers(self._platform, identity, inspect)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from natskit.bus.permissions import (
     CONNECTION_EVENTS,
@@ -116,6 +116,8 @@ class Identity:
                 _refuse_half_written(directory)
                 identity = cls(directory, {}, {}, write=write)
             before = json.dumps(identity._index)
+            if identity._index and "STATE" not in identity._index["accounts"]:
+                identity._index["state"] = "PLATFORM"
             _forget_unused(identity._index)
             rotation.forget_cookie_keys(identity._index, now)
             if _create_missing(identity._index, identity._seeds) or json.dumps(identity._index) != before:
@@ -203,6 +205,30 @@ class Identity:
             accepted=dict.fromkeys(following.values(), 0)
             | {entry["key"]: int(entry["until"]) for entry in self._index.get("cookie_keys", [])},
         )
+
+    @property
+    def state_in_platform(self) -> bool:
+        """Whether the streams of the state are in PLATFORM, where an older version has made them: until a deploy moves
+        them."""
+        return self._index.get("state") == "PLATFORM"
+
+    @property
+    def state_can_go_back(self) -> bool:
+        """Whether the streams of the state were moved to STATE, and PLATFORM still has those from before."""
+        return self._index.get("state") == "moved"
+
+    def note_state(self, state: Literal["PLATFORM", "moved", "confirmed"], *, now: int) -> None:
+        """Record where the streams of the state are, and whether there is a way back.
+
+        Keeps the rights of programs of an older version, as :meth:`ensure` does.
+        """
+        with locked(self.directory):
+            self._index, self._seeds = _read_index(self.files, self._seeds)
+            self._index["state"] = state
+            if state == "confirmed":
+                del self._index["state"]
+            self._save_keys()
+            self._refresh(now, self._with_earlier_rights)
 
     @property
     def pending_rotation(self) -> dict[str, Any] | None:
@@ -446,13 +472,15 @@ class Identity:
                 (system, f"$SYS.ACCOUNT.{subject}.{event}", connections_subject(here))
                 for here, event in CONNECTION_EVENTS.items()
             ]
+            if self.state_can_go_back:  # hubs of the older version have events that they could not write
+                services += self._imports([Import("STATE", "audit.>", "audit.>")])
         events = CONNECTION_EVENTS.values() if name == "SYS" else ()
         return claims.account_claims(
             name=name,
             subject=subject,
             issued_at=now,
             scopes=scopes,
-            jetstream=name in ("STATE", "DOCS"),
+            jetstream=name in ("STATE", "DOCS") or (name == "PLATFORM" and "state" in self._index),
             exports=EXPORTED_SERVICES.get(name, {}),
             imports=services,
             exported_streams=[f"$SYS.ACCOUNT.*.{event}" for event in events],

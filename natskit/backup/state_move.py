@@ -1,0 +1,177 @@
+"""Move the streams of the state from one NATS account to another while the platform runs: from PLATFORM, where older
+versions have them, to STATE, and back.
+
+    python -m natskit.backup.state_move --settings JSON [--ca FILE] NATS_URL[,NATS_URL…]
+    <'{"source": CREDS, "target": CREDS}'
+
+Each stream is frozen first: it listens to other subjects, and republishes nothing. So nothing is acknowledged any more
+that a snapshot would not have, and hubs notice within half a second that their view is not current. Then it is copied
+by nats-server's own snapshot, which keeps its sequences, and compared. If anything fails, the copies are deleted, and
+the frozen streams serve as before. When all is done, they stay frozen as the way back.
+
+The audit log comes first, since hubs keep its events until somebody takes them. So a change waits as long as the
+buckets take, and until a hub of the other version has started.
+"""
+
+from __future__ import annotations
+
+import natskit.bus.nats_without_aiohttp  # noqa: F401 - must come first
+
+# isort: split
+import argparse
+import asyncio
+import contextlib
+import json
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import nats.errors
+
+from natskit.backup import restored_stream, stream_snapshot
+from natskit.backup.stream_snapshot import CHUNK_BYTES, Snapshot
+from natskit.bus.connection import Connection, connect
+from natskit.bus.credentials import CredsText
+from natskit.bus.jetstream import api
+from natskit.bus.permissions import (
+    AUDIT_STREAM,
+    BACKUP_INBOX,
+    BUCKETS,
+    RESTORE_BACKUP,
+    TAKE_BACKUP,
+    Permissions,
+)
+from natskit.bus.servers import NatsServers
+from natskit.errors import BackupError, NatskitError
+from natskit.ops.stream_provisioning import StreamSettings, wanted
+
+MOVE_STATE = Permissions(
+    publish=tuple(dict.fromkeys((*TAKE_BACKUP.publish, *RESTORE_BACKUP.publish))), subscribe=TAKE_BACKUP.subscribe
+)
+"""The rights of the user who does it, in both NATS accounts. The control machine signs it for this alone."""
+CREDS_SECONDS = 3600
+CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 10.0
+IN_MEMORY = 64 * 1024**2
+"""A larger snapshot is in a file that has no name."""
+
+_FROZEN = "moved"
+"""The first word of a frozen stream's subjects."""
+_LIFTED = ("republish", "subject_delete_marker_ttl")
+"""A marker of an expired value would be a message that the copy has not."""
+
+Config = dict[str, Any]
+
+
+async def move(source: Connection, target: Connection, settings: StreamSettings) -> list[str]:
+    """Move the state's streams. Returns a line for each. Does nothing if the source has none.
+
+    Raises :class:`NatskitError`; then the source serves as before.
+    """
+    configs = {config["name"]: config for config in wanted(settings)}
+    found = {one["config"]["name"]: one["config"] for one in await stream_snapshot.streams(source)}
+    names = [name for name in (AUDIT_STREAM, *(f"KV_{bucket}" for bucket in BUCKETS)) if name in found]
+    frozen: list[str] = []
+    done: list[str] = []
+    try:
+        for group in ([n for n in names if n == AUDIT_STREAM], [n for n in names if n != AUDIT_STREAM]):
+            for name in group:
+                frozen.append(name)
+                await _update(source, _frozen(found[name], configs[name]))
+            for name in group:
+                await restored_stream.delete(target, name)
+                done.append(await _copy(source, target, name, configs[name]))
+    except (NatskitError, nats.errors.Error, asyncio.CancelledError):
+        for name in frozen:
+            with contextlib.suppress(NatskitError):
+                await restored_stream.delete(target, name)
+            await _update(source, found[name] | _served(configs[name]))
+        raise
+    return done
+
+
+async def delete_frozen(connection: Connection) -> list[str]:
+    """Delete the streams that a move has left behind. Returns their names. Raises :class:`NatskitError`."""
+    found = [one["config"] for one in await stream_snapshot.streams(connection)]
+    names = [config["name"] for config in found if _is_frozen(config)]
+    for name in names:
+        await restored_stream.delete(connection, name)
+    return names
+
+
+def _is_frozen(config: Config) -> bool:
+    return all(subject.startswith(f"{_FROZEN}.") for subject in config["subjects"])
+
+
+def _frozen(config: Config, served: Config) -> Config:
+    subjects = [f"{_FROZEN}.{subject.removeprefix('$')}" for subject in served["subjects"]]
+    return {name: value for name, value in config.items() if name not in _LIFTED} | {"subjects": subjects}
+
+
+def _served(served: Config) -> Config:
+    return {name: served[name] for name in ("subjects", *_LIFTED) if name in served}
+
+
+async def _update(connection: Connection, config: Config) -> None:
+    await api(connection, f"STREAM.UPDATE.{config['name']}", config, ANSWER_SECONDS)
+
+
+async def _copy(source: Connection, target: Connection, name: str, config: Config) -> str:
+    """Copy a frozen stream, with another configuration. Raises :class:`NatskitError` if they differ."""
+    with tempfile.SpooledTemporaryFile(IN_MEMORY) as file:
+
+        async def write(piece: bytes) -> None:
+            file.write(piece)
+
+        snapshot = await stream_snapshot.take(source, name, write)
+        file.seek(0)
+        lifted = restored_stream.lifted(config)
+        await stream_snapshot.put(target, Snapshot(lifted, snapshot.state), _pieces(file))
+    await _update(target, config)
+    left, made = [(await api(c, f"STREAM.INFO.{name}", {}, ANSWER_SECONDS))["state"] for c in (source, target)]
+    if not left["last_seq"] == snapshot.state["last_seq"] <= made["last_seq"]:
+        raise BackupError(f"stream {name} was at {left['last_seq']}, and its copy is at {made['last_seq']}: try again")
+    return f"{name}: {made['messages']} messages, up to {made['last_seq']}"
+
+
+async def _pieces(file: IO[bytes]) -> AsyncIterator[bytes]:
+    while piece := file.read(CHUNK_BYTES):
+        yield piece
+
+
+async def _main(asked: argparse.Namespace) -> Sequence[str]:
+    given = json.loads(sys.stdin.read())
+    settings = StreamSettings.model_validate_json(asked.settings)
+    servers = NatsServers(urls=asked.nats_urls, ca_file=asked.ca)
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def end(name: str) -> Connection:
+            connection = await connect(
+                servers,
+                name="natskit state",
+                inbox_prefix=BACKUP_INBOX,
+                creds=CredsText(given[name]),
+                timeout=CONNECT_SECONDS,
+            )
+            stack.push_async_callback(connection.close)
+            return connection
+
+        return await move(await end("source"), await end("target"), settings)
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(prog="python -m natskit.backup.state_move", allow_abbrev=False)
+    parser.add_argument("--ca", type=Path)
+    parser.add_argument("--settings", required=True, metavar="JSON")
+    parser.add_argument("nats_urls", type=lambda text: text.split(","))
+    try:
+        for line in asyncio.run(_main(parser.parse_args())):
+            print(line)
+    except (NatskitError, nats.errors.Error, OSError, TimeoutError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""The streams of the state are moved from PLATFORM, where older versions have them, to STATE, and back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import nats.errors
+import pytest
+import pytest_asyncio
+
+from natskit.backup import stream_snapshot
+from natskit.backup.state_move import MOVE_STATE, delete_frozen, move
+from natskit.bus.connection import Connection, connect
+from natskit.bus.credentials import CredsText
+from natskit.bus.jetstream import api
+from natskit.bus.permissions import BACKUP_INBOX, BUCKETS, Permissions
+from natskit.bus.servers import NatsServers
+from natskit.errors import BackupError
+from natskit.ops.stream_provisioning import StreamSettings, wanted
+from tests.hub.site import Site
+from tests.kit.wait import eventually
+
+SETTINGS = StreamSettings()
+MARKER = {"KV-Operation": "PURGE", "Nats-Rollup": "sub", "Nats-TTL": "3600s"}
+STREAMS = ("AUDIT", *(f"KV_{bucket}" for bucket in BUCKETS))
+
+
+class Older:
+    """A nats-server whose PLATFORM has the streams of the state, as an older version has made them."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    async def connect(self, account: str, rights: Permissions, inbox: str) -> Connection:
+        now = int(time.time())
+        creds = self.site.identity.temporary_creds(account, "older", rights, now=now, seconds=600)
+        servers = NatsServers(urls=[f"nats://127.0.0.1:{self.site.nats_port}"])
+        return await connect(servers, name="older", inbox_prefix=inbox, creds=CredsText(creds), timeout=10)
+
+    async def hub(self) -> Connection:
+        """A hub of the older version, as far as the state is concerned."""
+        rights = Permissions(("$KV.>", "audit.>", "$JS.API.STREAM.>"), ("_INBOX.older.>", "state.>"))
+        return await self.connect("PLATFORM", rights, "_INBOX.older")
+
+    async def mover(self, account: str) -> Connection:
+        return await self.connect(account, MOVE_STATE, BACKUP_INBOX)
+
+
+@pytest_asyncio.fixture
+async def older(tmp_path: Path) -> AsyncIterator[Older]:
+    site = Site(tmp_path)
+    site.identity.note_state("PLATFORM", now=int(time.time()))
+    site.make_streams = lambda **_: None  # type: ignore[method-assign]
+    try:
+        site.start_server()
+        older = Older(site)
+        hub = await older.hub()
+        for config in wanted(SETTINGS):
+            await api(hub, f"STREAM.CREATE.{config['name']}", config)
+        for number in range(30):
+            await put(hub, f"$KV.accounts.{number % 7}", b"%d" % number)
+        await put(hub, "$KV.accounts.1", b"", MARKER)
+        await put(hub, "$KV.sessions.ends", b"1", {"Nats-TTL": "3s"})
+        await put(hub, "$KV.sessions.stays", b"1", {"Nats-TTL": "600s"})
+        for number in range(100):
+            await put(hub, "audit.x.-", b"%d" % number)
+        yield older
+        await hub.close()
+    finally:
+        await site.close()
+
+
+async def put(hub: Connection, subject: str, value: bytes, headers: dict[str, str] | None = None) -> int:
+    ack = json.loads((await hub.request(subject, value, timeout=5, headers=headers)).data)
+    assert "error" not in ack, ack
+    return int(ack["seq"])
+
+
+async def messages(connection: Connection, stream: str) -> list[tuple[Any, ...]]:
+    """Everything in a stream but what ends by itself."""
+    found, sequence = [], 1
+    last = (await api(connection, f"STREAM.INFO.{stream}", {}))["state"]["last_seq"]
+    while sequence <= last:
+        try:
+            one = (await api(connection, f"STREAM.MSG.GET.{stream}", {"seq": sequence, "next_by_subj": ">"}))["message"]
+        except Exception:
+            break
+        found.append((one["seq"], one["subject"], one.get("data"), one.get("hdrs"), one["time"]))
+        sequence = one["seq"] + 1
+    return [one for one in found if "ends" not in one[1]]
+
+
+async def test_all_that_was_acknowledged_is_there_with_its_sequence(older: Older) -> None:
+    hub = await older.hub()
+    source, target = await older.mover("PLATFORM"), await older.mover("STATE")
+    before = {stream: await messages(hub, stream) for stream in STREAMS}
+    acknowledged: dict[bytes, int] = {}
+
+    async def keep_writing() -> None:
+        for number in range(1_000_000):
+            try:
+                acknowledged[b"%d" % number] = await put(hub, "$KV.projects.busy", b"%d" % number)
+            except nats.errors.NoRespondersError:
+                return
+
+    writing = asyncio.create_task(keep_writing())
+    await eventually(lambda: len(acknowledged) > 20, "writes go on")
+    lines = await move(source, target, SETTINGS)
+    await writing
+    assert [line.partition(":")[0] for line in lines] == list(STREAMS)
+    for stream in STREAMS:
+        if stream != "KV_projects":
+            assert await messages(target, stream) == before[stream], stream
+    (last,) = await messages(target, "KV_projects")
+    assert last[0] == max(acknowledged.values())
+    configs = {config["name"]: config for config in wanted(SETTINGS)}
+    for stream in STREAMS:
+        config = (await api(target, f"STREAM.INFO.{stream}", {}))["config"]
+        assert config | configs[stream] == config
+    # Who still has the old ones takes no write, and hears of nothing.
+    with pytest.raises(nats.errors.NoRespondersError):
+        await hub.request("audit.x.-", b"late", timeout=2)
+    assert (await api(hub, "STREAM.INFO.KV_accounts", {}))["config"].get("republish") is None
+    # What ends by itself ends there too, with a marker.
+    late = await older.site.state()
+
+    async def ended() -> bool:
+        found = await api(target, "STREAM.MSG.GET.KV_sessions", {"last_by_subj": "$KV.sessions.ends"})
+        return "hdrs" in found["message"] and not found["message"].get("data")
+
+    await eventually(ended, "the value has ended", 10)
+    assert await put(late, "$KV.accounts.new", b"1") == before["KV_accounts"][-1][0] + 1
+    for connection in (hub, source, target):
+        await connection.close()
+
+
+async def test_what_fails_leaves_everything_as_it_was(older: Older, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = await older.hub()
+    source, target = await older.mover("PLATFORM"), await older.mover("STATE")
+    configs = {stream: (await api(hub, f"STREAM.INFO.{stream}", {}))["config"] for stream in STREAMS}
+    put_stream = stream_snapshot.put
+
+    async def fails(connection: Connection, snapshot: Any, pieces: Any) -> Any:
+        if snapshot.config["name"] == "KV_sessions":
+            raise BackupError("the disk is full")
+        return await put_stream(connection, snapshot, pieces)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stream_snapshot, "put", fails)
+        with pytest.raises(BackupError, match="the disk is full"):
+            await move(source, target, SETTINGS)
+    assert await stream_snapshot.streams(target) == []
+    for stream in STREAMS:
+        config = (await api(hub, f"STREAM.INFO.{stream}", {}))["config"]
+        assert config | {"metadata": None} == configs[stream] | {"metadata": None}
+    await put(hub, "$KV.accounts.after", b"1")
+    await put(hub, "audit.x.-", b"after")
+    assert len(await move(source, target, SETTINGS)) == len(STREAMS)
+    for connection in (hub, source, target):
+        await connection.close()
+
+
+async def test_the_way_back_has_what_came_since(older: Older) -> None:
+    source, target = await older.mover("PLATFORM"), await older.mover("STATE")
+    await move(source, target, SETTINGS)
+    hub = await older.site.state()
+    sequence = await put(hub, "$KV.accounts.since", b"1")
+    await move(target, source, SETTINGS)
+    again = await older.hub()
+    assert await put(again, "$KV.accounts.later", b"1") == sequence + 1
+    assert ("$KV.accounts.since", "MQ==") in [one[1:3] for one in await messages(again, "KV_accounts")]
+    # And forth once more; what is left behind then can be deleted.
+    await move(source, target, SETTINGS)
+    assert sorted(await delete_frozen(source)) == sorted(STREAMS)
+    assert await delete_frozen(target) == []
+    assert await put(hub, "$KV.accounts.last", b"1") == sequence + 2
+    for connection in (source, target, again):
+        await connection.close()
