@@ -39,6 +39,7 @@ from natskit.bus.permissions import (
     AUDIT_STREAM,
     BACKUP_INBOX,
     BUCKETS,
+    PROBE_BUCKET,
     RESTORE_BACKUP,
     TAKE_BACKUP,
     Permissions,
@@ -92,9 +93,15 @@ async def move(source: Connection, target: Connection, settings: StreamSettings)
 
 
 async def delete_frozen(connection: Connection) -> list[str]:
-    """Delete the streams that a move has left behind. Returns their names. Raises :class:`NatskitError`."""
-    found = [one["config"] for one in await stream_snapshot.streams(connection)]
-    names = [config["name"] for config in found if _is_frozen(config)]
+    """Delete the streams that a move has left behind, and the gate's bucket. Returns their names.
+
+    Raises :class:`NatskitError`, and deletes nothing, if there are others: without JetStream, nats-server could not
+    serve them, and would not be healthy.
+    """
+    found = {one["config"]["name"]: one["config"] for one in await stream_snapshot.streams(connection)}
+    names = [name for name, config in found.items() if name == f"KV_{PROBE_BUCKET}" or _is_frozen(config)]
+    if others := sorted(found.keys() - set(names)):
+        raise BackupError(f"PLATFORM has streams that are not natskit's, and loses JetStream: delete {', '.join(others)}")
     for name in names:
         await restored_stream.delete(connection, name)
     return names
