@@ -101,7 +101,9 @@ async def delete_frozen(connection: Connection) -> list[str]:
     found = {one["config"]["name"]: one["config"] for one in await stream_snapshot.streams(connection)}
     names = [name for name, config in found.items() if name == f"KV_{PROBE_BUCKET}" or _is_frozen(config)]
     if others := sorted(found.keys() - set(names)):
-        raise BackupError(f"PLATFORM has streams that are not natskit's, and loses JetStream: delete {', '.join(others)}")
+        raise BackupError(
+            f"PLATFORM has streams that are not natskit's, and loses JetStream: delete {', '.join(others)}"
+        )
     for name in names:
         await restored_stream.delete(connection, name)
     return names
