@@ -224,7 +224,7 @@ def _shown(port: int, name: str, ca: Path) -> set[str]:
 
 def test_the_creds_of_a_leafnode_are_beside_the_configuration(tmp_path: Path, identity: Identity) -> None:
     creds = tmp_path / "given.creds"
-    creds.write_text(identity.creds("PLATFORM", "probe"))
+    creds.write_text(identity.creds("STATE", "probe"))
     text = accepted(tmp_path, identity, {"nats_leafnode_remotes": [REMOTE | {"credentials": str(creds)}]})
     assert f'"{tmp_path}/nats/leafnode-0.creds"' in text
     assert identity.account_public_key("PLATFORM") in text

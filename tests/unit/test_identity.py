@@ -288,7 +288,18 @@ def test_an_identity_of_an_older_version_gets_the_accounts_of_streams(
     assert [each["subject"] for each in imported if each["account"] == documents] == ["events.project.*.doc.*"]
     for name in ("STATE", "DOCS"):
         assert claims.decode(after.account_jwt(name))["nats"]["limits"]["disk_storage"] == -1
-    assert "disk_storage" not in claims.decode(after.account_jwt("PLATFORM"))["nats"]["limits"]
+    # Its streams are in PLATFORM until a deploy has moved them, and somebody has confirmed that.
+    assert (after.state_in_platform, after.state_can_go_back) == (True, False)
+    assert claims.decode(after.account_jwt("PLATFORM"))["nats"]["limits"]["disk_storage"] == -1
+    after.note_state("moved", now=NOW + 6)
+    again = Identity.ensure(directory, now=NOW + 7)
+    assert (again.state_in_platform, again.state_can_go_back) == (False, True)
+    imported = claims.decode(again.account_jwt("PLATFORM"))["nats"]["imports"]
+    assert "audit.>" in [each["subject"] for each in imported], "older hubs have events to write"
+    again.note_state("confirmed", now=NOW + 8)
+    again = Identity.load(directory)
+    assert (again.state_in_platform, again.state_can_go_back) == (False, False)
+    assert "disk_storage" not in claims.decode(again.account_jwt("PLATFORM"))["nats"]["limits"]
     imported = claims.decode(after.account_jwt("AUTH"))["nats"]["imports"]
     assert {each["account"] for each in imported} == {after.account_public_key("STATE")}
     assert after.creds("STATE", "admin")
