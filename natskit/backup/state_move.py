@@ -57,6 +57,8 @@ CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 10.0
 IN_MEMORY = 64 * 1024**2
 """A larger snapshot is in a file that has no name."""
 
+ROOM_BYTES = 1024**2
+"""What was written between the look at a stream and its end must still have room."""
 _FROZEN = "moved"
 """The first word of a frozen stream's subjects."""
 _LIFTED = ("republish", "subject_delete_marker_ttl")
@@ -71,7 +73,8 @@ async def move(source: Connection, target: Connection, settings: StreamSettings)
     Raises :class:`NatskitError`; then the source serves as before.
     """
     configs = {config["name"]: config for config in wanted(settings)}
-    found = {one["config"]["name"]: one["config"] for one in await stream_snapshot.streams(source)}
+    listed = {one["config"]["name"]: one for one in await stream_snapshot.streams(source)}
+    found = {name: one["config"] for name, one in listed.items()}
     names = [name for name in (AUDIT_STREAM, *(f"KV_{bucket}" for bucket in BUCKETS)) if name in found]
     frozen: list[str] = []
     done: list[str] = []
@@ -79,7 +82,7 @@ async def move(source: Connection, target: Connection, settings: StreamSettings)
         for group in ([n for n in names if n == AUDIT_STREAM], [n for n in names if n != AUDIT_STREAM]):
             for name in group:
                 frozen.append(name)
-                await _update(source, _frozen(found[name], configs[name]))
+                await _update(source, _frozen(listed[name], configs[name]))
             for name in group:
                 await restored_stream.delete(target, name)
                 done.append(await _copy(source, target, name, configs[name]))
@@ -113,13 +116,15 @@ def _is_frozen(config: Config) -> bool:
     return all(subject.startswith(f"{_FROZEN}.") for subject in config["subjects"])
 
 
-def _frozen(config: Config, served: Config) -> Config:
+def _frozen(listed: dict[str, Any], served: Config) -> Config:
+    config = {name: value for name, value in listed["config"].items() if name not in _LIFTED}
     subjects = [f"{_FROZEN}.{subject.removeprefix('$')}" for subject in served["subjects"]]
-    return {name: value for name, value in config.items() if name not in _LIFTED} | {"subjects": subjects}
+    # nats-server reserves room for all that a stream may hold, and the copy needs that.
+    return config | {"subjects": subjects, "max_bytes": max(1, int(listed["state"]["bytes"])) + ROOM_BYTES}
 
 
 def _served(served: Config) -> Config:
-    return {name: served[name] for name in ("subjects", *_LIFTED) if name in served}
+    return {name: served[name] for name in ("subjects", "max_bytes", *_LIFTED) if name in served}
 
 
 async def _update(connection: Connection, config: Config) -> None:

@@ -36,7 +36,8 @@ def nats(site: LocalSite, tmp_path_factory: pytest.TempPathFactory) -> Tool:
         ("websocket", "PLATFORM/admin", (websocket,)),
         ("proxy", "PLATFORM/admin", proxy),
         ("system", "SYS/admin", (site.info["nats_urls"][0],)),
-        ("hub", "PLATFORM/hub", (site.info["nats_urls"][0],)),
+        ("state", "STATE/admin", (site.info["nats_urls"][0],)),
+        ("hub", "AUTH/hub", (site.info["nats_urls"][0],)),
     ):
         context = ("--creds", str(creds / f"{user}.creds"), "--inbox-prefix", f"_INBOX.{user.partition('/')[2]}")
         tool.run("context", "save", name, "--server", *server, *context)
@@ -85,7 +86,7 @@ def test_server_report_accounts_shows_each_nats_account(nats: Tool, site: LocalS
     found = {one["account"]: one for one in nats.json("--context", "system", "server", "report", "accounts")}
     assert {account_key(site, name) for name in NATS_ACCOUNTS} == set(found)
     names = {one["name"] for one in found[account_key(site, "AUTH")]["connection_info"]}
-    assert names == {f"{hub}-auth" for hub in HUBS}
+    assert names == {f"{hub}-{what}" for hub in HUBS for what in ("auth", "state")}
 
 
 @pytest.mark.parametrize("report", ["jetstream", "health", "mem", "cpu"])
@@ -112,12 +113,12 @@ def test_without_the_inbox_prefix_nothing_is_answered(nats: Tool) -> None:
     assert "hub-1" not in done.stdout
 
 
-@pytest.mark.parametrize("context", ["tcp", "hub"])
+@pytest.mark.parametrize("context", ["tcp", "state", "hub"])
 def test_no_creds_of_a_deploy_delete_a_stream(nats: Tool, context: str) -> None:
     done = nats.run("--context", context, *REFUSED, "stream", "rm", "--force", "KV_accounts", check=False)
     assert done.returncode == 1
     assert 'Permissions Violation for Publish to "$JS.API.STREAM.DELETE.KV_accounts"' in done.stderr + done.stdout
-    assert nats.json("--context", "tcp", "stream", "info", "KV_accounts")["config"]["name"] == "KV_accounts"
+    assert nats.json("--context", "state", "stream", "info", "KV_accounts")["config"]["name"] == "KV_accounts"
 
 
 @needs("nsc")
