@@ -10,8 +10,7 @@ missing is dropped from the list, so a user without tags gets nothing, never eve
 No role has ``allow_responses``. It lets a user publish to the reply subject of any message it received, and nats-server
 lets a publisher name any subject there: an attacker who may write to a project, and has the project's credentials,
 could name ``hub.admin`` as the reply subject and then publish there as the project. So answers have subjects of their
-own (:func:`answer_prefix`), and the hub, which may publish to every inbox and to its buckets, answers only in the inbox
-of the caller.
+own (:func:`answer_prefix`), and the hub, which may publish to every inbox, answers only in the inbox of the caller.
 """
 
 from __future__ import annotations

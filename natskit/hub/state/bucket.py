@@ -4,9 +4,10 @@ nats-server republishes each stored message (:mod:`natskit.ops.stream_provisioni
 ordinary subscription. Such a message may be lost. So each
 sequence must be the next one, and the hub asks the stream's leader twice a second for its last sequence. When the view
 becomes stale (after a reconnect, a gap, a stream that is ahead of the view, a leader that is silent for long), it
-subscribes again and reads from the leader (:mod:`natskit.hub.state.bulk_read`) what was stored after the last message
-it has. It reads the whole bucket if that message is not in the stream any more, or if delete markers may be gone
-(:meth:`Bucket._good_up_to`). Meanwhile the old view goes on answering, marked as not current.
+subscribes again and reads (:mod:`natskit.hub.state.bulk_read`) what was stored after the last message it has, up to
+what the leader says is the last one. It reads the whole bucket if that message is not in the stream any more, or if
+delete markers may be gone (:meth:`Bucket._good_up_to`). Meanwhile the old view goes on answering, marked as not
+current.
 
 A hub that starts takes what it last had from a file of its own (:mod:`natskit.hub.state.kept_file`), and goes on as
 after a reconnect.
@@ -370,7 +371,7 @@ class Bucket(Generic[RecordT]):
     async def keep(self, folder: Path, owner: str) -> None:
         """Write what this hub has into a file in ``folder``. Raises :class:`OSError`.
 
-        ``owner`` is the NATS account of the stream.
+        ``owner`` is the key of PLATFORM.
         """
         if self._complete is None or not self.applied or self._last.sequence != self.applied:
             return

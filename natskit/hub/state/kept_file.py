@@ -51,7 +51,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 
     bucket: str
     owner: str
-    """The key of the NATS account that has the stream: another platform may have the same bucket."""
+    """The key of PLATFORM: another platform may have the same bucket."""
     made_by: str
     """The version of natskit and the fields of its records. A newer one reads fields that an older one left out."""
     booted_at: float
