@@ -93,6 +93,8 @@ class Restoration:
         if not self.streams:
             names = ", ".join(stream.label for stream in self.manifest.streams)
             raise BackupError(f"{self._folder} has no stream {label}: it has {names}")
+        if self._identity.state_in_platform:
+            raise BackupError("the state is in PLATFORM, as an older version has it: deploy first, which moves it")
         self.files = (self.manifest.files or []) if label is None else []
 
     async def run(self, client: Client | None, say: Say) -> list[str]:

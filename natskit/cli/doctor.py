@@ -131,10 +131,20 @@ async def _of_servers(platform: Platform, identity: Identity, deploy: str) -> li
     from natskit.bus.credentials import CredsText
     from natskit.bus.permissions import inbox_prefix
     from natskit.doctor import servers as checks
+    from natskit.doctor.finding import Finding
     from natskit.ops.account_resolver import open_servers
     from natskit.ops.stream_provisioning import WITH_STREAMS, StreamSettings
 
     found: list[Finding] = []
+    if identity.state_can_go_back:
+        found.append(
+            Finding(
+                "untidy",
+                "PLATFORM still has the streams from which the state was moved",
+                "they are the way back to the older version, and take room on the disks of the nats-servers",
+                "natskit state confirm, when you do not want to go back",
+            )
+        )
     lazy = [name for name, kind in platform["resolvers"].items() if kind == "cache"]
     creds = CredsText(identity.creds("SYS", "admin"))
     with suppress(NatskitError):
