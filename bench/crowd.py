@@ -48,7 +48,7 @@ async def write(stage: Stage, bucket: str, records: dict[str, Record]) -> None:
         NatsServers(urls=stage.site.info["nats_urls"]),
         name="bench",
         inbox_prefix=inbox_prefix("hub"),
-        creds=stage.site.root / "hub-1" / "platform.creds",
+        creds=stage.site.root / "hub-1" / "auth.creds",
     )
     room = asyncio.Semaphore(200)
     stream = hub.jetstream()

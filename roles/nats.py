@@ -13,7 +13,7 @@ from pathlib import Path
 from pyinfra import host
 from pyinfra.api import FactBase
 from pyinfra.api.exceptions import OperationError
-from pyinfra.operations import python
+from pyinfra.operations import files, python
 
 from natskit.config import referenced_files
 from natskit.config.nats_settings import LeafRemote
@@ -127,6 +127,12 @@ def configure(place: Place, settings: Settings, site: Topology, identity: Identi
     reload_on.append(_configuration(place, configuration, variables, explain))
     # An older version has written those of PLATFORM, and until the state is moved they are good.
     probe_creds = place.earlier_probe_creds if identity.state_in_platform else place.probe_creds
+    if not identity.state_in_platform:
+        files.file(
+            name="Leave nats-server's host no creds of an older version's probe",
+            path=str(place.earlier_probe_creds),
+            present=False,
+        )
     return Configured(accounts, reload_on, restart_on, probe_creds)
 
 

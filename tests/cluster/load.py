@@ -165,10 +165,13 @@ class Load:
     async def _run(self) -> None:
         target = self.target
         async with contextlib.AsyncExitStack() as stack:
-            administrator = await stack.enter_async_context(_open(_connection(target, 0)))
+            administrator = await stack.enter_async_context(_open(_connection(target, 0, "STATE")))
             await _make_stream(administrator)
-            writers = [await stack.enter_async_context(_open(_connection(target, n))) for n in range(WRITERS)]
-            tickers = [await stack.enter_async_context(_open(_connection(target, n))) for n in range(_servers(target))]
+            writers = [await stack.enter_async_context(_open(_connection(target, n, "STATE"))) for n in range(WRITERS)]
+            tickers = [
+                await stack.enter_async_context(_open(_connection(target, n, "PLATFORM")))
+                for n in range(_servers(target))
+            ]
             browsers = [await stack.enter_async_context(await _sign_in(target)) for _ in range(BROWSERS)]
             listener = await stack.enter_async_context(await _sign_in(target))
             listener.on_status(self._on_status)
@@ -305,10 +308,10 @@ def table(rows: Iterable[tuple[str, Seen, Written | None]]) -> str:
     return "\n".join(lines)
 
 
-def user_creds(info: dict[str, Any]) -> str:
-    """Creds of a user with all rights in PLATFORM, signed by the account itself. natskit makes no such user."""
+def user_creds(info: dict[str, Any], name: str) -> str:
+    """Creds of a user with all rights in a NATS account, signed by that itself. natskit makes no such user."""
     identity = Identity.load(Path(info["identity"]))
-    account = identity.account_public_key("PLATFORM")
+    account = identity.account_public_key(name)
     seed = nkey.create_seed("user")
     everything = Permissions(publish=(">",), subscribe=(">",))
     wanted = claims.user_claims(
@@ -319,11 +322,11 @@ def user_creds(info: dict[str, Any]) -> str:
     return claims.format_creds(claims.encode(wanted, nkey.key_pair(identity._seeds[account])), seed)
 
 
-def _creds_file(info: dict[str, Any]) -> Path:
-    path = Path(info["identity"]).parent / "load.creds"
+def _creds_file(info: dict[str, Any], account: str) -> Path:
+    path = Path(info["identity"]).parent / f"load-{account}.creds"
     if not path.exists():
         path.touch(0o600)
-        path.write_text(user_creds(info))
+        path.write_text(user_creds(info, account))
     return path
 
 
@@ -331,13 +334,13 @@ def _servers(target: Target) -> int:
     return len(target.info["nats_urls"])
 
 
-async def _connection(target: Target, number: int) -> Connection:
-    """A writer's connection. It starts at the server with this number, and may move to any other."""
+async def _connection(target: Target, number: int, account: str) -> Connection:
+    """A connection to a NATS account. It starts at the server with this number, and may move to any other."""
     urls = target.info["nats_urls"]
     first = number % len(urls)
     servers = NatsServers(urls=urls[first:] + urls[:first], ca_file=Path(target.info["nats_ca_file"]))
     return await connect(
-        servers, name="load", inbox_prefix="_INBOX.load", creds=_creds_file(target.info), timeout=PATIENCE
+        servers, name="load", inbox_prefix="_INBOX.load", creds=_creds_file(target.info, account), timeout=PATIENCE
     )
 
 

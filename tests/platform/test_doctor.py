@@ -115,13 +115,13 @@ def test_a_file_that_was_edited_by_hand(site: LocalSite) -> None:
 
 def test_a_stream_that_was_changed_and_one_that_is_gone(site: LocalSite) -> None:
     async def damage() -> None:
-        creds = CredsText(identity(site).creds("PLATFORM", "admin"))
+        creds = CredsText(identity(site).creds("STATE", "admin"))
         servers = NatsServers(urls=site.info["nats_urls"])
         admin = await connect(servers, name="test", inbox_prefix="_INBOX.admin", creds=creds, timeout=5)
         config = (await api(admin, "STREAM.INFO.AUDIT", {}))["config"]
         await api(admin, "STREAM.UPDATE.AUDIT", config | {"max_bytes": 2_000_000})
         await admin.close()
-        async with running(site).as_user("PLATFORM", identity(site), RESTORE_BACKUP) as connection:
+        async with running(site).as_user("STATE", identity(site), RESTORE_BACKUP) as connection:
             await api(connection, "STREAM.DELETE.KV_probe", {})
 
     asyncio.run(damage())

@@ -105,7 +105,7 @@ def test_what_is_searched_for_would_be_found(known: dict[bytes, str]) -> None:
 def test_a_deploy_says_and_shows_no_secret(site: LocalSite, known: dict[bytes, str]) -> None:
     """The first deploy, which makes all keys, and one that has to write them again."""
     assert "Render nats-server.conf" in site.first_deploy
-    for name in ("hub-1/keys.json", "hub-1/platform.creds", "nats/probe.creds"):
+    for name in ("hub-1/keys.json", "hub-1/platform.creds", "nats/state-probe.creds"):
         (site.root / name).unlink()
     with watched_processes() as seen:
         again = site.deploy("-vvv", "--debug")

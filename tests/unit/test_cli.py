@@ -65,7 +65,7 @@ def test_httpx_comes_without_its_command_line(module: str) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["stauts"], "Did you mean 'status'?"),
+        (["stauts"], "Did you mean one of: 'state', 'status'?"),
         (["exec", "P", "--strat", "--", "true"], "No such option"),
         (["exec", "P"], "Missing argument 'COMMAND...'"),
         (["exec", "P", "--env", "A", "--", "true"], "'A' must have the form KEY=VALUE"),
