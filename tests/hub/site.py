@@ -52,6 +52,8 @@ class Site:
         self.hubs: dict[str, tuple[subprocess.Popen[bytes], int]] = {}
         self.max_payload = 1024 * 1024
         """Of nats-server: its default."""
+        self.max_pending = 64 * 1024 * 1024
+        """The same."""
         self.sync_interval = "always"
         self.python_path = ""
         self.shows: tuple[Path, Path, Path] | None = None
@@ -85,6 +87,7 @@ class Site:
         jetstream: {{ store_dir: "{self.root}/jetstream", sync_interval: {self.sync_interval} }}
         authorization: {{ timeout: 2 }}
         max_payload: {self.max_payload}
+        max_pending: {self.max_pending}
         websocket: {{ host: 127.0.0.1, port: {self.websocket_port}, no_tls: true, jwt_cookie: "{COOKIE}" }}
         """).wait_until_ready()
         self.make_streams()

@@ -378,9 +378,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Connection, int]]:
     found: list[tuple[Connection, int]] = []
     read = bulk_read.read
 
-    async def noted(connection: Connection, stream: str, subjects: str, first: int, last: int, take: Any) -> None:
+    async def noted(connection: Connection, bucket: str, subjects: str, first: int, *rest: Any) -> None:
         found.append((connection, first))
-        await read(connection, stream, subjects, first, last, take)
+        await read(connection, bucket, subjects, first, *rest)
 
     monkeypatch.setattr(bulk_read, "read", noted)
     return found
@@ -451,6 +451,24 @@ async def test_a_view_whose_last_message_is_gone_is_the_streams_again(
         found = follower.get("last")
         assert found is not None
         assert found.version == "2"
+
+
+async def test_a_server_that_lets_little_wait_is_read_in_small_batches(
+    tmp_path_factory: pytest.TempPathFactory, reads: list[tuple[Connection, int]]
+) -> None:
+    """Otherwise it would disconnect a hub whenever that reads the state."""
+    site = Site(tmp_path_factory.mktemp("pending"))
+    site.max_pending = 1024 * 1024
+    try:
+        site.start_server()
+        hub = await site.state()
+        large = runner("x" * 60_000).to_json()
+        for number in range(200):
+            await hub.request(f"$KV.runners.large-{number}", large, timeout=5)
+        async with view(site) as whole:
+            assert len(whole.entries) == 200
+    finally:
+        await site.close()
 
 
 @pytest.mark.parametrize("clock", ["by_leader", "since_boot"])

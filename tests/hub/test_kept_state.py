@@ -53,9 +53,9 @@ def firsts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     read = bulk_read.read
 
-    async def noted(connection: Connection, stream: str, subjects: str, first: int, last: int, take: Any) -> None:
+    async def noted(connection: Connection, bucket: str, subjects: str, first: int, *rest: Any) -> None:
         found.append(first)
-        await read(connection, stream, subjects, first, last, take)
+        await read(connection, bucket, subjects, first, *rest)
 
     monkeypatch.setattr(bulk_read, "read", noted)
     return found

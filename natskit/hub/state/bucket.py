@@ -157,6 +157,7 @@ class Bucket(Generic[RecordT]):
         self._on_expired = on_expired
         self._stream = f"KV_{name}"
         self._max_bytes = 0
+        self._batch_bytes = bulk_read.MOST_BYTES
         self._is_full = False
         self._created = ""
         self._last = _NOWHERE
@@ -439,7 +440,14 @@ class Bucket(Generic[RecordT]):
         kept = await self._good_up_to(info)
         self._lacks = self._lacks or not kept
         first = max(kept + 1, first)
-        await bulk_read.read(self._connection, self.name, f"{self._prefix}>", first, last, self._read)
+        try:
+            await bulk_read.read(
+                self._connection, self.name, f"{self._prefix}>", first, last, self._read, self._batch_bytes
+            )
+        except StateError:
+            self._batch_bytes = max(bulk_read.LEAST_BYTES, self._batch_bytes // 2)
+            raise
+        self._batch_bytes = bulk_read.MOST_BYTES
         self._apply_snapshot(kept, last)
         self._created = info["created"]
         # Messages written meanwhile must arrive: in a cluster, the leader's server learns of a subscription later.

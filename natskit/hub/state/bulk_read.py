@@ -18,8 +18,9 @@ from natskit.bus.jetstream import MESSAGE_NOT_FOUND, JetStreamError, ask
 from natskit.bus.permissions import state_service
 from natskit.errors import StateError
 
-BATCH, BATCH_BYTES = 10_000, 4 * 1024**2
-"""The most of one batch. nats-server disconnects a client that lets far more wait (``nats_max_pending``)."""
+BATCH, MOST_BYTES, LEAST_BYTES = 10_000, 4 * 1024**2, 128 * 1024
+"""The most messages and bytes of one batch. nats-server disconnects a client that lets more than ``nats_max_pending``
+wait, and a hub reads all buckets at once: after a read that failed, the caller asks for smaller batches."""
 SILENT_SECONDS = 3.0
 BEHIND_SECONDS, PAUSE = 5.0, 0.05
 """How long a replica may stay behind the leader, and how often to ask again."""
@@ -40,16 +41,18 @@ _ADDED = (
 _SUBJECT, _SEQUENCE, _TIME, _, _BEFORE = map(len, _ADDED)
 
 
-async def read(connection: Connection, bucket: str, subjects: str, first: int, last: int, take: Take) -> None:
+async def read(
+    connection: Connection, bucket: str, subjects: str, first: int, last: int, take: Take, batch_bytes: int
+) -> None:
     """Hand every message from ``first`` to ``last`` that is still stored to ``take``, in the order of the stream.
 
-    Raises :class:`StateError` when one cannot be read.
+    A batch has at most ``batch_bytes``, or one message. Raises :class:`StateError` when one cannot be read.
     """
     loop = asyncio.get_running_loop()
     deadline: float | None = None
     while first <= last:
         batch = _Batch(first, last, take)
-        question = {"seq": first, "batch": BATCH, "max_bytes": BATCH_BYTES, "next_by_subj": subjects}
+        question = {"seq": first, "batch": BATCH, "max_bytes": batch_bytes, "next_by_subj": subjects}
         body = json.dumps(question).encode()
         try:
             await connection.ask_many(state_service("read", bucket), body, batch.add, SILENT_SECONDS)
