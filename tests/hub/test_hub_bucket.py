@@ -454,7 +454,7 @@ async def test_a_view_whose_last_message_is_gone_is_the_streams_again(
 
 
 async def test_a_server_that_lets_little_wait_is_read_in_small_batches(
-    tmp_path_factory: pytest.TempPathFactory, reads: list[tuple[Connection, int]]
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """Otherwise it would disconnect a hub whenever that reads the state."""
     site = Site(tmp_path_factory.mktemp("pending"))

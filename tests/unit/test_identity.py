@@ -306,6 +306,18 @@ def test_an_identity_of_an_older_version_gets_the_accounts_of_streams(
     assert after.creds("DOCS", "keeper")
 
 
+def test_only_nats_accounts_without_clients_have_jetstream(tmp_path: Path) -> None:
+    identity = Identity.ensure(tmp_path / "identity", now=NOW)
+    assert (identity.state_in_platform, identity.state_can_go_back) == (False, False)
+    bodies = {name: claims.decode(identity.account_jwt(name))["nats"] for name in identity.accounts}
+    assert {name for name, body in bodies.items() if "disk_storage" in body["limits"]} == {"STATE", "DOCS"}
+    state = identity.account_public_key("STATE")
+    users = {name for name, body in bodies.items() if state in {one["account"] for one in body.get("imports", [])}}
+    assert users == {"AUTH", "DOCS"}
+    written = [one["subject"] for one in bodies["DOCS"]["imports"] if one["subject"].startswith("$KV.")]
+    assert written == [], "keepers only read"
+
+
 def test_a_new_role_and_a_new_user_get_their_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = tmp_path / "identity"
     before = Identity.ensure(directory, now=NOW)
