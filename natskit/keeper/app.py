@@ -42,7 +42,7 @@ class Keeper:
 
     async def start(self) -> None:
         """Connect, read the state, and answer. Waits for nats-server as long as it takes."""
-        # Connections of their own, so that documents do not delay the state, and requests do not delay the other keepers.
+        # Apart, so that documents do not delay the state, and requests do not delay what keepers say to each other.
         state, docs = await self._connect("docs", "state"), await self._connect("docs")
         platform, services = await self._connect("platform"), await self._connect("platform", "services")
         self._documents = Documents(Store(docs), self.program)
