@@ -116,8 +116,7 @@ class Identity:
                 _refuse_half_written(directory)
                 identity = cls(directory, {}, {}, write=write)
             before = json.dumps(identity._index)
-            if identity._index and "STATE" not in identity._index["accounts"]:
-                identity._index["state"] = "PLATFORM"
+            _note_streams_in_platform(identity._index)
             _forget_unused(identity._index)
             rotation.forget_cookie_keys(identity._index, now)
             if _create_missing(identity._index, identity._seeds) or json.dumps(identity._index) != before:
@@ -545,6 +544,16 @@ def _create_missing(index: dict[str, Any], seeds: dict[str, str]) -> bool:
         ensure(users, f"{account_name}/{user}", "user")
     index.setdefault("runners", {})
     return len(seeds) != before
+
+
+def _note_streams_in_platform(index: dict[str, Any]) -> None:
+    """Record that an older version may have made the streams of the state in PLATFORM.
+
+    It has not, if PLATFORM has no signing keys yet: then nsc has made the identity.
+    """
+    accounts = index.get("accounts", {})
+    if "STATE" not in accounts and accounts.get("PLATFORM", {}).get("signing"):
+        index["state"] = "PLATFORM"
 
 
 def _forget_unused(index: dict[str, Any]) -> None:
