@@ -87,7 +87,10 @@ _STATE_VERBS: Mapping[StateVerb, tuple[str, Answers]] = {
 
 def state_service(verb: StateVerb, bucket: str) -> str:
     """The subject of a service of STATE, where it is imported: ``read`` many messages of a bucket, from any replica;
-    ``find`` one, and ask for ``info`` about the stream, both from its leader."""
+    ``find`` one, and ask for ``info`` about the stream, both from its leader.
+
+    It is not that of JetStream's API, which answers in every NATS account
+    (findings/nats-server-imported-jetstream-api-answers-twice.sh)."""
     return f"{verb}.{bucket}"
 
 
