@@ -272,11 +272,19 @@ async def test_an_end_that_was_not_heard_is_noticed(server: Site) -> None:
         await eventually(gone, "the follower started over")
 
 
-async def test_a_stream_that_would_not_tell_of_an_end_is_not_used(server: Site) -> None:
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"subject_delete_marker_ttl": 0}, "stores no markers of expired values: deploy to change that"),
+        ({"allow_direct": False}, "cannot be read in batches: deploy to change that"),
+        ({"republish": None}, "does not republish its changes on state.runners.>: deploy to change that"),
+    ],
+)
+async def test_a_stream_that_is_not_what_hubs_need_is_not_used(server: Site, changed: dict[str, Any], why: str) -> None:
     admin = await server.streams_admin()
     config = (await api(admin, "STREAM.INFO.KV_runners", {}))["config"]
     try:
-        await api(admin, "STREAM.UPDATE.KV_runners", config | {"subject_delete_marker_ttl": 0})
+        await api(admin, "STREAM.UPDATE.KV_runners", config | changed)
         bucket: Bucket[Runner] = Bucket(
             await server.state(),
             "runners",
@@ -284,11 +292,7 @@ async def test_a_stream_that_would_not_tell_of_an_end_is_not_used(server: Site) 
             lambda _, __: None,
         )
         task = asyncio.create_task(bucket.follow())
-
-        async def said() -> bool:
-            return "stores no markers of expired values: deploy to change that" in bucket.problem
-
-        await eventually(said, "the view says what is wrong")
+        await eventually(lambda: why in bucket.problem, "the view says what is wrong")
         assert not bucket.current.is_set()
         await cancel([task])
     finally:

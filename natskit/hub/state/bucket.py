@@ -535,6 +535,8 @@ class Bucket(Generic[RecordT]):
             raise StateError(
                 f"the stream {self._stream} does not republish its changes on {self._followed}>: deploy to change that"
             )
+        if not config.get("allow_direct"):
+            raise StateError(f"the stream {self._stream} cannot be read in batches: deploy to change that")
         self._max_bytes = int(config["max_bytes"])
         self._is_full = 0 < self._max_bytes * (1 - KEPT_ROOM) < info["state"]["bytes"]
         return info
