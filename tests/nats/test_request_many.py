@@ -145,3 +145,49 @@ async def test_a_batch_of_jetstream_ends_with_its_status(connection: Connection)
     )
     assert texts(answers) == ["0", "1", "2", ""]
     assert (answers[-1].headers or {})["Status"] == "204"
+
+
+async def test_many_answers_are_handed_over_as_they_were_sent(connection: Connection) -> None:
+    async def on_request(message: Msg) -> None:
+        for number in range(3):
+            await connection.publish(message.reply, b"%d" % number, headers={"Number": str(number)})
+        await message.respond(b"end")
+
+    await connection.subscribe("raw", cb=on_request)
+    before, taken = set(connection._subs), []
+
+    def take(headers: bytes, data: bytes) -> bool:
+        taken.append((headers, data))
+        return data == b"end"
+
+    await connection.ask_many("raw", b"", take, LONG)
+    expected = [(b"NATS/1.0\r\nNumber: %d\r\n\r\n" % number, b"%d" % number) for number in range(3)]
+    assert taken == [*expected, (b"", b"end")]
+    assert set(connection._subs) == before
+
+
+async def test_many_answers_that_do_not_end(connection: Connection) -> None:
+    await answer_with(connection, "endless", "a", "b")
+    before = set(connection._subs)
+    with pytest.raises(nats.errors.TimeoutError):
+        await connection.ask_many("endless", b"", lambda *_: False, 0.2)
+    with pytest.raises(nats.errors.NoRespondersError):
+        await connection.ask_many("nobody", b"", lambda *_: False, LONG)
+
+    def refuse(*_: bytes) -> bool:
+        raise ValueError("not one of ours")
+
+    with pytest.raises(ValueError, match="not one of ours"):
+        await connection.ask_many("endless", b"", refuse, LONG)
+    assert set(connection._subs) == before
+    assert not connection._raw
+
+
+async def test_many_answers_end_with_the_connection(connection: Connection) -> None:
+    await answer_with(connection, "broken", "a")
+    asking = asyncio.create_task(connection.ask_many("broken", b"", lambda *_: False, LONG))
+    await eventually(lambda: connection._raw, "it has asked")
+    await connection.flush()
+    await connection.force_reconnect()
+    with pytest.raises(nats.errors.ConnectionReconnectingError):
+        await asking

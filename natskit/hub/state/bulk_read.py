@@ -85,10 +85,10 @@ class _Batch:
         """Whether this answer was the last. Raises :class:`StateError` for one that is none of a batch."""
         if headers.startswith(b"NATS/1.0 "):
             return self._end(headers)
-        stored, _, *added, _, _ = headers.rsplit(b"\r\n", len(_ADDED) + 3)
-        for line, name in zip(added, _ADDED, strict=True):
-            if not line.startswith(name):
-                raise StateError("nats-server does not say which message it sent")
+        stored, *lines = headers.rsplit(b"\r\n", len(_ADDED) + 3)
+        added = lines[1:-2]  # the first names the stream, and two empty ones end the headers
+        if len(added) != len(_ADDED) or not all(map(bytes.startswith, added, _ADDED)):
+            raise StateError("nats-server does not say which message it sent")
         subject, sequence, stored_at, _, before = added
         if int(before[_BEFORE:]) != self._before:
             raise StateError(f"a message after {before[_BEFORE:].decode()} was lost on its way")
