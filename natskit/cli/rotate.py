@@ -54,7 +54,7 @@ def rotate(directory: str, kind: Kind, yes: bool, now: bool, wait: int | None, n
     \b
     hub-keys              the hubs' signing keys (AUTH; browser, project and runner of PLATFORM) and creds
     project-keys          the nkeys and creds of every running project and of every runner
-    nats-account          the signing keys of SYS and PLATFORM on this machine, and the creds they signed
+    nats-account          the signing keys that only this machine has, and the creds they signed
     operator-signing-key  the key that signs NATS accounts; every nats-server restarts twice
 
     The command lists the connections it will interrupt before it changes anything. If it is interrupted, run it again.
