@@ -11,7 +11,6 @@ from pyinfra import host, logger
 from pyinfra.api.exceptions import OperationError
 from pyinfra.operations import python
 
-from natskit.backup import state_move
 from natskit.config.settings import Settings
 from natskit.config.topology import Topology
 from natskit.identity.identity import Identity
@@ -47,7 +46,9 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
 
 
 def _move(settings: Settings, site: Topology, identity: Identity) -> None:
-    """Move the streams that an older version has made. Its hubs cannot use them any more: theirs are next."""
+    """Move the streams that an older version has made. Its hubs cannot use them any more; new ones are next."""
+    from natskit.backup import state_move  # takes a while, and other deploys do not need it
+
     now = int(time.time())
     creds = [
         identity.temporary_creds(account, "backup", state_move.MOVE_STATE, now=now, seconds=state_move.CREDS_SECONDS)
