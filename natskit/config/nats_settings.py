@@ -294,8 +294,9 @@ class NatsSettings(Part):
     """Maximum length of a protocol line. This is the server's default; natskit's longest subject has 90. Source:
     max_control_line."""
     nats_max_pending: Annotated[int, Field(ge=1024**2), Unit("bytes")] = 64 * 1024 * 1024
-    """Data that the server buffers for a slow consumer before it disconnects it. This is the server's default. Source:
-    max_pending."""
+    """Data that the server buffers for a slow consumer before it disconnects it. This is the server's default. A hub
+    that reads all its state gets the list of its keys at once: about 100 bytes for each project of each account, up to
+    10 MB. Source: max_pending."""
     nats_max_closed_clients: Annotated[int, Field(ge=0)] | None = None
     """Closed connections that monitoring still shows. Server default: 10,000. Source: max_closed_clients."""
     nats_no_fast_producer_stall: bool = False

@@ -17,7 +17,7 @@ import pytest_asyncio
 from nats.aio.msg import Msg
 
 from natskit.bus.connection import Connection
-from natskit.bus.jetstream import api
+from natskit.bus.jetstream import api, ask
 from natskit.hub.state import bucket as bucket_module
 from natskit.hub.state import bulk_read
 from natskit.hub.state.bucket import Bucket
@@ -529,3 +529,51 @@ async def test_a_stream_that_was_rolled_back_is_read_anew(server: Site, monkeypa
         found = follower.get(kept)
         assert found is not None
         assert found.version == "1"
+
+
+async def test_a_replica_that_lags_gives_no_deleted_right_back(server: Site) -> None:
+    """Its host was away until the marker was gone, so nothing in the stream says that the key was deleted."""
+    key, stays = str(uuid.uuid4()), str(uuid.uuid4())
+    connection = await server.state()
+    for name in (key, stays):
+        await connection.request(f"$KV.runners.{name}", runner("1").to_json(), timeout=5)
+    last = (await ask(connection, "info", "runners", {}))["state"]["last_seq"]
+    answers: list[tuple[bytes, bytes]] = []
+
+    def note(headers: bytes, data: bytes) -> bool:
+        answers.append((headers, data))
+        return b"Nats-Num-Pending" in headers and headers.startswith(b"NATS/1.0 204")
+
+    question = {"seq": 1, "batch": 10_000, "max_bytes": bulk_read.MOST_BYTES, "next_by_subj": "$KV.runners.>"}
+    await connection.ask_many("read.runners", json.dumps(question).encode(), note, 5)
+    marker = {"KV-Operation": "PURGE", "Nats-Rollup": "sub", "Nats-TTL": "1s"}
+    await connection.request(f"$KV.runners.{key}", b"", timeout=5, headers=marker)
+
+    async def is_gone() -> bool:
+        info = await ask(connection, "info", "runners", {"subjects_filter": f"$KV.runners.{key}"})
+        return not info["state"].get("subjects")
+
+    await eventually(is_gone, "the marker is gone", 20)
+    reader = await server.state()
+    ask_many = reader.ask_many
+
+    async def lagging(subject: str, body: bytes, take: Any, stall: float) -> None:
+        """The first answers are those of a replica that is where all were before the deletion."""
+        if json.loads(body)["seq"] > last or not answers:
+            await ask_many(subject, body, take, stall)
+            return
+        while answers:
+            take(*answers.pop(0))
+
+    reader.ask_many = lagging  # type: ignore[method-assign]
+    bucket: Bucket[Runner] = Bucket(reader, "runners", lambda _, data: Runner.from_json(data), lambda _, __: None)
+    task = asyncio.create_task(bucket.follow())
+    try:
+        await bucket.wait_current(20)
+        assert not answers, "the replica was read"
+        assert bucket.get(stays) is not None
+        assert bucket.get(key) is None
+    finally:
+        await cancel([task])
+        await reader.close()
+        await connection.close()

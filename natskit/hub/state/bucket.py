@@ -448,6 +448,8 @@ class Bucket(Generic[RecordT]):
             self._batch_bytes = max(bulk_read.LEAST_BYTES, self._batch_bytes // 2)
             raise
         self._batch_bytes = bulk_read.MOST_BYTES
+        if not kept:
+            await self._forget_deleted(last)
         self._apply_snapshot(kept, last)
         self._created = info["created"]
         # Messages written meanwhile must arrive: in a cluster, the leader's server learns of a subscription later.
@@ -461,6 +463,20 @@ class Bucket(Generic[RecordT]):
         if not self._stale.is_set():
             self._lacks = False
             self.current.set()
+
+    async def _forget_deleted(self, last: int) -> None:
+        """Forget what only a copy that lags behind the leader has up to ``last``: its key was deleted, and the marker
+        is gone.
+
+        A view that is continued needs none of this: since it was complete, no marker has gone.
+        """
+        assert self._snapshot is not None
+        newest, subjects = self._snapshot.newest, f"{self._prefix}>"
+        read = [self._prefix + key for key, entry in newest.items() if entry.revision <= last]
+        for subject in await bulk_read.not_there(self._connection, self.name, subjects, read):
+            key = subject.removeprefix(self._prefix)
+            if newest[key].revision <= last:  # otherwise it was made again while the leader was asked
+                del newest[key]
 
     async def _good_up_to(self, info: dict[str, Any]) -> int:
         """The sequence up to which the view is what the stream holds: what came after it is all that is to be read.

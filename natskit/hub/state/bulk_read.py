@@ -3,13 +3,16 @@
 Any replica of the stream answers, and one may be behind its leader: it has the same messages up to a point, and nothing
 after it. So where a batch ends early, the leader says whether there is more. The caller hears of messages written
 meanwhile in another way.
+
+A replica that was away for longer than markers stay may still have a key that was deleted, while nothing in the stream
+says so any more. So after a whole bucket was read, the leader says which keys there are (:func:`not_there`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import nats.errors
 
@@ -22,6 +25,8 @@ BATCH, MOST_BYTES, LEAST_BYTES = 10_000, 4 * 1024**2, 128 * 1024
 """The most messages and bytes of one batch. nats-server disconnects a client that lets more than ``nats_max_pending``
 wait, and a hub reads all buckets at once: after a read that failed, the caller asks for smaller batches."""
 SILENT_SECONDS = 3.0
+LIST_SECONDS = 10.0
+"""How long the leader may take to list up to 100,000 keys."""
 BEHIND_SECONDS, PAUSE = 5.0, 0.05
 """How long a replica may stay behind the leader, and how often to ask again."""
 
@@ -121,3 +126,27 @@ async def _is_there(connection: Connection, bucket: str, subjects: str, first: i
             raise
         return False
     return int(answer["message"]["seq"]) <= last
+
+
+async def not_there(connection: Connection, bucket: str, subjects: str, found: Iterable[str]) -> set[str]:
+    """The subjects of ``found`` of which the leader has no message. Raises :class:`StateError`."""
+    left, listed, pages = set(found), 0, 0
+    while left:
+        info = await ask(connection, "info", bucket, {"subjects_filter": subjects, "offset": listed}, LIST_SECONDS)
+        page = info["state"].get("subjects") or {}
+        left -= page.keys()
+        listed, pages = listed + len(page), pages + 1
+        if not page or listed >= info["total"]:
+            break
+    # What was deleted meanwhile moves others from a page to the one before.
+    return left if pages == 1 else {subject for subject in left if not await _has(connection, bucket, subject)}
+
+
+async def _has(connection: Connection, bucket: str, subject: str) -> bool:
+    try:
+        await ask(connection, "find", bucket, {"last_by_subj": subject})
+    except JetStreamError as error:
+        if error.code != MESSAGE_NOT_FOUND:
+            raise
+        return False
+    return True
