@@ -57,10 +57,12 @@ def _move(settings: Settings, site: Topology, identity: Identity) -> None:
     command = [sys.executable, "-m", "natskit.backup.state_move"]
     command += ["--ca", str(ca_file(settings))] if settings.platform_tls else []
     command += ["--settings", stream_settings(site).model_dump_json(), ",".join(site.nats_urls)]
+    command += [identity.account_public_key("STATE")]
     given = json.dumps(dict(zip(("source", "target"), creds, strict=True)))
     done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise OperationError(f"the state cannot be moved, and stays where it is: {done.stderr.strip()[-500:]}")
+        why = done.stderr.strip()[-500:] or "it was killed: until you deploy again, nobody can change the state"
+        raise OperationError(f"the state was not moved: {why}")
     for line in done.stdout.splitlines():
         logger.info("    stream %s", line)
     identity.note_state("moved", now=int(time.time()))

@@ -1,13 +1,15 @@
 """Move the streams of the state from one NATS account to another while the platform runs: from PLATFORM, where older
 versions have them, to STATE, and back.
 
-    python -m natskit.backup.state_move --settings JSON [--ca FILE] NATS_URL[,NATS_URL…]
+    python -m natskit.backup.state_move --settings JSON [--ca FILE] NATS_URL[,NATS_URL…] TARGET_KEY
     <'{"source": CREDS, "target": CREDS}'
 
 Each stream is frozen first: it listens to other subjects, and republishes nothing. So nothing is acknowledged any more
 that a snapshot would not have, and hubs notice within half a second that their view is not current. Then it is copied
 by nats-server's own snapshot, which keeps its sequences, and compared. If anything fails, the copies are deleted, and
-the frozen streams serve as before. When all is done, they stay frozen as the way back.
+the frozen streams serve as before. When all is done, they are sealed as the way back, and say where the state is now:
+so an older version that is deployed without a move back cannot change them, and an identity of before cannot move them
+again.
 
 The audit log comes first, since hubs keep its events until somebody takes them. So a change waits as long as the
 buckets take, and until a hub of the other version has started.
@@ -24,6 +26,7 @@ import contextlib
 import json
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -57,26 +60,35 @@ CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 10.0
 IN_MEMORY = 64 * 1024**2
 """A larger snapshot is in a file that has no name."""
 
+SERVE_SECONDS, PAUSE = 60.0, 0.5
+"""How long a move that failed tries to let a stream serve again: nats-server may be restarting."""
+
 ROOM_BYTES = 1024**2
 """What was written between the look at a stream and its end must still have room."""
 _FROZEN = "moved"
 """The first word of a frozen stream's subjects."""
+_MOVED_TO = "natskit_moved_to"
+"""In the metadata of a sealed stream: the public key of the NATS account that has its copy."""
 _LIFTED = ("republish", "subject_delete_marker_ttl")
 """A marker of an expired value would be a message that the copy has not."""
 
 Config = dict[str, Any]
 
 
-async def move(source: Connection, target: Connection, settings: StreamSettings) -> list[str]:
-    """Move the state's streams. Returns a line for each. Does nothing if the source has none.
+async def move(source: Connection, target: Connection, settings: StreamSettings, target_key: str) -> list[str]:
+    """Move the state's streams. Returns a line for each. Does nothing if the source has none, or if they were moved.
 
-    Raises :class:`NatskitError`; then the source serves as before.
+    ``target_key`` is the public key of the target's NATS account. Raises :class:`NatskitError`; then the source serves
+    as before, or the error names the streams that nobody can change.
     """
     configs = {config["name"]: config for config in wanted(settings)}
     listed = {one["config"]["name"]: one for one in await stream_snapshot.streams(source)}
     found = {name: one["config"] for name, one in listed.items()}
     names = [name for name in (AUDIT_STREAM, *(f"KV_{bucket}" for bucket in BUCKETS)) if name in found]
-    frozen: list[str] = []
+    if await _was_moved([found[name] for name in names], target, target_key):
+        await _seal(source, names, target_key)
+        return [f"{name}: was moved before" for name in names]
+    frozen = [name for name in names if _is_frozen(found[name])]  # by a run that was killed
     done: list[str] = []
     try:
         for group in ([n for n in names if n == AUDIT_STREAM], [n for n in names if n != AUDIT_STREAM]):
@@ -86,13 +98,53 @@ async def move(source: Connection, target: Connection, settings: StreamSettings)
             for name in group:
                 await restored_stream.delete(target, name)
                 done.append(await _copy(source, target, name, configs[name]))
-    except (NatskitError, nats.errors.Error, asyncio.CancelledError):
-        for name in frozen:
-            with contextlib.suppress(NatskitError):
-                await restored_stream.delete(target, name)
-            await _update(source, found[name] | _served(configs[name]))
+    except BaseException as error:
+        deadline = time.monotonic() + SERVE_SECONDS
+        again = {name: found[name] | _served(configs[name]) for name in frozen}
+        if left := [name for name, config in again.items() if not await _serves(source, target, config, deadline)]:
+            why = str(error) or type(error).__name__
+            raise BackupError(f"{why}; nobody can change {', '.join(left)} now: deploy again") from error
         raise
+    await _seal(source, names, target_key)
     return done
+
+
+async def _was_moved(configs: Sequence[Config], target: Connection, target_key: str) -> bool:
+    """Whether a move to this target was done before. Raises :class:`BackupError` if it was to another one."""
+    marks = {(config.get("metadata") or {}).get(_MOVED_TO) for config in configs} - {None}
+    if others := sorted(map(str, marks - {target_key})):
+        raise BackupError(
+            f"the state was moved to NATS account {others[0]}, which this identity does not have: restore the identity "
+            "from a backup that was taken after that"
+        )
+    if not marks:
+        return False
+    there = {one["config"]["name"]: one["config"] for one in await stream_snapshot.streams(target)}
+    for name in (config["name"] for config in configs):
+        if name not in there or _is_frozen(there[name]):
+            raise BackupError(f"stream {name} was moved to NATS account {target_key}, which does not have it any more")
+    return True
+
+
+async def _serves(source: Connection, target: Connection, config: Config, deadline: float) -> bool:
+    """Let a frozen stream serve again, and delete its copy first, which may have the room that it needs."""
+    while True:
+        with contextlib.suppress(NatskitError, nats.errors.Error):
+            await restored_stream.delete(target, config["name"])
+        with contextlib.suppress(NatskitError, nats.errors.Error):
+            await _update(source, config)
+            return True
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(PAUSE)
+
+
+async def _seal(source: Connection, names: Sequence[str], target_key: str) -> None:
+    """Seal the frozen streams: what they hold cannot be changed any more, and nobody can undo that."""
+    for name in names:
+        config = (await api(source, f"STREAM.INFO.{name}", {}, ANSWER_SECONDS))["config"]
+        metadata = (config.get("metadata") or {}) | {_MOVED_TO: target_key}
+        await _update(source, config | {"sealed": True, "metadata": metadata})
 
 
 async def delete_frozen(connection: Connection) -> list[str]:
@@ -102,7 +154,7 @@ async def delete_frozen(connection: Connection) -> list[str]:
     serve them, and would not be healthy.
     """
     found = {one["config"]["name"]: one["config"] for one in await stream_snapshot.streams(connection)}
-    names = [name for name, config in found.items() if name == f"KV_{PROBE_BUCKET}" or _is_frozen(config)]
+    names = [name for name, config in found.items() if name == f"KV_{PROBE_BUCKET}" or _is_left(config)]
     if others := sorted(found.keys() - set(names)):
         raise BackupError(
             f"PLATFORM has streams that are not natskit's, and loses JetStream: delete {', '.join(others)}"
@@ -110,6 +162,11 @@ async def delete_frozen(connection: Connection) -> list[str]:
     for name in names:
         await restored_stream.delete(connection, name)
     return names
+
+
+def _is_left(config: Config) -> bool:
+    """Whether a move has left this stream behind, even if an older version has been deployed since."""
+    return _is_frozen(config) or _MOVED_TO in (config.get("metadata") or {})
 
 
 def _is_frozen(config: Config) -> bool:
@@ -171,7 +228,7 @@ async def _main(asked: argparse.Namespace) -> Sequence[str]:
             stack.push_async_callback(connection.close)
             return connection
 
-        return await move(await end("source"), await end("target"), settings)
+        return await move(await end("source"), await end("target"), settings, asked.target_key)
 
 
 def main() -> None:
@@ -180,6 +237,7 @@ def main() -> None:
     parser.add_argument("--ca", type=Path)
     parser.add_argument("--settings", required=True, metavar="JSON")
     parser.add_argument("nats_urls", type=lambda text: text.split(","))
+    parser.add_argument("target_key")
     try:
         for line in asyncio.run(_main(parser.parse_args())):
             print(line)

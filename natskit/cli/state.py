@@ -76,7 +76,7 @@ def back(directory: str) -> None:
         try:
             target = await _connect(platform, identity, "PLATFORM")
             try:
-                return await move(source, target, settings)
+                return await move(source, target, settings, identity.account_public_key("PLATFORM"))
             finally:
                 await target.close()
         finally:
