@@ -84,10 +84,9 @@ async def accounts(site: Site, identity: Identity, but: frozenset[str]) -> list[
             f"NATS account {', '.join(foreign)} has streams, and its key is not in {site.identity}: back up its "
             "streams with `nats account backup`, and name the account with --without-account"
         )
-    # What a move has left behind in PLATFORM is old: nobody can change it.
-    return sorted(
-        known[key] for key in found & known.keys() if known[key] != "PLATFORM" or not identity.state_can_go_back
-    )
+    # One of the two has the state. What a move has left behind in the other is old: nobody can change it.
+    left = "STATE" if identity.state_in_platform else "PLATFORM" if identity.state_can_go_back else None
+    return sorted(known[key] for key in found & known.keys() if known[key] != left)
 
 
 def in_order(streams: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator
@@ -13,14 +14,17 @@ import nats.errors
 import pytest
 import pytest_asyncio
 
-from natskit.backup import stream_snapshot
+from natskit.backup import state_move, stream_snapshot
+from natskit.backup.platform_streams import Site as RunningSite
+from natskit.backup.platform_streams import accounts
 from natskit.backup.state_move import MOVE_STATE, delete_frozen, move
+from natskit.backup.stream_snapshot import Snapshot
 from natskit.bus.connection import Connection, connect
 from natskit.bus.credentials import CredsText
 from natskit.bus.jetstream import api
 from natskit.bus.permissions import BACKUP_INBOX, BUCKETS, Permissions
 from natskit.bus.servers import NatsServers
-from natskit.errors import BackupError
+from natskit.errors import BackupError, StateError
 from natskit.ops.stream_provisioning import StreamSettings, wanted
 from tests.hub.site import Site
 from tests.kit.wait import eventually
@@ -46,6 +50,20 @@ class Older:
         """A hub of the older version, as far as the state is concerned."""
         rights = Permissions(("$KV.>", "audit.>", "$JS.API.STREAM.>"), ("_INBOX.older.>", "state.>"))
         return await self.connect("PLATFORM", rights, "_INBOX.older")
+
+    async def forth(self) -> list[str]:
+        return await self._move("PLATFORM", "STATE")
+
+    async def back(self) -> list[str]:
+        return await self._move("STATE", "PLATFORM")
+
+    async def _move(self, source: str, target: str) -> list[str]:
+        one, other = await self.mover(source), await self.mover(target)
+        try:
+            return await move(one, other, SETTINGS, self.site.identity.account_public_key(target))
+        finally:
+            await one.close()
+            await other.close()
 
     async def mover(self, account: str) -> Connection:
         return await self.connect(account, MOVE_STATE, BACKUP_INBOX)
@@ -110,7 +128,7 @@ async def test_all_that_was_acknowledged_is_there_with_its_sequence(older: Older
 
     writing = asyncio.create_task(keep_writing())
     await eventually(lambda: len(acknowledged) > 20, "writes go on")
-    lines = await move(source, target, SETTINGS)
+    lines = await older.forth()
     await writing
     assert [line.partition(":")[0] for line in lines] == list(STREAMS)
     for stream in STREAMS:
@@ -153,29 +171,29 @@ async def test_what_fails_leaves_everything_as_it_was(older: Older, monkeypatch:
     with monkeypatch.context() as patched:
         patched.setattr(stream_snapshot, "put", fails)
         with pytest.raises(BackupError, match="the disk is full"):
-            await move(source, target, SETTINGS)
+            await older.forth()
     assert await stream_snapshot.streams(target) == []
     for stream in STREAMS:
         config = (await api(hub, f"STREAM.INFO.{stream}", {}))["config"]
         assert config | {"metadata": None} == configs[stream] | {"metadata": None}
     await put(hub, "$KV.accounts.after", b"1")
     await put(hub, "audit.x.-", b"after")
-    assert len(await move(source, target, SETTINGS)) == len(STREAMS)
+    assert len(await older.forth()) == len(STREAMS)
     for connection in (hub, source, target):
         await connection.close()
 
 
 async def test_the_way_back_has_what_came_since(older: Older) -> None:
     source, target = await older.mover("PLATFORM"), await older.mover("STATE")
-    await move(source, target, SETTINGS)
+    await older.forth()
     hub = await older.site.state()
     sequence = await put(hub, "$KV.accounts.since", b"1")
-    await move(target, source, SETTINGS)
+    await older.back()
     again = await older.hub()
     assert await put(again, "$KV.accounts.later", b"1") == sequence + 1
     assert ("$KV.accounts.since", "MQ==") in [one[1:3] for one in await messages(again, "KV_accounts")]
     # And forth once more; what is left behind then can be deleted.
-    await move(source, target, SETTINGS)
+    await older.forth()
     await api(again, "STREAM.CREATE.OWN", {"name": "OWN", "subjects": ["own"]})
     with pytest.raises(BackupError, match="delete OWN"):
         await delete_frozen(source)
@@ -185,3 +203,125 @@ async def test_the_way_back_has_what_came_since(older: Older) -> None:
     assert await put(hub, "$KV.accounts.last", b"1") == sequence + 2
     for connection in (source, target, again):
         await connection.close()
+
+
+async def test_a_restart_of_nats_server_leaves_everything_as_it_was(
+    older: Older, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so does an error that is none of natskit's."""
+    hub = await older.hub()
+    restarted: list[asyncio.Task[None]] = []
+
+    async def restart() -> None:
+        await asyncio.to_thread(older.site.stop_server)
+        await asyncio.sleep(1)
+        await asyncio.to_thread(older.site.start_server)
+
+    async def fails(*_: Any) -> Any:
+        restarted.append(asyncio.create_task(restart()))
+        await eventually(lambda: not older.site.server.is_running, "nats-server has stopped")
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stream_snapshot, "put", fails)
+        with pytest.raises(OSError, match="no space left"):
+            await older.forth()
+    await asyncio.gather(*restarted)
+    await put(hub, "audit.x.-", b"after")
+    await put(hub, "$KV.accounts.after", b"1")
+    assert len(await older.forth()) == len(STREAMS)
+    await hub.close()
+
+
+async def test_a_move_that_was_killed_can_be_repeated(older: Older, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = await older.hub()
+    put_stream = stream_snapshot.put
+
+    async def killed(connection: Connection, snapshot: Any, *rest: Any) -> Any:
+        if not isinstance(snapshot, Snapshot) or snapshot.config["name"] != "AUDIT":
+            raise BackupError("as if killed here")
+        return await put_stream(connection, snapshot, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stream_snapshot, "put", killed)
+        patched.setattr(state_move, "_serves", killed)
+        with pytest.raises(BackupError, match="killed"):
+            await older.forth()
+    with pytest.raises(nats.errors.NoRespondersError):
+        await hub.request("$KV.accounts.1", b"frozen", timeout=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(state_move, "_update", _fails_for(state_move._update, "AUDIT"))
+        with pytest.raises(BackupError, match="refused"):
+            await older.forth()
+    await put(hub, "$KV.accounts.after", b"1")
+    await put(hub, "audit.x.-", b"after")
+    assert len(await older.forth()) == len(STREAMS)
+    await hub.close()
+
+
+def _fails_for(update: Any, stream: str) -> Any:
+    """The update, which fails once for a stream."""
+    failed: list[str] = []
+
+    async def updated(connection: Connection, config: dict[str, Any]) -> None:
+        if config["name"] == stream and not failed:
+            failed.append(stream)
+            raise BackupError("refused")
+        await update(connection, config)
+
+    return updated
+
+
+async def test_what_stays_behind_takes_no_write_of_an_older_version(older: Older) -> None:
+    """Somebody deploys the older version without a move back: that makes the streams listen as before."""
+    hub = await older.hub()
+
+    async def deploy() -> None:
+        for config in wanted(SETTINGS):
+            current = (await api(hub, f"STREAM.INFO.{config['name']}", {}))["config"]
+            with contextlib.suppress(StateError):
+                await api(hub, f"STREAM.UPDATE.{config['name']}", current | config)
+
+    await older.forth()
+    await deploy()
+    for subject in ("$KV.accounts.new", "audit.x.-"):
+        with contextlib.suppress(nats.errors.NoRespondersError):
+            ack = json.loads((await hub.request(subject, b"1", timeout=5)).data)
+            assert "error" in ack
+    # The state is where it was, and can still go back.
+    state = await older.site.state()
+    sequence = await put(state, "$KV.accounts.since", b"1")
+    await older.back()
+    assert await put(hub, "$KV.accounts.later", b"1") == sequence + 1
+    await older.forth()
+    await deploy()
+    source = await older.mover("PLATFORM")
+    assert sorted(await delete_frozen(source)) == sorted([*STREAMS, "KV_probe"])
+    for connection in (hub, source):
+        await connection.close()
+
+
+async def test_an_identity_of_before_the_move_moves_nothing(older: Older) -> None:
+    await older.forth()
+    source, target = await older.mover("PLATFORM"), await older.mover("STATE")
+    with pytest.raises(BackupError, match="restore the identity"):
+        await move(source, target, SETTINGS, "AOTHER")
+    state = await older.site.state()
+    sequence = await put(state, "$KV.accounts.since", b"1")
+    # One that does not know that it was moved, but has the same NATS account, has nothing to do.
+    assert all(line.endswith("was moved before") for line in await older.forth())
+    assert await put(state, "$KV.accounts.later", b"1") == sequence + 1
+    for connection in (source, target):
+        await connection.close()
+
+
+async def test_a_backup_has_the_state_once(older: Older) -> None:
+    """What a move has left behind is not taken: a restore would take it for the state."""
+    identity, url = older.site.identity, f"nats://127.0.0.1:{older.site.nats_port}"
+    site = RunningSite(identity.directory, NatsServers(urls=[url]), ("test",), ())
+    await older.forth()
+    await older.back()
+    assert await accounts(site, identity, frozenset()) == ["PLATFORM"]
+    await older.forth()
+    identity.note_state("moved", now=int(time.time()))
+    assert await accounts(site, identity, frozenset()) == ["STATE"]
