@@ -44,7 +44,10 @@ _CERTIFICATES = ("tls", ROUTES, PROXY)
 
 def export(directory: Path, target: Path) -> None:
     """Write the identity to ``target``, which must be missing or empty. Raises :class:`IdentityError`."""
-    Identity.load(directory)
+    identity = Identity.load(directory)
+    if identity.state_in_platform or identity.state_can_go_back:
+        first = "deploy, which moves it forth," if identity.state_in_platform else "run `natskit state confirm`"
+        raise IdentityError(f"{directory} has its state in PLATFORM, or can move it back: {first} before an export")
     files = Vault(directory)
     index = json.loads(files.read(directory / INDEX))
 

@@ -9,6 +9,7 @@ import shutil
 import stat
 import tarfile
 from pathlib import Path
+from typing import Literal
 
 import nkeys
 import pyrage
@@ -113,7 +114,7 @@ def test_what_is_exported_is_nscs_format_and_imports_as_the_same_identity(tmp_pa
         "version": "1",
     }
     tokens = {path: claims.decode(path.read_text()) for path in store.rglob("*.jwt")}
-    assert len(tokens) == 5 + 10
+    assert len(tokens) == 6 + 11
     for path, body in tokens.items():
         assert path.name == f"{body['name']}.jwt"
         seed = target / "keys" / "keys" / body["sub"][0] / body["sub"][1:3] / f"{body['sub']}.nk"
@@ -163,3 +164,18 @@ def test_an_identity_in_the_middle_of_a_rotation_is_not_exported(tmp_path: Path)
         nsc.export(directory, tmp_path / "nsc")
     assert not (tmp_path / "nsc").exists()
     assert not (directory / KEY).exists()
+
+
+@pytest.mark.parametrize(("state", "said"), [("PLATFORM", "deploy"), ("moved", "natskit state confirm")])
+def test_an_identity_whose_state_is_being_moved_is_not_exported(
+    tmp_path: Path, state: Literal["PLATFORM", "moved"], said: str
+) -> None:
+    """nsc cannot store where the state is: the next deploy would make empty streams."""
+    directory = complete(tmp_path / "identity")
+    identity = Identity.load(directory, write=True)
+    identity.note_state(state, now=NOW)
+    with pytest.raises(IdentityError, match=said):
+        nsc.export(directory, tmp_path / "nsc")
+    assert not (tmp_path / "nsc").exists()
+    identity.note_state("confirmed", now=NOW)
+    nsc.export(directory, tmp_path / "nsc")
