@@ -11,8 +11,9 @@ the frozen streams serve as before. When all is done, they are sealed as the way
 so an older version that is deployed without a move back cannot change them, and an identity of before cannot move them
 again.
 
-The audit log comes first, since hubs keep its events until somebody takes them. So a change waits as long as the
-buckets take, and until a hub of the other version has started.
+The audit log comes first, since hubs of the older version keep its events until somebody takes them. So a change waits
+as long as the buckets take, and until a hub of the other version has started. On the way back it comes last: a hub that
+runs has nowhere to write the event of a change then, and is replaced.
 """
 
 from __future__ import annotations
@@ -63,27 +64,28 @@ IN_MEMORY = 64 * 1024**2
 SERVE_SECONDS, PAUSE = 60.0, 0.5
 """How long a move that failed tries to let a stream serve again: nats-server may be restarting."""
 
-ROOM_BYTES = 1024**2
-"""What was written between the look at a stream and its end must still have room."""
 _FROZEN = "moved"
 """The first word of a frozen stream's subjects."""
 _MOVED_TO = "natskit_moved_to"
 """In the metadata of a sealed stream: the public key of the NATS account that has its copy."""
 _LIFTED = ("republish", "subject_delete_marker_ttl")
-"""A marker of an expired value would be a message that the copy has not."""
+"""A marker of an expired value would be a message that the copy has not. So a value that expires while its stream is
+frozen leaves none, and after a move that failed, hubs that run keep it until they read everything again. Only sessions
+expire, and hubs refuse one whose time is over (:mod:`natskit.hub.state.view`)."""
 
 Config = dict[str, Any]
 
 
-async def move(source: Connection, target: Connection, settings: StreamSettings, target_key: str) -> list[str]:
+async def move(
+    source: Connection, target: Connection, settings: StreamSettings, target_key: str, *, audit_last: bool = False
+) -> list[str]:
     """Move the state's streams. Returns a line for each. Does nothing if the source has none, or if they were moved.
 
     ``target_key`` is the public key of the target's NATS account. Raises :class:`NatskitError`; then the source serves
     as before, or the error names the streams that nobody can change.
     """
     configs = {config["name"]: config for config in wanted(settings)}
-    listed = {one["config"]["name"]: one for one in await stream_snapshot.streams(source)}
-    found = {name: one["config"] for name, one in listed.items()}
+    found = {one["config"]["name"]: one["config"] for one in await stream_snapshot.streams(source)}
     names = [name for name in (AUDIT_STREAM, *(f"KV_{bucket}" for bucket in BUCKETS)) if name in found]
     if await _was_moved([found[name] for name in names], target, target_key):
         await _seal(source, names, target_key)
@@ -91,10 +93,11 @@ async def move(source: Connection, target: Connection, settings: StreamSettings,
     frozen = [name for name in names if _is_frozen(found[name])]  # by a run that was killed
     done: list[str] = []
     try:
-        for group in ([n for n in names if n == AUDIT_STREAM], [n for n in names if n != AUDIT_STREAM]):
+        groups = [[n for n in names if n == AUDIT_STREAM], [n for n in names if n != AUDIT_STREAM]]
+        for group in reversed(groups) if audit_last else groups:
             for name in group:
                 frozen.append(name)
-                await _update(source, _frozen(listed[name], configs[name]))
+                await _update(source, _frozen(found[name], configs[name]))
             for name in group:
                 await restored_stream.delete(target, name)
                 done.append(await _copy(source, target, name, configs[name]))
@@ -106,6 +109,8 @@ async def move(source: Connection, target: Connection, settings: StreamSettings,
             raise BackupError(f"{why}; nobody can change {', '.join(left)} now: deploy again") from error
         raise
     await _seal(source, names, target_key)
+    if probe := found.get(f"KV_{PROBE_BUCKET}"):  # the gate makes another in the target
+        await _update(source, probe | {"max_bytes": -1})
     return done
 
 
@@ -173,11 +178,11 @@ def _is_frozen(config: Config) -> bool:
     return all(subject.startswith(f"{_FROZEN}.") for subject in config["subjects"])
 
 
-def _frozen(listed: dict[str, Any], served: Config) -> Config:
-    config = {name: value for name, value in listed["config"].items() if name not in _LIFTED}
+def _frozen(config: Config, served: Config) -> Config:
     subjects = [f"{_FROZEN}.{subject.removeprefix('$')}" for subject in served["subjects"]]
     # nats-server reserves room for all that a stream may hold, and the copy needs that.
-    return config | {"subjects": subjects, "max_bytes": max(1, int(listed["state"]["bytes"])) + ROOM_BYTES}
+    lifted = {name: value for name, value in config.items() if name not in _LIFTED}
+    return lifted | {"subjects": subjects, "max_bytes": -1}
 
 
 def _served(served: Config) -> Config:

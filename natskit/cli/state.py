@@ -76,7 +76,8 @@ def back(directory: str) -> None:
         try:
             target = await _connect(platform, identity, "PLATFORM")
             try:
-                return await move(source, target, settings, identity.account_public_key("PLATFORM"))
+                key = identity.account_public_key("PLATFORM")
+                return await move(source, target, settings, key, audit_last=True)
             finally:
                 await target.close()
         finally:

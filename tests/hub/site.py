@@ -55,6 +55,8 @@ class Site:
         self.max_pending = 64 * 1024 * 1024
         """The same."""
         self.sync_interval = "always"
+        self.max_file = 1024**4
+        """What JetStream may store."""
         self.python_path = ""
         self.shows: tuple[Path, Path, Path] | None = None
         """CA, certificate and key for hubs that speak TLS."""
@@ -84,7 +86,9 @@ class Site:
         port: {self.nats_port}
         http: 127.0.0.1:{self.monitor_port}
         {operator_mode(self.identity, resolver=self.resolver)}
-        jetstream: {{ store_dir: "{self.root}/jetstream", sync_interval: {self.sync_interval} }}
+        jetstream: {{
+            store_dir: "{self.root}/jetstream", sync_interval: {self.sync_interval}, max_file: {self.max_file}
+        }}
         authorization: {{ timeout: 2 }}
         max_payload: {self.max_payload}
         max_pending: {self.max_pending}

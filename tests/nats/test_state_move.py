@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import time
@@ -52,15 +53,16 @@ class Older:
         return await self.connect("PLATFORM", rights, "_INBOX.older")
 
     async def forth(self) -> list[str]:
-        return await self._move("PLATFORM", "STATE")
+        return await self._move("PLATFORM", "STATE")  # as a deploy does
 
     async def back(self) -> list[str]:
-        return await self._move("STATE", "PLATFORM")
+        return await self._move("STATE", "PLATFORM", audit_last=True)  # as natskit state back does
 
-    async def _move(self, source: str, target: str) -> list[str]:
+    async def _move(self, source: str, target: str, audit_last: bool = False) -> list[str]:
         one, other = await self.mover(source), await self.mover(target)
         try:
-            return await move(one, other, SETTINGS, self.site.identity.account_public_key(target))
+            key = self.site.identity.account_public_key(target)
+            return await move(one, other, SETTINGS, key, audit_last=audit_last)
         finally:
             await one.close()
             await other.close()
@@ -74,6 +76,8 @@ async def older(tmp_path: Path) -> AsyncIterator[Older]:
     site = Site(tmp_path)
     site.identity.note_state("PLATFORM", now=int(time.time()))
     site.make_streams = lambda **_: None  # type: ignore[method-assign]
+    # As much as the inventory must offer at least: a move needs no more.
+    site.max_file = sum(int(config["max_bytes"]) for config in wanted(SETTINGS))
     try:
         site.start_server()
         older = Older(site)
@@ -325,3 +329,36 @@ async def test_a_backup_has_the_state_once(older: Older) -> None:
     await older.forth()
     identity.note_state("moved", now=int(time.time()))
     assert await accounts(site, identity, frozenset()) == ["STATE"]
+
+
+async def test_the_gate_has_room_after_a_move(older: Older) -> None:
+    await older.forth()
+    admin = await older.connect("STATE", Permissions(("$JS.API.STREAM.>",), ("_INBOX.older.>",)), "_INBOX.older")
+    (probe,) = [config for config in wanted(SETTINGS) if config["name"] == "KV_probe"]
+    await api(admin, "STREAM.CREATE.KV_probe", probe)
+    await admin.close()
+
+
+async def test_each_change_before_the_way_back_is_in_the_audit_log(older: Older) -> None:
+    await older.forth()
+    hub = await older.site.state()
+    changed: list[int] = []
+
+    async def keep_changing() -> None:
+        for number in range(1_000_000):
+            try:
+                await put(hub, "$KV.projects.busy", b"%d" % number)
+            except nats.errors.NoRespondersError:
+                return
+            changed.append(number)
+            await put(hub, "audit.x.-", b"change %d" % number)
+
+    changing = asyncio.create_task(keep_changing())
+    await eventually(lambda: len(changed) > 20, "changes go on")
+    await older.back()
+    await changing
+    again = await older.hub()
+    last = (await messages(again, "AUDIT"))[-1]
+    assert base64.b64decode(last[2]) == b"change %d" % changed[-1]
+    for connection in (hub, again):
+        await connection.close()
