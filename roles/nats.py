@@ -15,6 +15,7 @@ from pyinfra.api import FactBase
 from pyinfra.api.exceptions import OperationError
 from pyinfra.operations import files, python
 
+from natskit.bus.permissions import STATE_SCOPES
 from natskit.config import referenced_files
 from natskit.config.nats_settings import LeafRemote
 from natskit.config.render import nats_values, render
@@ -30,6 +31,8 @@ from roles.platform import ca_file, reached
 WELL_SECONDS = "20"
 """How long the other servers may take to become healthy before a restart. They were healthy before, so this has to be
 longer than an election."""
+PROBE_SECONDS = 86_400
+"""Longer than a deploy takes."""
 CAUGHT_UP_SECONDS = "300"
 """How long a server may take to catch up with the others after its restart."""
 
@@ -125,15 +128,25 @@ def configure(place: Place, settings: Settings, site: Topology, identity: Identi
     written = {f"nats_section_extra.{section}": text for section, text in settings.nats_section_extra.items()}
     explain = own_lines(written | {"nats_extra": settings.nats_extra}, configuration)
     reload_on.append(_configuration(place, configuration, variables, explain))
-    # An older version has written those of PLATFORM, and until the state is moved they are good.
     probe_creds = place.earlier_probe_creds if identity.state_in_platform else place.probe_creds
-    if not identity.state_in_platform:
+    if identity.state_in_platform:
+        creds = probe_in_platform(identity, int(time.time()))
+        place.give("Give nats-server's host the creds of its probe in PLATFORM", creds, probe_creds.name)
+    else:
         files.file(
             name="Leave nats-server's host no creds of an older version's probe",
             path=str(place.earlier_probe_creds),
             present=False,
         )
     return Configured(accounts, reload_on, restart_on, probe_creds)
+
+
+def probe_in_platform(identity: Identity, now: int) -> str:
+    """The creds of the restart gate for the deploy that moves the state, and restarts nats-servers before it does.
+
+    Those of an older version may have ended, and a new host never had them.
+    """
+    return identity.temporary_creds("PLATFORM", "probe", STATE_SCOPES["probe"], now=now, seconds=PROBE_SECONDS)
 
 
 def activate(place: Place, settings: Settings, site: Topology, configured: Configured) -> Callable[[], bool]:

@@ -24,14 +24,16 @@ import pytest
 from nats.aio.client import Client
 
 from natskit.bus.connection import Connection, connect
+from natskit.bus.credentials import CredsText
 from natskit.bus.jetstream import api
-from natskit.bus.permissions import BUCKETS, DOCUMENT_STREAMS, PROBE_BUCKET, NatsAccount
+from natskit.bus.permissions import BUCKETS, DOCUMENT_STREAMS, PROBE_BUCKET, NatsAccount, Permissions
 from natskit.bus.servers import NatsServers
 from natskit.errors import StateError
 from natskit.identity import tls
 from natskit.identity.identity import Identity
 from natskit.ops.stream_provisioning import StreamSettings, wanted
 from natskit.process.lifecycle import cancel
+from roles.nats import probe_in_platform
 from tests.kit.nats import NatsServer, operator_mode
 from tests.kit.ports import free_port
 from tests.kit.wait import eventually
@@ -354,6 +356,36 @@ def test_another_user_is_not_enough(well: Cluster) -> None:
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "ermissions" in done.stderr
+
+
+def test_the_deploy_that_moves_the_state_needs_no_creds_of_an_older_version(tmp_path: Path) -> None:
+    """A new host has none, and those of others may have ended: their user is not in the identity any more."""
+    with started(tmp_path, ("nats-1",)) as cluster:
+        cluster.servers["nats-1"].kill()
+        now = int(time.time())
+        cluster.identity.note_state("PLATFORM", now=now)
+        cluster.start("nats-1")
+        creds = tmp_path / "probe.creds"
+        creds.write_text(probe_in_platform(cluster.identity, now))
+        arguments = cluster.arguments("nats-1", "--seconds", "10")
+        arguments[arguments.index("--creds") + 1] = str(creds)
+
+        async def in_platform(make: bool) -> int:
+            """Make the streams there. How often the gate has written."""
+            rights = Permissions(("$JS.API.STREAM.CREATE.*", "$JS.API.STREAM.INFO.*"), ("_INBOX.admin.>",))
+            admin = CredsText(cluster.identity.temporary_creds("PLATFORM", "admin", rights, now=now, seconds=600))
+            servers = NatsServers(urls=[cluster.url("nats-1")])
+            connection = await connect(servers, name="a", inbox_prefix="_INBOX.admin", creds=admin, timeout=10)
+            for config in wanted(StreamSettings()) if make else []:
+                await api(connection, f"STREAM.CREATE.{config['name']}", config)
+            info = await api(connection, f"STREAM.INFO.KV_{PROBE_BUCKET}", {})
+            await connection.close()
+            return int(info["state"]["last_seq"])
+
+        assert asyncio.run(in_platform(make=True)) == 0
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=90)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert asyncio.run(in_platform(make=False)) > 0
 
 
 def test_a_single_server(single: Cluster) -> None:
