@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 from pyinfra import host, logger
 from pyinfra.api.exceptions import OperationError
@@ -16,6 +17,7 @@ from natskit.config.topology import Topology
 from natskit.identity.identity import Identity
 from natskit.ops.stream_provisioning import WITH_STREAMS
 from roles import nats
+from roles.errors import DeployError
 from roles.platform import ca_file, reached, stream_settings
 
 
@@ -27,6 +29,11 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
     """
     if host not in reached("hub")[:1]:
         return
+    if identity.state_in_platform:
+        refuse_some_hubs(
+            [hub.platform_name for hub in site.hub],
+            [other.data.get("platform_name", other.name) for other in reached("hub")],
+        )
     python.call(
         name="Move the state to a NATS account of its own",
         function=_move,
@@ -43,6 +50,16 @@ def deploy(settings: Settings, site: Topology, identity: Identity) -> None:
         identity=identity,
         _if=lambda: any(_run(settings, site, identity, name, "--check").returncode != 0 for name in WITH_STREAMS),
     )
+
+
+def refuse_some_hubs(names: Sequence[str], reached_names: Sequence[str]) -> None:
+    """Refuse to move the state away from hubs that this deploy does not upgrade. Raises :class:`DeployError`."""
+    if left := [name for name in names if name not in reached_names]:
+        raise DeployError(
+            "this deploy moves the state to a NATS account of its own, where hubs of the older version cannot use it, "
+            f"and does not reach {', '.join(left)}: deploy to all hosts of hubs at once, or take those that are gone "
+            "out of the inventory"
+        )
 
 
 def _move(settings: Settings, site: Topology, identity: Identity) -> None:
