@@ -50,6 +50,7 @@ from natskit.bus.permissions import (
 )
 from natskit.bus.servers import NatsServers
 from natskit.errors import BackupError, NatskitError
+from natskit.hub.state.bucket import RECENT_SECONDS
 from natskit.ops.stream_provisioning import StreamSettings, wanted
 
 MOVE_STATE = Permissions(
@@ -233,7 +234,11 @@ async def _main(asked: argparse.Namespace) -> Sequence[str]:
             stack.push_async_callback(connection.close)
             return connection
 
-        return await move(await end("source"), await end("target"), settings, asked.target_key)
+        lines = await move(await end("source"), await end("target"), settings, asked.target_key)
+        # A hub that has just lost the state goes on with what it knows for so long, and does not hear of what hubs of
+        # the other version change: those must not start earlier.
+        await asyncio.sleep(RECENT_SECONDS)
+        return lines
 
 
 def main() -> None:
