@@ -87,7 +87,11 @@ def back(directory: str) -> None:
         click.echo(line)
     identity.note_state("PLATFORM", now=int(time.time()))
     _push(platform, identity)
-    click.echo("The state is back in PLATFORM. Deploy the older version now: until then, hubs cannot use it.")
+    click.echo(
+        "The state is back in PLATFORM. Deploy the older version now: until then, hubs cannot use it.\n"
+        "Its `natskit backup create` does not know the NATS account STATE, which keeps an old copy: add "
+        f"--without-account {identity.account_public_key('STATE')}"
+    )
 
 
 def _moved(directory: str) -> tuple[Platform, Identity]:

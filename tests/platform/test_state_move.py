@@ -182,11 +182,13 @@ def test_there_and_back_while_people_work(site: UpgradedSite, older: Path) -> No
     with person:
         said = site.natskit("state", "back").stdout
         assert "Deploy the older version now" in said
+        left_out = said.split()[-2:]
         site.use(older)
         site.deploy()
     assert projects(site) >= known | person.created
     assert streams(site)["KV_accounts"][0] == "PLATFORM"
     site.natskit("ready")
+    site.natskit("backup", "create", "--without-files", "--target", str(site.root.parent / "backup"), *left_out)
 
     with person:
         site.use(REPOSITORY)
