@@ -448,6 +448,7 @@ class Bucket(Generic[RecordT]):
             self._batch_bytes = max(bulk_read.LEAST_BYTES, self._batch_bytes // 2)
             raise
         self._batch_bytes = bulk_read.MOST_BYTES
+        await self._refuse_other_stream()
         if not kept:
             await self._forget_deleted(last)
         self._apply_snapshot(kept, last)
@@ -463,6 +464,26 @@ class Bucket(Generic[RecordT]):
         if not self._stale.is_set():
             self._lacks = False
             self.current.set()
+
+    async def _refuse_other_stream(self) -> None:
+        """Raises :class:`StateError` unless the leader has the last message that was read, or a later one of its key.
+
+        A copy that has yet to hear that its stream was replaced, as by a restore, answers with the old one's messages.
+        """
+        assert self._snapshot is not None
+        last, newest = self._snapshot.last, self._snapshot.newest
+        if not last.sequence:
+            return
+        try:
+            found = (await ask(self._connection, "find", self.name, {"seq": last.sequence}))["message"]
+        except JetStreamError as error:
+            if error.code != MESSAGE_NOT_FOUND:
+                raise
+            is_same = all(entry.revision != last.sequence for entry in newest.values())
+        else:
+            is_same = found["time"] == last.time
+        if not is_same:
+            raise StateError(f"message {last.sequence} is another one at the leader: reading again")
 
     async def _forget_deleted(self, last: int) -> None:
         """Forget what only a copy that lags behind the leader has up to ``last``: its key was deleted, and the marker
