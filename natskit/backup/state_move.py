@@ -5,7 +5,7 @@ versions have them, to STATE, and back.
     <'{"source": CREDS, "target": CREDS}'
 
 Each stream is frozen first: it listens to other subjects, and republishes nothing. So nothing is acknowledged any more
-that a snapshot would not have, and hubs notice within half a second that their view is not current. Then it is copied
+that a snapshot would not have, and hubs notice within 1.5 s that their view is not current. Then it is copied
 by nats-server's own snapshot, which keeps its sequences, and compared. If anything fails, the copies are deleted, and
 the frozen streams serve as before. When all is done, they are sealed as the way back, and say where the state is now:
 so an older version that is deployed without a move back cannot change them, and an identity of before cannot move them
