@@ -124,9 +124,11 @@ async def _connect(platform: Platform, identity: Identity, account: str) -> Conn
 
 
 def _push(platform: Platform, identity: Identity) -> None:
-    """Let the nats-servers know what has changed. Those with the resolver ``memory`` learn it from the next deploy."""
+    """Let the nats-servers know what has changed."""
     from natskit.cli.rotate import run_on_servers
     from natskit.ops.account_diff import push_all
 
-    if "memory" not in platform["resolvers"].values():
+    if "memory" in platform["resolvers"].values():
+        click.echo("With the resolver memory, nats-servers learn of this from the next deploy.")
+    else:
         run_on_servers(platform, identity, lambda servers: push_all(servers, identity))
