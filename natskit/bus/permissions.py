@@ -131,7 +131,10 @@ sends its answer to the reply subject that its caller names, and nats-server doe
 publish there. For an imported service that subject is one of the importing NATS account, and nats-server hands such an
 answer to subscribers alone, never to another import or to JetStream (tests/nats/test_stream_provisioning.py). So an
 answer can neither configure a stream nor write a key. Where hubs import, only hubs subscribe: in AUTH, and not in
-PLATFORM, where a stored value could so become a request to anybody."""
+PLATFORM, where a stored value could so become a request to anybody.
+
+``probe`` is a user of STATE, and writes and reads its own bucket: with such a reply subject, its creds can configure or
+delete each stream. They are only on hosts of nats-servers, which have the streams as files."""
 
 SYSTEM_SERVICES = ("$SYS.REQ.SERVER.PING", "$SYS.REQ.SERVER.PING.CONNZ", "$SYS.REQ.SERVER.*.KICK")
 """The services PLATFORM imports from SYS: hubs find the servers, list PLATFORM's connections, and disconnect clients.

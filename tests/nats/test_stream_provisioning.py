@@ -160,7 +160,8 @@ async def test_a_reply_subject_gives_nobody_a_stream(server: Site) -> None:
     """nats-server sends its answer to whatever reply subject a caller names, also where the caller may not publish.
 
     Stored values may be what a request of the JetStream API needs: nothing at all, or a configuration. Everything that
-    hubs and keepers may publish is tried. At last, a user of STATE itself, as natskit makes none, does it at once.
+    hubs and keepers may publish is tried. At last, a user of STATE itself does it at once: so only hosts that have the
+    streams as files have one, the gate's.
     """
     admin, probe = await server.streams_admin(), await server.connect("probe", server.identity.creds("STATE", "probe"))
     hub, keeper = await server.state(), await server.connect("keeper", server.identity.creds("DOCS", "keeper"))
