@@ -163,7 +163,7 @@ def streams(site: UpgradedSite) -> dict[str, tuple[str, int]]:
     }
 
 
-def test_there_and_back_while_people_work(site: UpgradedSite, older: Path) -> None:
+def test_there_and_back_while_people_work(site: UpgradedSite, older: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, known, person = streams(site), projects(site), Person(site)
     assert before["KV_accounts"][0] == "PLATFORM"
     with person:
@@ -188,7 +188,9 @@ def test_there_and_back_while_people_work(site: UpgradedSite, older: Path) -> No
     assert projects(site) >= known | person.created
     assert streams(site)["KV_accounts"][0] == "PLATFORM"
     site.natskit("ready")
-    site.natskit("backup", "create", "--without-files", "--target", str(site.root.parent / "backup"), *left_out)
+    with monkeypatch.context() as patched:
+        patched.setenv("NATSKIT_IDENTITY_PASSPHRASE", PASSWORD)
+        site.natskit("backup", "create", "--without-files", "--target", str(site.root.parent / "backup"), *left_out)
 
     with person:
         site.use(REPOSITORY)
