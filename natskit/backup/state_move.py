@@ -91,6 +91,7 @@ async def move(
     if await _was_moved([found[name] for name in names], target, target_key):
         await _seal(source, names, target_key)
         return [f"{name}: was moved before" for name in names]
+    await _all_there(source, names)
     frozen = [name for name in names if _is_frozen(found[name])]  # by a run that was killed
     done: list[str] = []
     try:
@@ -130,6 +131,21 @@ async def _was_moved(configs: Sequence[Config], target: Connection, target_key: 
         if name not in there or _is_frozen(there[name]):
             raise BackupError(f"stream {name} was moved to NATS account {target_key}, which does not have it any more")
     return True
+
+
+async def _all_there(source: Connection, names: Sequence[str]) -> None:
+    """Raises :class:`BackupError` if a nats-server that has a copy is away: it may be chosen to lead the stream in the
+    other NATS account, and nats-server would then wait for it while nobody can change anything."""
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while True:
+        infos = [await api(source, f"STREAM.INFO.{name}", {}, ANSWER_SECONDS) for name in names]
+        replicas = [one for info in infos for one in (info.get("cluster") or {}).get("replicas") or []]
+        away = sorted({one["name"] for one in replicas if one.get("offline") or not one["current"]})
+        if not away:
+            return
+        if time.monotonic() > deadline:
+            raise BackupError(f"nats-server {', '.join(away)} is away or lags behind: mend that, and deploy again")
+        await asyncio.sleep(PAUSE)
 
 
 async def _serves(source: Connection, target: Connection, config: Config, deadline: float) -> bool:
