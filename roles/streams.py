@@ -73,6 +73,7 @@ def _move(settings: Settings, site: Topology, identity: Identity) -> None:
     ]
     command = [sys.executable, "-m", "natskit.backup.state_move"]
     command += ["--ca", str(ca_file(settings))] if settings.platform_tls else []
+    command += ["--audit-last"] if any(server.nats_resolver == "memory" for server in site.nats) else []
     command += ["--settings", stream_settings(site).model_dump_json(), ",".join(site.nats_urls)]
     command += [identity.account_public_key("STATE")]
     given = json.dumps(dict(zip(("source", "target"), creds, strict=True)))

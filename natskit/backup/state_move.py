@@ -1,7 +1,7 @@
 """Move the streams of the state from one NATS account to another while the platform runs: from PLATFORM, where older
 versions have them, to STATE, and back.
 
-    python -m natskit.backup.state_move --settings JSON [--ca FILE] NATS_URL[,NATS_URL…] TARGET_KEY
+    python -m natskit.backup.state_move --settings JSON [--ca FILE] [--audit-last] NATS_URL[,NATS_URL…] TARGET_KEY
     <'{"source": CREDS, "target": CREDS}'
 
 Each stream is frozen first: it listens to other subjects, and republishes nothing. So nothing is acknowledged any more
@@ -13,7 +13,8 @@ again.
 
 The audit log comes first, since hubs of the older version keep its events until somebody takes them. So a change waits
 as long as the buckets take, and until a hub of the other version has started. On the way back it comes last: a hub that
-runs has nowhere to write the event of a change then, and is replaced.
+runs has nowhere to write the event of a change then, and is replaced. With the resolver ``memory`` as well: older hubs
+then get their way to STATE too late.
 """
 
 from __future__ import annotations
@@ -250,7 +251,8 @@ async def _main(asked: argparse.Namespace) -> Sequence[str]:
             stack.push_async_callback(connection.close)
             return connection
 
-        lines = await move(await end("source"), await end("target"), settings, asked.target_key)
+        ends = await end("source"), await end("target")
+        lines = await move(*ends, settings, asked.target_key, audit_last=asked.audit_last)
         # A hub that has just lost the state goes on with what it knows for so long, and does not hear of what hubs of
         # the other version change: those must not start earlier.
         await asyncio.sleep(RECENT_SECONDS)
@@ -261,6 +263,7 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(prog="python -m natskit.backup.state_move", allow_abbrev=False)
     parser.add_argument("--ca", type=Path)
+    parser.add_argument("--audit-last", action="store_true")
     parser.add_argument("--settings", required=True, metavar="JSON")
     parser.add_argument("nats_urls", type=lambda text: text.split(","))
     parser.add_argument("target_key")

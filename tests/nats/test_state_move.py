@@ -22,10 +22,10 @@ from natskit.backup.state_move import MOVE_STATE, delete_frozen, move
 from natskit.backup.stream_snapshot import Snapshot
 from natskit.bus.connection import Connection, connect
 from natskit.bus.credentials import CredsText
-from natskit.bus.jetstream import api
+from natskit.bus.jetstream import JetStreamError, api
 from natskit.bus.permissions import BACKUP_INBOX, BUCKETS, Permissions
 from natskit.bus.servers import NatsServers
-from natskit.errors import BackupError, StateError
+from natskit.errors import BackupError
 from natskit.ops.stream_provisioning import StreamSettings, wanted
 from tests.hub.site import Site
 from tests.kit.wait import eventually
@@ -277,13 +277,20 @@ def _fails_for(update: Any, stream: str) -> Any:
 
 
 async def test_what_stays_behind_takes_no_write_of_an_older_version(older: Older) -> None:
-    """Somebody deploys the older version without a move back: that makes the streams listen as before."""
+    """Somebody deploys the older version without a move back: that cannot make the streams listen as before.
+
+    Otherwise its hubs would let in whom others have locked out since.
+    """
     hub = await older.hub()
 
     async def deploy() -> None:
         for config in wanted(SETTINGS):
             current = (await api(hub, f"STREAM.INFO.{config['name']}", {}))["config"]
-            with contextlib.suppress(StateError):
+            if config["name"] in ("AUDIT", "KV_probe"):
+                with contextlib.suppress(JetStreamError):  # there may be no room
+                    await api(hub, f"STREAM.UPDATE.{config['name']}", current | config)
+                continue
+            with pytest.raises(JetStreamError, match="roll-ups require the purge permission"):
                 await api(hub, f"STREAM.UPDATE.{config['name']}", current | config)
 
     await older.forth()
