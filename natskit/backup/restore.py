@@ -2,7 +2,7 @@
 
 During the restore the NATS accounts with the streams are closed: they admit only this command, and offer nothing to
 others (:meth:`Identity.closed_jwt`). So no hub reads or writes an incomplete stream: it refuses changes, and after some
-seconds whoever connects. When they open again, hubs and keepers read the whole state. If this command ends early, the
+seconds every client. When they open again, hubs and keepers read the whole state. If this command ends early, the
 platform stays closed until the command runs again.
 """
 
