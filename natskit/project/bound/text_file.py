@@ -203,12 +203,12 @@ def _exchange(place: Place, status: os.stat_result, data: bytes, before: bytes) 
             os.fsync(fd)
             standing, coming = before, data
             for _ in range(MOST_TURNS):
-                if not _swap(place, temporary.encode()):
+                if not exchange(place.folder, temporary.encode(), place.folder, place.name):
                     return None
                 try:
                     out = _read_name(place.folder, temporary.encode())
                 except OSError:  # a link, a folder, or a file that may not be read: it was not there before
-                    _swap(place, temporary.encode())
+                    exchange(place.folder, temporary.encode(), place.folder, place.name)
                     return False
                 if out == standing:
                     _sync_folder(place)
@@ -217,11 +217,6 @@ def _exchange(place: Place, status: os.stat_result, data: bytes, before: bytes) 
     except PermissionError:  # the user may not change the folder, or does not own the file
         return None
     return False
-
-
-def _swap(place: Place, temporary: bytes) -> bool:
-    """Whether this file system can do it."""
-    return exchange(place.folder, temporary, place.folder, place.name)
 
 
 def _read_name(folder: int, name: bytes) -> bytes:
